@@ -167,11 +167,16 @@ def run_nanogcg(loaded: LoadedModel, args: argparse.Namespace, name: str, *, men
     return clock.timing(name, counts)
 
 
-def random_model(shape: str, device: torch.device) -> LoadedModel:
-    """Random bfloat16 weights of a published shape, with the embedded tokenizer and its vocabulary."""
-    tokenizer = load_tokenizer("embedded")
-    vocabulary = 49152
-    shared = {"vocab_size": vocabulary, "max_position_embeddings": 4096, "tie_word_embeddings": True}
+def random_model(
+    shape: str,
+    device: torch.device,
+    *,
+    tokenizer: str = "embedded",
+    dtype: torch.dtype = torch.bfloat16,
+) -> LoadedModel:
+    """Random weights of a published shape (or a tiny one), made on the device, with the embedded tokenizer's
+    vocabulary."""
+    shared = {"vocab_size": 49152, "max_position_embeddings": 4096, "tie_word_embeddings": True}
     if shape == "mistral-7b":
         config: Any = transformers.MistralConfig(
             **{**shared, "tie_word_embeddings": False},
@@ -183,19 +188,23 @@ def random_model(shape: str, device: torch.device) -> LoadedModel:
             sliding_window=None,
         )
     else:
+        width, layers = (576, 30) if shape == "smollm2" else (72, 2)
         config = transformers.LlamaConfig(
             **shared,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=30,
+            hidden_size=width,
+            intermediate_size=width * 8 // 3,
+            num_hidden_layers=layers,
             num_attention_heads=9,
             num_key_value_heads=3,
         )
     torch.manual_seed(0)
     with device:
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.eval().requires_grad_(False)
-    return LoadedModel(model, tokenizer, shape, f"random-{shape}", torch.bfloat16, device)
+    # A folder with nothing but a tokenizer is no model that `load_tokenizer` would resolve.
+    alone = Path(tokenizer, "tokenizer.json").is_file()
+    words = transformers.AutoTokenizer.from_pretrained(tokenizer) if alone else load_tokenizer(tokenizer)
+    return LoadedModel(model, words, shape, f"random-{shape}", dtype, device)
 
 
 def step_flops(loaded: LoadedModel, timing: Timing) -> float:

@@ -213,7 +213,8 @@ class _Arm:
             if self.source:
                 self.source.load_state_dict(extra["source"])
         elif self.source and self.recipe.suffixes == "static":
-            self.totals.gcg_tokens += self.source.make_static()
+            with self.trainee.attacked():
+                self.totals.gcg_tokens += self.source.make_static()
             self.totals.gcg_steps += self.source.settings.static_gcg_steps * len(self.source.pool.cases)
 
     def stop_at_anchor(self, kl: float) -> None:
@@ -259,8 +260,10 @@ def _micro_batch(
     Each rank takes its rows; its mean losses count by its share of the supervised tokens.
     """
     trainee, totals = arm.trainee, arm.totals
-    drawn = arm.source.draw() if arm.source else None
-    if drawn:
+    drawn = None
+    if arm.source:
+        with trainee.attacked():
+            drawn = arm.source.draw()
         totals.attacked(drawn.gcg_loss, drawn.gcg_steps, drawn.gcg_tokens)
     rows, weight = _my_share(trainee.ranks, chat_rows)
     value = 0.0

@@ -4,7 +4,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +18,7 @@ from ..errors import NumericalError
 from ..models.batch import left_pad
 from ..models.hooks import contiguous_head
 from ..models.load import LoadedModel
+from .adapters import LowPrecisionAdapters
 from .ranks import ALONE, Ranks
 
 
@@ -113,6 +114,8 @@ class Trainee:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
+        low = self.peft is not None and LowPrecisionAdapters.suit(self.peft)
+        self._low_precision = LowPrecisionAdapters(self.peft) if low else None
         self.names = [name for name, value in model.named_parameters() if value.requires_grad]
         self.parameters = [value for value in model.parameters() if value.requires_grad]
         self.initial = [value.detach().clone() for value in self.parameters] if mode == "full" else []
@@ -192,6 +195,12 @@ class Trainee:
             finally:
                 self.loaded.model.eval()
                 self._random = torch.get_rng_state()
+
+    @contextmanager
+    def attacked(self) -> Iterator[None]:
+        """Inside, adapters of a 16-bit model are computed in 16 bits, for the many forwards of an attack."""
+        with nullcontext() if self._low_precision is None else self._low_precision.open():
+            yield
 
     @contextmanager
     def at_step_zero(self) -> Iterator[None]:
