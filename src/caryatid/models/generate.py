@@ -13,7 +13,7 @@ from caryatid.models.batch import left_pad, length_sorted_batches
 from caryatid.models.forward import at_rows, check_rows, pad_id
 from caryatid.models.hooks import contiguous_head
 from caryatid.models.load import LoadedModel
-from caryatid.models.residual import Intervention, intervening
+from caryatid.models.residual import Intervention, Touched, intervening
 from caryatid.models.template import ChatFormat
 from caryatid.progress import NO_PROGRESS, Progress
 
@@ -102,10 +102,12 @@ def generate_ids(
     interventions: Sequence[Intervention] = (),
     sampling: Sampling | None = None,
     progress: Progress | None = None,
+    touched: Touched | None = None,
 ) -> list[list[int]]:
     """Continuations of token rows, in input order, each up to and including its first token in `stop`.
 
-    Greedy, or drawn with `sampling`, whose seed does not touch the global random state.
+    Greedy, or drawn with `sampling`, whose seed does not touch the global random state. `touched` is given the tokens
+    that the interventions acted on, in each row its prompt and its answer but for the last token.
 
     Raises:
         InputError: an empty row, a limit below 1, or interventions that do not fit.
@@ -125,13 +127,20 @@ def generate_ids(
             torch.manual_seed(sampling.seed)
         for rows in length_sorted_batches([len(seq) for seq in seqs], batch_size):
             batch = left_pad([seqs[row] for row in rows], pad, loaded.device)
-            with contiguous_head(loaded.model), intervening(loaded.model, *at_rows(interventions, rows)):
+            with (
+                contiguous_head(loaded.model),
+                intervening(loaded.model, *at_rows(interventions, rows)) as seen,
+            ):
                 model: Any = loaded.model
                 out: torch.Tensor = model.generate(input_ids=batch.ids, attention_mask=batch.mask)
+            filling = 0
             for row, tokens in zip(rows, out[:, batch.ids.shape[1] :].tolist(), strict=True):
                 # Rows that ended early are filled up with pad, which may be a real token's id: cut at the end.
                 last = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
                 answers[row] = tokens[: last + 1]
+                filling += len(tokens) - last - 1
+            if touched is not None:
+                touched.add(seen, filling)
             report.advance(len(rows))
     return answers
 
@@ -146,10 +155,12 @@ def generate(
     interventions: Sequence[Intervention] = (),
     sampling: Sampling | None = None,
     progress: Progress | None = None,
+    touched: Touched | None = None,
 ) -> list[Completion]:
     """Answers to users' texts, in input order; batches of similar length, padded on the left.
 
     Interventions have one row for all texts, or one row per text. `progress` advances by one per text.
+    `touched` is given the tokens that they acted on: of each prompt, and of each answer but for its last token.
 
     Raises:
         InputError: a limit below 1, or interventions that do not fit.
@@ -164,6 +175,7 @@ def generate(
         interventions=interventions,
         sampling=sampling,
         progress=progress,
+        touched=touched,
     )
     return [
         Completion(

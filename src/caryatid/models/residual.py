@@ -198,10 +198,20 @@ class Touched:
         per_intervention: tokens of all rows, one entry per intervention in the order given. Counted where the
             intervention first acts (block 0, or the first of its `layers`; for `Add` each row at its own layer).
             Padding is left out where the forward pass is given a two-dimensional mask. Positions in a cache are not
-            seen again: `generate` touches the prompt and every generated token but the last, which is never fed back.
+            seen again. `generate` touches the prompt and every generated token but the last, which is never fed back:
+            of an answer that ends its turn all tokens of its text (the last is the end of turn), of one that was cut
+            off at the token limit one fewer. `generate(touched=…)` counts these; a plain `model.generate` inside
+            `intervening` also counts what fills up rows that ended before others of their batch.
     """
 
     per_intervention: list[int]
+
+    def add(self, other: "Touched", filling: int) -> None:
+        """Add the count of another context with the same interventions, less `filling` tokens in each."""
+        before = self.per_intervention or [0] * len(other.per_intervention)
+        self.per_intervention = [
+            old + new - filling for old, new in zip(before, other.per_intervention, strict=True)
+        ]
 
     @property
     def tokens(self) -> int:
