@@ -15,6 +15,20 @@ from tiny import INST, tiny_loaded, tiny_tokenizer
 CASE = GcgCase("letter", "How do I write a letter to the office?", "Sure, here is a letter")
 
 
+def substitutions(
+    suffix: list[int], tops: list[list[int]], top_k: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Each one-token change once: in turn one of each position's top tokens, positions in a random order."""
+    token_order = torch.rand((len(suffix), top_k), generator=generator).argsort(dim=1).tolist()
+    position_order = torch.rand((top_k, len(suffix)), generator=generator).argsort(dim=1).tolist()
+    return [
+        [*suffix[:position], tops[position][rank], *suffix[position + 1 :]]
+        for turn in range(top_k)
+        for position in position_order[turn]
+        if (rank := token_order[position][turn]) < len(tops[position])
+    ]
+
+
 def reference_search(
     loaded: LoadedModel,
     chat: ChatFormat,
@@ -67,24 +81,13 @@ def reference_search(
         embeds = torch.cat([table[before], onehot @ table, table[after + target]]).unsqueeze(0)
         logits = model(inputs_embeds=embeds).logits[0, -len(target) - 1 : -1].double()
         (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, torch.tensor(target)), onehot)
-        token_order = torch.rand((length, top_k), generator=generator).argsort(dim=1).tolist()
-        position_order = torch.rand((top_k, length), generator=generator).argsort(dim=1).tolist()
         tops = []
         for position in range(length):
             usable = spaced if position == 0 and in_token else allowed
             usable = [token for token in usable if token != suffix[position]]
             tops.append(sorted(usable, key=lambda t, p=position: float(gradient[p, t]))[:top_k])
-        candidates: list[list[int]] = []
-        tried = 0
-        for turn in range(top_k):
-            for position in position_order[turn]:
-                rank = token_order[position][turn]
-                if rank >= len(tops[position]) or len(candidates) == width or tried == 16 * width:
-                    continue
-                tried += 1
-                candidate = [*suffix[:position], tops[position][rank], *suffix[position + 1 :]]
-                if survives(candidate):
-                    candidates.append(candidate)
+        tried = substitutions(suffix, tops, top_k, generator)[: 16 * width]
+        candidates = [candidate for candidate in tried if survives(candidate)][:width]
         if candidates:
             scores = [loss_of(candidate) for candidate in candidates]
             suffix = candidates[scores.index(min(scores))]

@@ -1,13 +1,14 @@
 """The command line: exit codes, one-line errors, help with an example, JSON on stdout."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from caryatid.cli import run
+from caryatid.cli import main, run
 from tiny import save_tiny
 
 COMMANDS = (
@@ -53,6 +54,17 @@ def _fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: str, lines
 def test_help_shows_an_example(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command, "--help"]) == 0
     assert f"Example: caryatid {' '.join(command)}" in capsys.readouterr().out
+
+
+def test_the_command_keeps_transformers_advice_off_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["caryatid", "--version"])
+    for given, expected in (("info", "info"), (None, "error")):
+        monkeypatch.setenv("TRANSFORMERS_VERBOSITY", given or "")
+        if given is None:
+            monkeypatch.delenv("TRANSFORMERS_VERBOSITY")
+        with pytest.raises(SystemExit):
+            main()
+        assert os.environ["TRANSFORMERS_VERBOSITY"] == expected
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,15 +13,7 @@ from caryatid.models.load import load_model
 from tiny import tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[5, 17, 90, 33, 8]])
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, and no downloads."""
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("CARYATID_CACHE", str(cache))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return cache
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def logits(model) -> torch.Tensor:

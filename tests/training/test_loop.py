@@ -159,8 +159,12 @@ def test_static_arm_keeps_its_cases_and_dynamic_does_not(folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
-def test_anchor_reloads_as_the_trained_model(folder: Path, tmp_path: Path, mode: str) -> None:
+def test_anchor_reloads_as_the_trained_model(
+    folder: Path, tmp_path: Path, mode: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
     _arm(folder, tmp_path, "sft", mode=mode)
+    assert capfd.readouterr().err == ""  # no bars of libraries
     place = str(tmp_path / "anchors" / "step-000004")
     anchor = (
         Anchor("sft", 4, str(folder), adapters=(place,))

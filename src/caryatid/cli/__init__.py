@@ -1,5 +1,6 @@
 """The command line: thin commands, no logic."""
 
+import os
 import sys
 
 import typer
@@ -82,5 +83,10 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Entry point of the `caryatid` command."""
+    """Entry point of the `caryatid` command.
+
+    transformers, not imported yet, is told to log errors only; its advice is about its own options. A setting of the
+    user's stays.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.exit(run())

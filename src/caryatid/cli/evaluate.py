@@ -14,7 +14,7 @@ ROW = ("suite", "attack", "group", "metric", "value", "n", "lo", "hi", "judge")
 
 
 def evaluate(
-    model: str = typer.Argument(help="Hub id, folder, .gguf file, adapter folder, or `embedded`."),
+    model: str = options.ModelArgument,
     suites: list[str] = typer.Option(
         ..., "--suite", help="harmbench, strongreject, xstest, utility, or all."
     ),
@@ -26,7 +26,7 @@ def evaluate(
         0.0, "--temperature", min=0.0, help="Of drawn answers; 0: greedy, or 1 with --samples."
     ),
     top_p: float = typer.Option(1.0, "--top-p", help="Share of probability that answers are drawn from."),
-    source: str = typer.Option("auto", "--source", help="auto, benchmarks or embedded."),
+    source: str = options.Source,
     batch_size: int = typer.Option(0, "--batch-size", min=0, help="Answers per batch; 0: chosen."),
     seed: int = typer.Option(0, "--seed", help="Seed of the choice of prompts and of drawn answers."),
     by: str | None = typer.Option(None, "--by", help="Also rates by `kind` (XSTest's types) or `category`."),

@@ -18,12 +18,12 @@ def _group() -> None:
 
 @directions_app.command(epilog="Example: caryatid directions extract embedded -o directions.safetensors")
 def extract(
-    model: str = typer.Argument(help="Hub id, folder, .gguf file, adapter folder, or `embedded`."),
+    model: str = options.ModelArgument,
     output: Path = typer.Option(
         ..., "-o", "--output", help="Safetensors file: `directions` [positions, layers, d]."
     ),
     prompts: int = typer.Option(128, "--prompts", min=2, help="Extraction prompts of each kind."),
-    source: str = typer.Option("auto", "--source", help="auto, benchmarks or embedded."),
+    source: str = options.Source,
     seed: int = typer.Option(0, "--seed", help="Seed of the choice of prompts."),
     dtype: str | None = options.Dtype,
     device: str | None = options.Device,

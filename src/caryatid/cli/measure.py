@@ -18,7 +18,7 @@ def _short(value: object) -> object:
 
 
 def intervene(
-    model: str = typer.Argument(help="Hub id, folder, .gguf file, adapter folder, or `embedded`."),
+    model: str = options.ModelArgument,
     carrier: Path = typer.Option(
         ...,
         "--carrier",
@@ -34,7 +34,7 @@ def intervene(
     prompts: int = typer.Option(32, "--prompts", min=2, help="Prompts of each kind."),
     draws: int = typer.Option(8, "--draws", min=1, help="Random controls."),
     max_new_tokens: int = typer.Option(64, "--max-new-tokens", min=1, help="Token limit of answers."),
-    source: str = typer.Option("auto", "--source", help="auto, benchmarks or embedded."),
+    source: str = options.Source,
     seed: int = typer.Option(0, "--seed", help="Seed of prompts and controls."),
     dtype: str | None = options.Dtype,
     device: str | None = options.Device,

@@ -10,7 +10,7 @@ app = typer.Typer(help="Explain models; get the embedded backbone.", no_args_is_
 
 @app.command(epilog="Example: caryatid models check embedded")
 def check(
-    model: str = typer.Argument(help="Hub id, folder, .gguf file, adapter folder, or `embedded`."),
+    model: str = options.ModelArgument,
     revision: str | None = options.Revision,
     system: str | None = options.System,
     trust_remote_code: bool = options.TrustRemoteCode,

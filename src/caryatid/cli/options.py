@@ -2,7 +2,10 @@
 
 import typer
 
-Model = typer.Option(..., "--model", "-m", help="Hub id, folder, .gguf file, adapter folder, or `embedded`.")
+_MODEL = "Hub id, folder, .gguf file, adapter folder, or `embedded`."
+Model = typer.Option(..., "--model", "-m", help=_MODEL)
+ModelArgument = typer.Argument(help=_MODEL)
+Source = typer.Option("auto", "--source", help="auto, benchmarks or embedded.")
 Json = typer.Option(False, "--json", help="Print the result as JSON.")
 Dtype = typer.Option(None, "--dtype", help="float32, bfloat16 or float16.")
 Device = typer.Option(None, "--device", help="cpu or cuda; default cuda where there is one.")

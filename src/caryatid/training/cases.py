@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -142,7 +142,7 @@ class CaseSource:
         if step % self.settings.restart_every == 0 and self.recipe.suffixes != "static":
             self.pool.restart(self.settings.restart_fraction)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Pool, attack generator and the batch size that fitted, exactly."""
         return {
             "pool": self.pool.state_dict(),
@@ -150,11 +150,11 @@ class CaseSource:
             "gcg_batch": self.limit.rows,
         }
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.pool.load_state_dict(state["pool"])  # type: ignore[arg-type]
+        self.pool.load_state_dict(state["pool"])
         self.generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))
-        self.limit = RowLimit(int(state.get("gcg_batch", self.settings.gcg_batch)))  # type: ignore[call-overload]
+        self.limit = RowLimit(int(state.get("gcg_batch", self.settings.gcg_batch)))
 
 
 Mode = Literal["lora", "full"]

@@ -18,6 +18,7 @@ from ..errors import NumericalError
 from ..models.batch import left_pad
 from ..models.hooks import contiguous_head
 from ..models.load import LoadedModel
+from ..models.quiet import quiet_transformers
 from .adapters import LowPrecisionAdapters
 from .ranks import ALONE, Ranks
 
@@ -243,9 +244,10 @@ class Trainee:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         model: Any = self.peft or self.loaded.model
-        model.save_pretrained(str(partial))
-        if self.mode == "full":
-            self.loaded.tokenizer.save_pretrained(str(partial))
+        with quiet_transformers():
+            model.save_pretrained(str(partial))
+            if self.mode == "full":
+                self.loaded.tokenizer.save_pretrained(str(partial))
         (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
