@@ -132,6 +132,9 @@ class Trainee:
             name, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=settings.steps
         )
         self._random = torch.Generator().manual_seed(seed).get_state()
+        self._cuda_random: Tensor | None = None  # dropout on CUDA draws there
+        if loaded.device.type == "cuda":
+            self._cuda_random = torch.Generator(loaded.device).manual_seed(seed).get_state()
         self.step = 0
 
     def forward(self, examples: Sequence[Example]) -> Supervised:
@@ -190,12 +193,16 @@ class Trainee:
         """Training mode, with dropout drawn from the trainee's own random state."""
         with torch.random.fork_rng():
             torch.set_rng_state(self._random)
+            if self._cuda_random is not None:
+                torch.cuda.set_rng_state(self._cuda_random, self.loaded.device)
             self.loaded.model.train()
             try:
                 yield
             finally:
                 self.loaded.model.eval()
                 self._random = torch.get_rng_state()
+                if self._cuda_random is not None:
+                    self._cuda_random = torch.cuda.get_rng_state(self.loaded.device)
 
     @contextmanager
     def attacked(self) -> Iterator[None]:
@@ -264,6 +271,8 @@ class Trainee:
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
         tensors["random"] = self._random
+        if self._cuda_random is not None:
+            tensors["random_cuda"] = self._cuda_random
         save_file(
             {key: value.cpu().contiguous().clone() for key, value in tensors.items()},
             partial / "state.safetensors",
@@ -296,6 +305,8 @@ class Trainee:
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         self._random = tensors["random"]
+        if self._cuda_random is not None:
+            self._cuda_random = tensors.get("random_cuda", self._cuda_random)
         self.step = facts["step"]
         extra: dict[str, Any] = facts["extra"]
         return extra
