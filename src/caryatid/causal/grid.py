@@ -244,11 +244,12 @@ class _Grid:
                 else:
                     with inside:
                         logits = self.logits(piece.batch, len(index), cache)
-                prompt = torch.tensor(piece.prompts, device=self.loaded.device).repeat(len(index))
-                value = reduce(GridBatch(logits, device_rows + first, prompt)).cpu()
+                prompt = torch.tensor(piece.prompts).repeat(len(index))
+                device_prompt = prompt.to(self.loaded.device)
+                value = reduce(GridBatch(logits, device_rows + first, device_prompt)).cpu()
                 if result is None:
                     result = value.new_full((conditions.count, len(self.seqs), *value.shape[1:]), torch.nan)
-                result[row_condition + first, prompt.cpu()] = value
+                result[row_condition + first, prompt] = value
                 progress.advance(len(row_condition))
         assert result is not None
         return result
