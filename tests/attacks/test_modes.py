@@ -112,24 +112,42 @@ def test_tokens_before_the_first_change_are_not_run(scoring: Scoring) -> None:
     assert scored.tokens == run[0] == len(rows) * layout.tail_length - int(skipped.sum())
 
 
+def first_fit_decreasing(cases: list[int], lengths: list[int], tokens: int) -> list[list[int]]:
+    """As the name says: each tail, longest first, into the first row of its case that has room."""
+    rows: list[list[int]] = []
+    for tail in sorted(range(len(cases)), key=lambda tail: -lengths[tail]):
+        fits = (
+            row
+            for row in rows
+            if cases[row[0]] == cases[tail] and sum(lengths[t] for t in row) + lengths[tail] <= tokens
+        )
+        row = next(fits, None)
+        if row is None:
+            rows.append(row := [])
+        row.append(tail)
+    return rows
+
+
 def test_packed_rows_hold_tails_of_one_case_and_fit() -> None:
     loaded, layouts = tiny_loaded("llama"), layouts_of()
     candidates = [substitutions(layout) for layout in layouts]
     tails = assemble_tails(loaded, layouts, candidates, cached=True, incremental=True)
     packs = tails.packs(40)
     assert sorted(tail for pack in packs for tail in pack) == list(range(len(tails.cases)))
+    cases, lengths = tails.cases.tolist(), tails.lengths.tolist()
     for pack in packs:
-        assert len({tails.cases[tail] for tail in pack}) == 1
-        assert sum(tails.lengths[tail] for tail in pack) <= 40
+        assert len({cases[tail] for tail in pack}) == 1
+        assert sum(lengths[tail] for tail in pack) <= 40
+    assert sorted(map(sorted, packs)) == sorted(map(sorted, first_fit_decreasing(cases, lengths, 40)))
     batch = tails.packed(packs, 23, 7, torch.float32)
     # Each real place sees its position's worth of keys: prefix, unchanged suffix, its own tail up to itself.
     seen = (batch.mask == 0).sum(dim=-1).squeeze(1)
     for row, pack in enumerate(packs):
         at = 0
         for tail in pack:
-            length = tails.lengths[tail]
+            length = lengths[tail]
             positions = batch.positions[row, at : at + length]
-            start = tails.prefix[tail] + tails.skipped[tail]
+            start = int(tails.prefix[tail] + tails.skipped[tail])
             assert positions.tolist() == list(range(start, start + length))
             assert torch.equal(seen[row, at : at + length], positions + 1)
             at += length

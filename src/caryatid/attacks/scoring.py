@@ -90,27 +90,28 @@ def _forwards(
     tails: Tails, size: int, prefix: PrefixCache | None, suffix: SuffixKeys | None, pack: int | None
 ) -> Iterator[_Forward]:
     """Batches of `size` rows; packed ones have the same number of tokens in rows of `pack`."""
+    cases, skipped = tails.cases.tolist(), tails.skipped.tolist()
     if pack is None or prefix is None:
         order = tails.by_length()
-        if suffix is not None and tails.ids.device.type == "cpu":
+        if suffix is not None and tails.device.type == "cpu":
             size = min(size, CPU_ROWS)
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            cases = [tails.cases[tail] for tail in chosen]
-            columns = 0 if prefix is None else prefix.columns(cases)
-            skip = max(tails.skipped[tail] for tail in chosen)
-            cache = None if prefix is None else prefix.rows(cases, suffix, skip)
+            rows = [cases[tail] for tail in chosen]
+            columns = 0 if prefix is None else prefix.columns(rows)
+            skip = max(skipped[tail] for tail in chosen)
+            cache = None if prefix is None else prefix.rows(rows, suffix, skip)
             yield _Forward(chosen, tails.batch(chosen, columns, skip), cache)
         return
-    budget = size * max(tails.lengths)
+    budget = size * int(tails.lengths.max())
     packs = tails.packs(min(pack, budget))
     many = max(1, budget // pack)
     for start in range(0, len(packs), many):
         some = packs[start : start + many]
         chosen = [tail for row in some for tail in row]
-        cases = [tails.cases[row[0]] for row in some]
-        columns, skip = prefix.columns(cases), max(tails.skipped[tail] for tail in chosen)
-        cache = prefix.rows(cases, suffix, skip)
+        rows = [cases[row[0]] for row in some]
+        columns, skip = prefix.columns(rows), max(skipped[tail] for tail in chosen)
+        cache = prefix.rows(rows, suffix, skip)
         yield _Forward(chosen, tails.packed(some, columns, skip, prefix.keys[0].dtype), cache)
 
 
@@ -166,7 +167,7 @@ def score_candidates(
 
     losses, size = with_backoff(run, batch_size)
     spent = [layout.tail_length if computed else 0 for layout in layouts]
-    for case, length in zip(tails.cases, tails.lengths, strict=True):
+    for case, length in zip(tails.cases.tolist(), tails.lengths.tolist(), strict=True):
         spent[case] += length
     return ScoredCandidates(losses.split(counts), tuple(spent), size)
 

@@ -4,10 +4,15 @@ A candidate runs its *tail*: the whole row in the plain forward, what follows th
 follows its first changed token where the present suffix's keys are kept too. A batch has one tail per row, of several
 cases where wanted, or several tails of one case packed in a row (tree attention). Rows are filled up on the right: no
 real token sees filling before it, no query is left without a key, and position ids count real tokens only.
+
+All of this is made on the CPU in whole-tensor operations and moved to the model's device once per batch: nothing here
+waits for the device.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -26,7 +31,7 @@ class Scored(NamedTuple):
     Attributes:
         rows, columns: places in the batch. targets: the tokens predicted there.
         owners: number of each place's tail in the batch; nth: which of its tail's targets it predicts.
-        counts: targets per tail.
+        counts: targets per tail. most: the largest of them.
     """
 
     rows: Int[Tensor, "scored"]
@@ -35,10 +40,11 @@ class Scored(NamedTuple):
     owners: Int[Tensor, "scored"]
     nth: Int[Tensor, "scored"]
     counts: Int[Tensor, "tails"]
+    most: int
 
     def means(self, losses: Float[Tensor, "scored"]) -> Float[Tensor, "tails"]:
         """Mean over each tail's targets; every loss has a place of its own, so that sums have one order."""
-        table = losses.new_zeros((len(self.counts), int(self.counts.max())))
+        table = losses.new_zeros((len(self.counts), self.most))
         return table.index_put((self.owners, self.nth), losses).sum(dim=1) / self.counts
 
 
@@ -54,58 +60,56 @@ class TailBatch:
 
 @dataclass(frozen=True)
 class Tails:
-    """The tails of candidates of several cases.
+    """The tails of candidates of several cases, on the CPU.
 
     Attributes:
-        ids: on the model's device, filled up on the right.
+        ids: filled up on the right.
         cases, lengths, skipped, prefix: per tail its case, its real tokens, the suffix tokens before it that it reads
             from a cache, and the prefix tokens that it reads from one.
         targets: per case the target tokens; a tail's last columns predict them.
+        device: where batches go.
     """
 
     ids: Int[Tensor, "tails columns"]
-    cases: tuple[int, ...]
-    lengths: tuple[int, ...]
-    skipped: tuple[int, ...]
-    prefix: tuple[int, ...]
+    cases: Int[Tensor, "tails"]
+    lengths: Int[Tensor, "tails"]
+    skipped: Int[Tensor, "tails"]
+    prefix: Int[Tensor, "tails"]
     targets: tuple[tuple[int, ...], ...]
+    device: torch.device
 
-    def _of(self, values: Sequence[int], chosen: Sequence[int]) -> Int[Tensor, "tails"]:
-        return torch.tensor([values[tail] for tail in chosen], device=self.ids.device)
+    @cached_property
+    def _target_table(self) -> Int[Tensor, "cases targets"]:
+        longest = max(map(len, self.targets))
+        return torch.tensor([[*target, *[0] * (longest - len(target))] for target in self.targets])
 
-    def _scored(self, chosen: Sequence[int], rows: Sequence[int], offsets: Sequence[int]) -> Scored:
-        places: list[tuple[int, int, int, int, int]] = []
-        counts = []
-        for number, (tail, row, offset) in enumerate(zip(chosen, rows, offsets, strict=True)):
-            target = self.targets[self.cases[tail]]
-            count, first = len(target), offset + self.lengths[tail] - len(target)
-            places += [(row, first + i, token, number, i) for i, token in enumerate(target)]
-            counts.append(count)
-        device = self.ids.device
-        at_row, columns, targets, owners, nth = torch.tensor(places, device=device).T.contiguous()
-        return Scored(at_row, columns, targets, owners, nth, torch.tensor(counts, device=device))
-
-    def _context(
-        self, chosen: Sequence[int], prefix_columns: int, suffix_columns: int
-    ) -> Bool[Tensor, "tails before"]:
-        """Which cached columns each tail sees: its real prefix, and the suffix tokens that it skips."""
-        column = torch.arange(max(prefix_columns, suffix_columns), device=self.ids.device)
-        prefix = column[:prefix_columns] < self._of(self.prefix, chosen).unsqueeze(1)
-        suffix = column[:suffix_columns] < self._of(self.skipped, chosen).unsqueeze(1)
-        return torch.cat([prefix, suffix], dim=1)
+    def _scored(
+        self, chosen: Int[Tensor, "chosen"], rows: Int[Tensor, "chosen"], offsets: Int[Tensor, "chosen"]
+    ) -> Scored:
+        """Of tails `chosen`, each in its row from column `offsets` on."""
+        cases = self.cases[chosen]
+        counts = torch.tensor([len(target) for target in self.targets])[cases]
+        table = self._target_table[cases]
+        owners, nth = (torch.arange(table.shape[1]) < counts.unsqueeze(1)).nonzero(as_tuple=True)
+        first = offsets + self.lengths[chosen] - counts
+        places = torch.stack([rows[owners], first[owners] + nth, table[owners, nth], owners, nth])
+        at_row, columns, targets, owners, nth = places.to(self.device)
+        return Scored(at_row, columns, targets, owners, nth, counts.to(self.device), int(counts.max()))
 
     def batch(self, chosen: Sequence[int], prefix_columns: int, suffix_columns: int) -> TailBatch:
         """One tail per row, behind that many cached columns of prefix and of suffix."""
-        columns = max(self.lengths[tail] for tail in chosen)
-        column = torch.arange(columns, device=self.ids.device)
-        real = column < self._of(self.lengths, chosen).unsqueeze(1)
-        start = self._of(self.prefix, chosen) + self._of(self.skipped, chosen)
-        mask = torch.cat([self._context(chosen, prefix_columns, suffix_columns), real], dim=1)
+        index = torch.tensor(chosen)
+        lengths, prefix, skipped = self.lengths[index], self.prefix[index], self.skipped[index]
+        columns = int(lengths.max())
+        column = torch.arange(columns)
+        real = column < lengths.unsqueeze(1)
+        mask = torch.cat([_context(prefix, skipped, prefix_columns, suffix_columns), real], dim=1)
+        start = (prefix + skipped).unsqueeze(1)
         return TailBatch(
-            ids=self.ids[list(chosen), :columns],
-            mask=None if bool(mask.all()) else mask.long(),
-            positions=torch.where(real, column + start.unsqueeze(1), 0),
-            scored=self._scored(chosen, range(len(chosen)), [0] * len(chosen)),
+            ids=self.ids[index, :columns].to(self.device),
+            mask=None if bool(mask.all()) else mask.long().to(self.device),
+            positions=torch.where(real, column + start, 0).to(self.device),
+            scored=self._scored(index, torch.arange(len(index)), torch.zeros_like(index)),
         )
 
     def packed(
@@ -115,56 +119,77 @@ class Tails:
 
         `dtype` is that of the additive mask. A place of filling sees the filling before it and itself.
         """
-        device = self.ids.device
-        width = max(sum(self.lengths[tail] for tail in pack) for pack in packs)
-        chosen: list[int] = []
-        rows, offsets = [], []
-        owner = torch.full((len(packs), width), -1)
-        for row, pack in enumerate(packs):
-            at = 0
-            for tail in pack:
-                owner[row, at : at + self.lengths[tail]] = len(chosen)
-                chosen.append(tail)
-                rows.append(row)
-                offsets.append(at)
-                at += self.lengths[tail]
-        owner = owner.to(device)
-        real, own = owner >= 0, owner.clamp_min(0)
-        column = torch.arange(width, device=device)
-        within = torch.where(real, column - torch.tensor(offsets, device=device)[own], 0)
-        start = self._of(self.prefix, chosen) + self._of(self.skipped, chosen)
-        context = self._context(chosen, prefix_columns, suffix_columns)[own] & real.unsqueeze(2)
-        itself = (owner.unsqueeze(2) == owner.unsqueeze(1)) & (column.unsqueeze(1) >= column)
-        seen = torch.cat([context, itself], dim=2).unsqueeze(1)
-        hidden = torch.zeros(seen.shape, dtype=dtype, device=device)
+        chosen = torch.tensor([tail for pack in packs for tail in pack])
+        rows = torch.arange(len(packs)).repeat_interleave(torch.tensor([len(pack) for pack in packs]))
+        lengths = self.lengths[chosen]
+        ends = lengths.cumsum(0)
+        totals = torch.zeros(len(packs), dtype=torch.long).index_add_(0, rows, lengths)
+        offsets = ends - lengths - (totals.cumsum(0) - totals)[rows]
+        width = int(totals.max())
+        numbers = torch.arange(len(chosen)).repeat_interleave(lengths)
+        within = torch.arange(int(ends[-1])) - (ends - lengths)[numbers]
+        places = rows[numbers] * width + offsets[numbers] + within
+        start = self.prefix[chosen] + self.skipped[chosen]
+
+        def spread(values: Tensor, filling: int) -> Tensor:
+            """One value per real token, in its row and column."""
+            table = torch.full((len(packs) * width,), filling)
+            return table.index_copy_(0, places, values).view(len(packs), width).to(self.device)
+
+        context = _context(self.prefix[chosen], self.skipped[chosen], prefix_columns, suffix_columns)
         return TailBatch(
-            ids=self.ids[torch.tensor(chosen, device=device)[own], within],
-            mask=hidden.masked_fill_(~seen, torch.finfo(dtype).min),
-            positions=torch.where(real, within + start[own], 0),
+            ids=spread(self.ids[chosen[numbers], within], 0),
+            mask=_tree_mask(spread(numbers, -1), context.to(self.device), dtype),
+            positions=spread(within + start[numbers], 0),
             scored=self._scored(chosen, rows, offsets),
         )
 
     def packs(self, tokens: int) -> list[list[int]]:
-        """Tails of one case each, first fit decreasing into rows of at most `tokens` tokens, longest rows first."""
-        order = sorted(range(len(self.cases)), key=lambda tail: -self.lengths[tail])
+        """Tails of one case each, first fit decreasing into rows of at most `tokens` tokens, longest rows first.
+
+        Row after row takes the longest tail that still fits, which is what first fit decreasing comes to.
+        """
         found: list[list[int]] = []
-        room: list[int] = []
-        for tail in order:
-            need = self.lengths[tail]
-            for number, pack in enumerate(found):
-                if room[number] >= need and self.cases[pack[0]] == self.cases[tail]:
-                    break
-            else:
-                number = len(found)
-                found.append([])
-                room.append(max(tokens, need))
-            found[number].append(tail)
-            room[number] -= need
-        return sorted(found, key=lambda pack: -sum(self.lengths[tail] for tail in pack))
+        lengths, case_of = self.lengths.tolist(), self.cases.tolist().__getitem__
+        for _, members in groupby(sorted(self.by_length(), key=case_of), key=case_of):
+            left = {length: list(some) for length, some in groupby(members, key=lengths.__getitem__)}
+            while left:
+                pack: list[int] = []
+                room = max(tokens, next(iter(left)))
+                for length in list(left):
+                    taken = left[length][: room // length]
+                    pack += taken
+                    room -= length * len(taken)
+                    left[length] = left[length][len(taken) :]
+                    if not left[length]:
+                        del left[length]
+                found.append(pack)
+        return sorted(found, key=lambda pack: -sum(lengths[tail] for tail in pack))
 
     def by_length(self) -> list[int]:
         """All tails, longest first."""
-        return sorted(range(len(self.cases)), key=lambda tail: -self.lengths[tail])
+        return self.lengths.argsort(descending=True, stable=True).tolist()
+
+
+def _context(
+    prefix: Int[Tensor, "tails"], skipped: Int[Tensor, "tails"], prefix_columns: int, suffix_columns: int
+) -> Bool[Tensor, "tails before"]:
+    """Which cached columns each tail sees: its real prefix, and the suffix tokens that it skips."""
+    seen_prefix = torch.arange(prefix_columns) < prefix.unsqueeze(1)
+    seen_suffix = torch.arange(suffix_columns) < skipped.unsqueeze(1)
+    return torch.cat([seen_prefix, seen_suffix], dim=1)
+
+
+def _tree_mask(
+    owner: Int[Tensor, "rows columns"], context: Bool[Tensor, "tails before"], dtype: torch.dtype
+) -> Float[Tensor, "rows 1 columns keys"]:
+    """Additive mask by which each place sees its tail's context and its tail up to itself; `owner` -1 is filling."""
+    column = torch.arange(owner.shape[1], device=owner.device)
+    before = context[owner.clamp_min(0)] & (owner >= 0).unsqueeze(2)
+    itself = (owner.unsqueeze(2) == owner.unsqueeze(1)) & (column.unsqueeze(1) >= column)
+    seen = torch.cat([before, itself], dim=2).unsqueeze(1)
+    hidden = torch.zeros(seen.shape, dtype=dtype, device=owner.device)
+    return hidden.masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def first_changes(
@@ -190,26 +215,26 @@ def assemble_tails(
         candidates: per case, as many tokens each as its suffix.
         cached: without the prefix. incremental: also without the suffix's tokens before the first changed one.
     """
-    longest = [layout.tail_length if cached else layout.length for layout in layouts]
-    columns, fill = max(longest), pad_id(loaded)
+    longest = torch.tensor([layout.tail_length if cached else layout.length for layout in layouts])
+    columns, fill = int(longest.max()), pad_id(loaded)
     blocks, skips = [], []
-    cases: list[int] = []
-    for index, (layout, rows) in enumerate(zip(layouts, candidates, strict=True)):
+    for layout, rows in zip(layouts, candidates, strict=True):
         before = torch.tensor(() if cached else layout.prefix_ids, dtype=torch.long)
         after = torch.tensor([*layout.post_ids, *layout.target_ids[:-1]], dtype=torch.long)
         whole = torch.cat([before.expand(len(rows), -1), rows.cpu(), after.expand(len(rows), -1)], dim=1)
-        blocks.append(pad(whole, (0, columns - longest[index]), value=fill))
+        blocks.append(pad(whole, (0, columns - whole.shape[1]), value=fill))
         none = torch.zeros(len(rows), dtype=torch.long)
         skips.append(first_changes(layout, rows) if incremental else none)
-        cases += [index] * len(rows)
     ids, skipped = torch.cat(blocks), torch.cat(skips)
+    cases = torch.arange(len(layouts)).repeat_interleave(torch.tensor([len(rows) for rows in candidates]))
     source = torch.arange(columns) + skipped.unsqueeze(1)  # each row moves left by what it skips
-    ids = torch.where(source < columns, ids.gather(1, source.clamp_max(columns - 1)), fill)
+    prefix = torch.tensor([len(layout.prefix_ids) if cached else 0 for layout in layouts])
     return Tails(
-        ids=ids.to(loaded.device),
-        cases=tuple(cases),
-        lengths=tuple(longest[case] - skip for case, skip in zip(cases, skipped.tolist(), strict=True)),
-        skipped=tuple(skipped.tolist()),
-        prefix=tuple(len(layouts[case].prefix_ids) if cached else 0 for case in cases),
+        ids=torch.where(source < columns, ids.gather(1, source.clamp_max(columns - 1)), fill),
+        cases=cases,
+        lengths=longest[cases] - skipped,
+        skipped=skipped,
+        prefix=prefix[cases],
         targets=tuple(layout.target_ids for layout in layouts),
+        device=loaded.device,
     )
