@@ -248,7 +248,9 @@ def test_a_lora_model_in_training_is_searched_with_its_adapter_and_left_alone() 
 
 def test_without_surviving_candidates_the_suffix_is_kept_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        gcg, "surviving_candidates", lambda slot, tokenizer, ids, order, width: ids.new_empty((0, len(ids)))
+        gcg,
+        "surviving_candidates",
+        lambda slot, tokenizer, ids, order, width, survival: ids.new_empty((0, len(ids))),
     )
     loaded = tiny_loaded("llama")
     chat = ChatFormat(loaded.tokenizer)

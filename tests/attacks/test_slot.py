@@ -1,10 +1,20 @@
 """The suffix's place in the templated prompt, and the round trip of whole prompts."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from caryatid.attacks.candidates import allowed_token_ids, decode_ids
-from caryatid.attacks.slot import given_suffix, initial_suffix, place_suffix, round_trip
+from caryatid.attacks import candidates, slot
+from caryatid.attacks.candidates import Substitutions, allowed_token_ids, decode_ids, encode_texts
+from caryatid.attacks.slot import (
+    Survival,
+    given_suffix,
+    initial_suffix,
+    place_suffix,
+    round_trip,
+    surviving_candidates,
+)
 from caryatid.errors import InputError
 from caryatid.models.template import ChatFormat
 from tiny import CHATML, INST, tiny_tokenizer
@@ -127,3 +137,61 @@ def test_a_template_that_changes_the_message_is_refused() -> None:
 def test_lengths_below_one_are_refused(chat: ChatFormat) -> None:
     with pytest.raises(InputError, match="below 1"):
         initial_suffix(chat, "Explain the tides", 0)
+
+
+def test_the_tokenizer_asked_directly_gives_what_its_wrapper_gives(
+    chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randint(0, len(chat.tokenizer), (200, 7), generator=generator).tolist()
+    texts = [*BEHAVIOURS, "", " <|im_end|> <pad>x", chat.text("! ! !"), *decode_ids(chat.tokenizer, rows)]
+    assert candidates._plain_backend(chat.tokenizer, ("__call__",)) is not None
+    direct = encode_texts(chat.tokenizer, texts), decode_ids(chat.tokenizer, rows)
+    monkeypatch.setattr(candidates, "_plain_backend", lambda *_: None)
+    assert direct == (encode_texts(chat.tokenizer, texts), decode_ids(chat.tokenizer, rows))
+
+
+def test_a_tokenizer_with_its_own_methods_or_truncation_is_asked_as_it_is(chat: ChatFormat) -> None:
+    class Own(type(chat.tokenizer)):  # type: ignore[misc]  # a class made at run time
+        def _encode_plus(self, *args: object, **kwargs: object) -> object:
+            return super()._encode_plus(*args, **kwargs)
+
+    words, kind = chat.tokenizer, type(chat.tokenizer)
+    try:
+        words.__class__ = Own
+        assert candidates._plain_backend(words, ("__call__", "_encode_plus")) is None
+    finally:
+        words.__class__ = kind
+    words.backend_tokenizer.enable_truncation(4)
+    assert candidates._plain_backend(words, ("__call__", "_encode_plus")) is None
+    words.backend_tokenizer.no_truncation()
+
+
+def test_how_many_are_checked_at_once_does_not_change_the_survivors(
+    chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed = initial_suffix(chat, BEHAVIOURS[0], 5)
+    generator = torch.Generator().manual_seed(4)
+    order = Substitutions(
+        torch.randint(0, 5, (400,), generator=generator),
+        torch.randint(0, len(chat.tokenizer), (400,), generator=generator),
+    )
+    checked: list[int] = []
+
+    def counting(*values: Any) -> torch.Tensor:
+        checked.append(len(values[2]))
+        return round_trip(*values)
+
+    monkeypatch.setattr(slot, "round_trip", counting)
+    suffix = torch.tensor(placed.ids)
+    learnt = Survival()
+    found = [
+        surviving_candidates(placed.slot, chat.tokenizer, suffix, order, 24, survival)
+        for survival in (None, Survival(1.0), Survival(0.2), learnt, learnt)
+    ]
+    assert all(torch.equal(found[0], other) for other in found)
+    one_at_a_time = order.apply(suffix)[:384]
+    expected = one_at_a_time[round_trip(placed.slot, chat.tokenizer, one_at_a_time)][:24]
+    assert torch.equal(found[0], expected)
+    assert 0.125 <= learnt.rate < 1
+    assert checked[1] != checked[0]

@@ -18,8 +18,9 @@ import transformers
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from caryatid.errors import InputError, NumericalError
 from caryatid.paths import cache_dir
@@ -54,10 +55,22 @@ class TokenFilter(NamedTuple):
         return rows[:, :vocabulary]
 
 
+def _plain_backend(tokenizer: PreTrainedTokenizerBase, methods: Sequence[str]) -> Tokenizer | None:
+    """The Rust tokenizer, where asking it directly gives what `methods` of the wrapper around it give."""
+    if not isinstance(tokenizer, TokenizersBackend):
+        return None
+    own = any(getattr(type(tokenizer), name) is not getattr(TokenizersBackend, name) for name in methods)
+    backend = tokenizer.backend_tokenizer
+    as_called = backend.encode_special_tokens == tokenizer.split_special_tokens
+    return backend if not own and as_called and backend.truncation is backend.padding is None else None
+
+
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts that are already templated: special tokens are recognised, none are added."""
     if not texts:
         return []
+    if backend := _plain_backend(tokenizer, ("__call__", "_encode_plus")):
+        return [found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
     batch = tokenizer(
         list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
     )
@@ -67,9 +80,10 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 
 def decode_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
     """Texts of token rows, special tokens written out, no clean-up of spaces."""
-    return tokenizer.batch_decode(
-        [list(row) for row in rows], skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
+    lists = [list(row) for row in rows]
+    if backend := _plain_backend(tokenizer, ("batch_decode", "decode", "_decode")):
+        return backend.decode_batch(lists, skip_special_tokens=False)
+    return tokenizer.batch_decode(lists, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 _FILTERS: WeakKeyDictionary[PreTrainedTokenizerBase, TokenFilter] = WeakKeyDictionary()

@@ -15,17 +15,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from caryatid.attacks.accelerate import Replay, worth_fusing
 from caryatid.attacks.candidates import (
     TokenFilter,
     allowed_token_ids,
     ordered_substitutions,
     topk_substitutions,
 )
-from caryatid.attacks.gradient import suffix_gradients
+from caryatid.attacks.gradient import GradientPass, suffix_gradients
 from caryatid.attacks.prefix import PrefixCache, build_prefix_cache
 from caryatid.attacks.rows import PromptLayout, evaluation_mode
 from caryatid.attacks.scoring import Scoring, default_scoring, score_candidates, usable_scoring
-from caryatid.attacks.slot import SuffixSlot, place_suffix, surviving_candidates
+from caryatid.attacks.slot import SuffixSlot, Survival, place_suffix, surviving_candidates
 from caryatid.attacks.state import GcgCase, GcgState, start_state, text_loss
 from caryatid.errors import InputError, NumericalError
 from caryatid.models.load import LoadedModel
@@ -38,7 +39,8 @@ class GcgSettings:
     """Size of a step: `width` candidates, `top_k` tokens per position.
 
     `scoring` is how candidates are scored (see `scoring.py`), None the device's default; what a model does not allow
-    becomes the nearest that it does. `exact` re-scores each new best from its text in one fixed layout (single row, no
+    becomes the nearest that it does. `fuse`: candidates with norms, gates and rotary embeddings compiled, None where
+    that pays (see `accelerate.py`). `exact` re-scores each new best from its text in one fixed layout (single row, no
     cache), so that the record does not depend on batching.
     """
 
@@ -46,6 +48,7 @@ class GcgSettings:
     top_k: int
     scoring: Scoring | None = None
     exact: bool = False
+    fuse: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "top_k"):
@@ -76,7 +79,11 @@ class GcgEngine:
     tokens: TokenFilter
     settings: GcgSettings
     limit: RowLimit
-    scoring: Scoring = "plain"
+    scoring: Scoring
+    fuse: bool
+    survival: tuple[Survival, ...]
+    gradients: Replay[GradientPass]
+    texts: tuple[Replay[Tensor], ...]
 
     def layouts(self, states: Sequence[GcgState]) -> list[PromptLayout]:
         return [
@@ -105,11 +112,26 @@ def _engine(
     states: Sequence[GcgState],
     settings: GcgSettings,
     limit: RowLimit,
+    steps: int = 1,
 ) -> GcgEngine:
     slots = tuple(_slot(chat, state) for state in states)
     targets = tuple(tuple(chat.answer_ids(state.case.target, end_of_turn=False)) for state in states)
     tokens = allowed_token_ids(loaded.tokenizer)
-    engine = GcgEngine(loaded, chat, slots, targets, None, tokens, settings, limit)
+    engine = GcgEngine(
+        loaded,
+        chat,
+        slots,
+        targets,
+        prefix=None,
+        tokens=tokens,
+        settings=settings,
+        limit=limit,
+        scoring="plain",
+        fuse=worth_fusing(loaded.model) if settings.fuse is None else settings.fuse,
+        survival=tuple(Survival() for _ in slots),
+        gradients=Replay(loaded.device, steps),
+        texts=tuple(Replay(loaded.device, steps) for _ in slots),
+    )
     layouts, wanted = engine.layouts(states), settings.scoring or default_scoring(loaded.device)
     prefix = None if wanted == "plain" else build_prefix_cache(loaded, layouts)
     return replace(engine, prefix=prefix, scoring=usable_scoring(loaded, layouts, prefix, wanted))
@@ -128,18 +150,18 @@ def _record_start(state: GcgState, loss: float) -> GcgState:
     )
 
 
-def _begin(engine: GcgEngine, state: GcgState, layout: PromptLayout) -> GcgState:
+def _begin(engine: GcgEngine, index: int, state: GcgState, layout: PromptLayout) -> GcgState:
     """The state with a new record: the prefix's tokens and, in exact mode, the initial loss from the text."""
     spent = 0 if engine.prefix is None else len(layout.prefix_ids)
     fresh = GcgState(state.case, state.suffix_ids, state.suffix_text, forward_tokens=spent)
     if not engine.settings.exact:
         return fresh
-    loss = text_loss(engine.loaded, engine.chat, state.case, state.suffix_text)
+    loss = text_loss(engine.loaded, engine.chat, state.case, state.suffix_text, engine.texts[index])
     return _record_start(replace(fresh, forward_tokens=spent + layout.length), loss)
 
 
 def _advance(
-    engine: GcgEngine, state: GcgState, slot: SuffixSlot, layout: PromptLayout, scored: "_Scored"
+    engine: GcgEngine, index: int, state: GcgState, layout: PromptLayout, scored: "_Scored"
 ) -> GcgState:
     """One case after its candidates are scored: the best one moves in, and becomes the best so far if it is."""
     if not state.losses:
@@ -156,10 +178,10 @@ def _advance(
     loss, ids = float(scored.losses[winner]), tuple(scored.candidates[winner].tolist())
     if not math.isfinite(loss):
         raise NumericalError(f"a candidate's loss is {loss}", where=f"GCG case {state.case.behavior_id}")
-    text = slot.suffix_texts(engine.chat.tokenizer, [ids])[0]
+    text = engine.slots[index].suffix_texts(engine.chat.tokenizer, [ids])[0]
     assert text is not None  # it survived the round trip
     if engine.settings.exact and loss < state.best_loss:
-        loss = text_loss(engine.loaded, engine.chat, state.case, text)
+        loss = text_loss(engine.loaded, engine.chat, state.case, text, engine.texts[index])
         spent += layout.length
     state = replace(state, suffix_ids=ids, suffix_text=text, loss=loss, forward_tokens=spent)
     if loss < state.best_loss:
@@ -190,14 +212,18 @@ def gcg_step(
         prefix=engine.prefix,
         batch_size=engine.limit.rows,
         record=engine.scoring in ("incremental", "packed"),
+        replay=engine.gradients,
     )
     candidates = []
-    for slot, layout, case, generator in zip(engine.slots, layouts, found.cases, generators, strict=True):
+    cases = zip(engine.slots, layouts, found.cases, generators, engine.survival, strict=True)
+    for slot, layout, case, generator, survival in cases:
         suffix = torch.tensor(layout.suffix_ids)
         allowed = engine.tokens.mask(case.gradient.shape[1], len(suffix), bool(slot.lead))
         top = topk_substitutions(case.gradient, suffix, allowed, settings.top_k)
         order = ordered_substitutions(top, generator)
-        candidates.append(surviving_candidates(slot, engine.chat.tokenizer, suffix, order, settings.width))
+        candidates.append(
+            surviving_candidates(slot, engine.chat.tokenizer, suffix, order, settings.width, survival)
+        )
     scored = score_candidates(
         engine.loaded,
         layouts,
@@ -206,6 +232,7 @@ def gcg_step(
         prefix=engine.prefix,
         scoring=engine.scoring,
         suffix=found.suffix,
+        fuse=engine.fuse,
     )
     engine.limit.rows = scored.batch_size
     results = [
@@ -215,8 +242,8 @@ def gcg_step(
         )
     ]
     return [
-        _advance(engine, state, slot, layout, result)
-        for state, slot, layout, result in zip(states, engine.slots, layouts, results, strict=True)
+        _advance(engine, index, state, layout, result)
+        for index, (state, layout, result) in enumerate(zip(states, layouts, results, strict=True))
     ]
 
 
@@ -232,6 +259,7 @@ def gcg_steps(
     generator: torch.Generator | Sequence[torch.Generator],
     scoring: Scoring | None = None,
     exact: bool = False,
+    fuse: bool | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[GcgState]:
     """`steps` warm-started steps of several cases against the present weights: R2D2's inner loop.
@@ -242,7 +270,7 @@ def gcg_steps(
     Args:
         width: candidates per case and step. top_k: tokens per position.
         batch_size: rows per forward, across cases; a `RowLimit` is lowered where memory runs out, and stays so.
-        scoring: how candidates are scored (see `GcgSettings`).
+        scoring, fuse: how candidates are scored (see `GcgSettings`).
         generator: one (on the CPU) for all cases in turn, or one per case.
         exact: also re-score each new best from its text (see `GcgSettings`).
         on_step: called after every step.
@@ -253,13 +281,14 @@ def gcg_steps(
     """
     if not states:
         return []
-    settings = GcgSettings(width, top_k, scoring, exact)
+    settings = GcgSettings(width, top_k, scoring, exact, fuse)
     limit = batch_size if isinstance(batch_size, RowLimit) else RowLimit(batch_size)
     generators = [generator] * len(states) if isinstance(generator, torch.Generator) else list(generator)
     with evaluation_mode(loaded.model):
-        engine = _engine(loaded, chat, states, settings, limit)
+        engine = _engine(loaded, chat, states, settings, limit, steps)
         layouts = engine.layouts(states)
-        now = [_begin(engine, state, layout) for state, layout in zip(states, layouts, strict=True)]
+        pairs = zip(states, layouts, strict=True)
+        now = [_begin(engine, index, state, layout) for index, (state, layout) in enumerate(pairs)]
         for _ in range(steps):
             now = gcg_step(engine, now, generators)
             if on_step is not None:
@@ -308,6 +337,7 @@ def gcg_search(
     seed: int,
     suffix_length: int = 20,
     scoring: Scoring | None = None,
+    fuse: bool | None = None,
     progress: Progress = NO_PROGRESS,
     on_result: Callable[[GcgResult], None] | None = None,
 ) -> list[GcgResult]:
@@ -333,6 +363,7 @@ def gcg_search(
             batch_size=limit,
             generator=case_generator(seed, case),
             scoring=scoring,
+            fuse=fuse,
             exact=True,
             on_step=progress.advance,
         )

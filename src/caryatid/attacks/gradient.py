@@ -2,14 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import DynamicCache
 
-from caryatid.attacks.prefix import PrefixCache, SuffixKeys, build_prefix_cache, recorded_suffixes
+from caryatid.attacks.accelerate import Replay
+from caryatid.attacks.prefix import (
+    PrefixCache,
+    SuffixKeys,
+    build_prefix_cache,
+    joined_suffixes,
+    recorded_suffixes,
+    recording,
+)
 from caryatid.attacks.rows import PromptLayout, scored_logits, token_losses
-from caryatid.attacks.tails import assemble_tails
+from caryatid.attacks.tails import TailBatch, assemble_tails
 from caryatid.models.batch import with_backoff
 from caryatid.models.load import LoadedModel
 
@@ -31,6 +42,40 @@ class SuffixGradients:
     cases: tuple[SuffixGradient, ...]
     tokens: int
     suffix: SuffixKeys | None = None
+
+
+class GradientPass(NamedTuple):
+    """One forward and backward pass: losses per row, the gradient at its embeddings, its suffixes' keys."""
+
+    losses: Float[Tensor, "rows"]
+    gradient: Float[Tensor, "rows columns d"]
+    suffix: SuffixKeys | None
+    vocabulary: int
+
+
+def _pass(
+    loaded: LoadedModel,
+    batch: TailBatch,
+    shared: DynamicCache | None,
+    columns: int,
+    embeds: Float[Tensor, "rows columns d"],
+) -> GradientPass:
+    """Keeps the keys of the first `columns` columns behind a shared prefix, unless that is 0."""
+    cache = recording(shared, columns) if shared is not None and columns else shared
+    embeds = embeds.detach().requires_grad_(True)
+    logits = scored_logits(
+        loaded.model,
+        embeds=embeds,
+        mask=batch.mask,
+        positions=batch.positions,
+        cache=cache,
+        rows=batch.scored.rows,
+        columns=batch.scored.columns,
+    )
+    losses = batch.scored.means(token_losses(logits, batch.scored.targets))
+    (gradient,) = torch.autograd.grad(losses.sum(), embeds)
+    kept = recorded_suffixes(cache) if cache is not None and columns else None
+    return GradientPass(losses.detach(), gradient, kept, logits.shape[-1])
 
 
 def _onehot_gradient(
@@ -58,6 +103,7 @@ def suffix_gradients(
     prefix: PrefixCache | None,
     batch_size: int,
     record: bool = False,
+    replay: Replay[GradientPass] | None = None,
 ) -> SuffixGradients:
     """Gradients for the present suffixes of several cases, in batches; no parameter's `.grad` is touched.
 
@@ -65,6 +111,7 @@ def suffix_gradients(
         prefix: the cache of exactly these cases, or None for the plain forward. Keys of the prefix do not depend
             on the suffix, so the gradient is exact with it.
         record: also keep the suffixes' keys and values (with a prefix cache only).
+        replay: of these cases and this cache alone; used where one batch holds them all.
     """
     embedding = loaded.model.get_input_embeddings()
     suffixes = [torch.tensor([layout.suffix_ids]) for layout in layouts]
@@ -72,37 +119,26 @@ def suffix_gradients(
     tails = assemble_tails(loaded, layouts, suffixes, cached=prefix is not None)
 
     def run(size: int) -> tuple[tuple[SuffixGradient, ...], SuffixKeys | None]:
-        at_suffix, losses, caches = [], [], []
+        at_suffix, losses, recorded = [], [], list[SuffixKeys]()
         for start in range(0, len(layouts), size):
             cases = range(start, min(start + size, len(layouts)))
-            cache = None
-            if prefix is not None:
-                cache = prefix.recording(cases, longest) if record else prefix.rows(cases)
-                caches.append(cache)
             batch = tails.batch(cases, 0 if prefix is None else prefix.columns(cases), 0)
-            embeds = embedding(batch.ids).detach().requires_grad_(True)
-            logits = scored_logits(
-                loaded.model,
-                embeds=embeds,
-                mask=batch.mask,
-                positions=batch.positions,
-                cache=cache,
-                rows=batch.scored.rows,
-                columns=batch.scored.columns,
-            )
-            row_loss = batch.scored.means(token_losses(logits, batch.scored.targets))
-            (gradient,) = torch.autograd.grad(row_loss.sum(), embeds)
-            losses += row_loss.tolist()
+            shared = None if prefix is None else prefix.rows(cases)
+            once = partial(_pass, loaded, batch, shared, longest if record else 0)
+            embeds = embedding(batch.ids).detach()
+            found = once(embeds) if replay is None or size < len(layouts) else replay(once, embeds)
+            if found.suffix is not None:
+                recorded.append(found.suffix)
+            losses += found.losses.tolist()
             for row, case in enumerate(cases):
                 layout = layouts[case]
                 first = 0 if prefix is not None else len(layout.prefix_ids)
-                at_suffix.append(gradient[row, first : first + len(layout.suffix_ids)])
-        vocabulary = logits.shape[-1]
+                at_suffix.append(found.gradient[row, first : first + len(layout.suffix_ids)])
         with torch.no_grad():
-            onehot = _onehot_gradient(embedding, torch.cat(at_suffix), vocabulary)
+            onehot = _onehot_gradient(embedding, torch.cat(at_suffix), found.vocabulary)
         parts = onehot.split([len(part) for part in at_suffix])
-        found = tuple(SuffixGradient(part, loss) for part, loss in zip(parts, losses, strict=True))
-        return found, recorded_suffixes(caches, longest) if record and caches else None
+        gradients = tuple(SuffixGradient(part, loss) for part, loss in zip(parts, losses, strict=True))
+        return gradients, joined_suffixes(recorded, longest) if recorded else None
 
     (gradients, suffix), _ = with_backoff(run, batch_size)
     tokens = sum(layout.length if prefix is None else layout.tail_length for layout in layouts)
@@ -122,7 +158,7 @@ def present_suffixes(loaded: LoadedModel, layouts: Sequence[PromptLayout], prefi
     longest = max(len(layout.suffix_ids) for layout in layouts)
     cases = range(len(layouts))
     batch = assemble_tails(loaded, layouts, suffixes, cached=True).batch(cases, prefix.columns(cases), 0)
-    cache = prefix.recording(cases, longest)
+    cache = recording(prefix.rows(cases), longest)
     scored_logits(
         loaded.model,
         ids=batch.ids,
@@ -132,4 +168,4 @@ def present_suffixes(loaded: LoadedModel, layouts: Sequence[PromptLayout], prefi
         rows=batch.scored.rows,
         columns=batch.scored.columns,
     )
-    return recorded_suffixes([cache], longest)
+    return recorded_suffixes(cache)

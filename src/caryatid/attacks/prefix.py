@@ -64,20 +64,32 @@ class SuffixKeys:
     values: Pieces
 
 
-def recorded_suffixes(caches: Sequence[DynamicCache], longest: int) -> SuffixKeys:
-    """What the recording caches of consecutive batches of cases hold, filled up to `longest` suffix columns."""
-    blocks = [
-        [layer.recorded for layer in cache.layers if isinstance(layer, _RecordingLayer)] for cache in caches
-    ]
+def recording(shared: DynamicCache, columns: int) -> DynamicCache:
+    """As a shared cache, but keeps the keys and values of the next forward's first `columns` columns."""
+    cache = DynamicCache()
+    for layer in shared.layers:
+        assert isinstance(layer, _SharedLayer)
+        cache.layers.append(_RecordingLayer(*layer.pieces, columns))
+    return cache
 
-    def joined(block: int, which: int) -> Tensor:
-        parts = [recorded[block][which] for recorded in blocks]
-        return torch.cat([_filled(part, longest) for part in parts]) if len(parts) > 1 else parts[0]
 
-    count = len(blocks[0])
-    return SuffixKeys(
-        tuple(joined(block, 0) for block in range(count)), tuple(joined(block, 1) for block in range(count))
-    )
+def recorded_suffixes(cache: DynamicCache) -> SuffixKeys:
+    """What a recording cache holds after its forward."""
+    blocks = [layer.recorded for layer in cache.layers if isinstance(layer, _RecordingLayer)]
+    return SuffixKeys(tuple(keys for keys, _ in blocks), tuple(values for _, values in blocks))
+
+
+def joined_suffixes(parts: Sequence[SuffixKeys], longest: int) -> SuffixKeys:
+    """Those of consecutive batches of cases as one, filled up to `longest` suffix columns."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(blocks: Sequence[Pieces]) -> Pieces:
+        return tuple(
+            torch.cat([_filled(states, longest) for states in block]) for block in zip(*blocks, strict=True)
+        )
+
+    return SuffixKeys(joined([part.keys for part in parts]), joined([part.values for part in parts]))
 
 
 def _filled(states: Tensor, columns: int) -> Tensor:
@@ -113,13 +125,6 @@ class PrefixCache:
         cache = DynamicCache()
         for pieces in self._pieces(cases, suffix, suffix_columns):
             cache.layers.append(_SharedLayer(*pieces))
-        return cache
-
-    def recording(self, cases: Sequence[int], columns: int) -> DynamicCache:
-        """As `rows`, but keeps the keys and values of the next forward's first `columns` columns."""
-        cache = DynamicCache()
-        for keys, values in self._pieces(cases, None, 0):
-            cache.layers.append(_RecordingLayer(keys, values, columns))
         return cache
 
     def _pieces(

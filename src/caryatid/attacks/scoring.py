@@ -14,6 +14,7 @@ Only the logits that predict target tokens are computed.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -22,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from caryatid.attacks.accelerate import fused
 from caryatid.attacks.gradient import present_suffixes
 from caryatid.attacks.prefix import (
     PrefixCache,
@@ -126,6 +128,7 @@ def score_candidates(
     scoring: Scoring = "prefix",
     suffix: SuffixKeys | None = None,
     pack_tokens: int = PACK_TOKENS,
+    fuse: bool = False,
 ) -> ScoredCandidates:
     """Losses of the candidates of several cases, `batch_size` rows at a time across cases.
 
@@ -134,7 +137,7 @@ def score_candidates(
         prefix: the cache of exactly these cases, or None for the plain forward.
         scoring: one that `usable_scoring` allows.
         suffix: keys and values of the present suffixes; computed here where they are needed and not given.
-        pack_tokens: longest packed row.
+        pack_tokens: longest packed row. fuse: compile norms, gates and rotary embeddings (see `accelerate.fused`).
     """
     counts = [len(rows) for rows in candidates]
     if sum(counts) == 0:
@@ -165,7 +168,8 @@ def score_candidates(
         losses[torch.tensor(order)] = joined
         return losses
 
-    losses, size = with_backoff(run, batch_size)
+    with fused(loaded.model) if fuse else nullcontext():
+        losses, size = with_backoff(run, batch_size)
     spent = [layout.tail_length if computed else 0 for layout in layouts]
     for case, length in zip(tails.cases.tolist(), tails.lengths.tolist(), strict=True):
         spent[case] += length

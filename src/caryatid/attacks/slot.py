@@ -5,6 +5,7 @@ count: tokens may merge across the behaviour, the space and the template. The su
 the prompt that hold the suffix text; with most byte-level tokenizers the first of them also holds the space.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,22 @@ _ANCHOR = 4  # tokens of the prompt decoded before a suffix, so that word-start 
 _FILLERS = ("!", "x", "*", "a", "the", "1")
 _PROBE = "x y"
 _CHECKS_PER_CANDIDATE = 16
+_SURVIVAL = 2 / 3  # supposed before the first check
+_LEAST_SURVIVAL = 1 / 8
+
+
+@dataclass
+class Survival:
+    """Share of a case's candidates that survived its last round trip: how many to check at once the next time."""
+
+    rate: float = _SURVIVAL
+
+    def checks(self, wanted: int) -> int:
+        """So many at once are probably enough for `wanted` survivors."""
+        return math.ceil(wanted / self.rate) + 8
+
+    def saw(self, survivors: int, checked: int) -> None:
+        self.rate = max(survivors / checked, _LEAST_SURVIVAL)
 
 
 @dataclass(frozen=True)
@@ -160,18 +177,22 @@ def surviving_candidates(
     suffix_ids: Int[Tensor, "length"],
     order: Substitutions,
     width: int,
+    survival: Survival | None = None,
 ) -> Int[Tensor, "candidates length"]:
     """The first `width` candidates of `order` that survive the round trip; fewer, or none, if the order runs out.
 
-    At most 16 x width substitutions are tried.
+    At most 16 x width substitutions are tried; `survival`, learnt here, decides only how many in one call.
     """
     found: list[Tensor] = []
+    survival = survival or Survival()
     missing, start = width, 0
     limit = min(len(order.positions), _CHECKS_PER_CANDIDATE * width)
     while missing > 0 and start < limit:
-        stop = min(limit, start + missing + missing // 2 + 8)
+        stop = min(limit, start + survival.checks(missing))
         tried = Substitutions(order.positions[start:stop], order.tokens[start:stop]).apply(suffix_ids)
-        survivors = tried[round_trip(slot, tokenizer, tried)][:missing]
+        passed = tried[round_trip(slot, tokenizer, tried)]
+        survival.saw(len(passed), len(tried))
+        survivors = passed[:missing]
         found.append(survivors)
         missing, start = missing - len(survivors), stop
     return torch.cat(found) if found else suffix_ids.new_empty((0, len(suffix_ids)))

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from caryatid.attacks.accelerate import Replay
 from caryatid.attacks.rows import scored_logits, token_losses
 from caryatid.attacks.slot import given_suffix, initial_suffix
 from caryatid.models.load import LoadedModel
@@ -58,20 +60,29 @@ def resume_state(chat: ChatFormat, case: GcgCase, suffix_ids: Sequence[int]) -> 
 
 
 @torch.no_grad()
-def text_loss(loaded: LoadedModel, chat: ChatFormat, case: GcgCase, suffix_text: str) -> float:
-    """Target loss of behaviour + space + suffix as a user would send it: one row, no cache, no padding."""
+def text_loss(
+    loaded: LoadedModel,
+    chat: ChatFormat,
+    case: GcgCase,
+    suffix_text: str,
+    replay: Replay[Tensor] | None = None,
+) -> float:
+    """Target loss of behaviour + space + suffix as a user would send it: one row, no cache, no padding.
+
+    Args:
+        replay: of this case alone, where its texts are scored again and again.
+    """
     target = chat.answer_ids(case.target, end_of_turn=False)
     targets = torch.tensor(target, device=loaded.device)
     row = torch.tensor([[*chat.ids(f"{case.user_text} {suffix_text}"), *target[:-1]]], device=loaded.device)
     positions = torch.arange(row.shape[1], device=loaded.device).unsqueeze(0)
     columns = torch.arange(row.shape[1] - targets.shape[0], row.shape[1], device=loaded.device)
-    logits = scored_logits(
-        loaded.model,
-        ids=row,
-        mask=None,
-        positions=positions,
-        cache=None,
-        rows=torch.zeros_like(columns),
-        columns=columns,
-    )
-    return float(token_losses(logits, targets).mean())
+    first = torch.zeros_like(columns)
+
+    def mean_loss(ids: Tensor) -> Tensor:
+        logits = scored_logits(
+            loaded.model, ids=ids, mask=None, positions=positions, cache=None, rows=first, columns=columns
+        )
+        return token_losses(logits, targets).mean()
+
+    return float(mean_loss(row) if replay is None else replay(mean_loss, row))

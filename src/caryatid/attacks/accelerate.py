@@ -1,0 +1,141 @@
+"""Fewer launches and fewer passes over memory on CUDA, for forwards that are run again and again.
+
+A search repeats the same small passes, and on a GPU a small pass takes as long as its launches: `Replay` records one as
+a CUDA graph. Large passes lose time to norms, gates and rotary embeddings, which read and write whole activations
+several times over: `fused` compiles these parts, and nothing else, for as long as it is entered.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+
+Output = TypeVar("Output")
+Backend = str | Callable[..., Any]  # of torch.compile
+log = logging.getLogger(__name__)
+FUSED_FROM = 50_000_000  # parameters: below, compiling costs more than it saves
+RECORDED_FROM = 4  # repetitions: recording costs about as much as one
+
+
+class Replay(Generic[Output]):
+    """A function of one tensor that is called again and again; on CUDA one launch from its second call on.
+
+    Whatever else the function reads is the same in every call, and it never waits for the device. What it returned is
+    overwritten by the next call. Where recording fails, or for another shape than the first, it is called as it is.
+
+    Args:
+        repetitions: calls to expect; too few are not worth a recording.
+    """
+
+    def __init__(self, device: torch.device, repetitions: int) -> None:
+        self._open = device.type == "cuda" and repetitions >= RECORDED_FROM
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._input: Tensor | None = None
+        self._output: Output | None = None
+        self._function: Callable[[Tensor], Output] | None = None  # its tensors are the graph's, so they stay
+
+    @property
+    def recorded(self) -> bool:
+        return self._graph is not None
+
+    def __call__(self, function: Callable[[Tensor], Output], value: Tensor) -> Output:
+        if self._open and self._input is None:
+            self._input = value.detach().clone()  # this first call also warms up
+        elif self._open and self._input is not None and self._input.shape == value.shape:
+            with torch.no_grad():
+                self._input.copy_(value)
+            if self._graph is None:
+                self._graph = self._record(function)
+            if self._graph is not None:
+                self._graph.replay()
+                return cast(Output, self._output)
+        return function(value)
+
+    def _record(self, function: Callable[[Tensor], Output]) -> torch.cuda.CUDAGraph | None:
+        value = cast(Tensor, self._input)
+        graph, device = torch.cuda.CUDAGraph(), value.device
+        torch.cuda.synchronize(device)
+        try:
+            with torch.cuda.stream(torch.cuda.Stream(device)):
+                graph.capture_begin()
+                try:
+                    self._output = function(value)
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            log.warning("no CUDA graph for a repeated pass, which runs without: %s", error)
+            self._open, self._output = False, None
+            torch.cuda.synchronize(device)
+            return None
+        self._function = function
+        return graph
+
+
+class _Compiled:
+    """A compiled function; the function itself from the first time that the compiler fails."""
+
+    def __init__(self, function: Callable[..., Any], backend: Backend) -> None:
+        self.plain = function
+        # Casts as written: what eager execution rounds between two operations is rounded here too.
+        options: dict[str, str | int | bool | Callable[..., Any]] | None = (
+            {"emulate_precision_casts": True} if backend == "inductor" else None
+        )
+        self.compiled: Callable[..., Any] | None = torch.compile(
+            function, dynamic=True, backend=backend, options=options
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.compiled is not None:
+            try:
+                return self.compiled(*args, **kwargs)
+            except TorchDynamoException as error:
+                log.warning("%s runs uncompiled: %s", self.plain.__qualname__, str(error).splitlines()[0])
+                self.compiled = None
+        return self.plain(*args, **kwargs)
+
+
+_compiled = cache(_Compiled)
+
+
+def worth_fusing(model: nn.Module) -> bool:
+    """Whether `fused` is the default: a model on CUDA that is large enough."""
+    first = next(model.parameters())
+    return first.device.type == "cuda" and sum(p.numel() for p in model.parameters()) >= FUSED_FROM
+
+
+def _parts(model: nn.Module) -> Iterator[nn.Module]:
+    """Norms and gated feed-forward parts in the library's own code, as it wrote them: no adapter, no hook inside."""
+    for module in model.modules():
+        kind = type(module)
+        if not kind.__module__.startswith("transformers.models.") or "forward" in vars(module):
+            continue
+        if kind.__name__.endswith(("Norm", "MLP")) and all(map(_untouched, module.children())):
+            yield module
+
+
+def _untouched(module: nn.Module) -> bool:
+    home = type(module).__module__
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return home.startswith(("torch.nn.", "transformers.activations")) and not hooked
+
+
+@contextmanager
+def fused(model: nn.Module, *, backend: Backend = "inductor") -> Iterator[None]:
+    """Norms, feed-forward parts and rotary embeddings compiled inside; afterwards everything is as it was."""
+    with ExitStack() as stack:
+        homes = {type(module).__module__ for module in model.modules()}
+        for home in (sys.modules[name] for name in homes if name.startswith("transformers.models.")):
+            plain = vars(home).get("apply_rotary_pos_emb")
+            if plain is not None:
+                vars(home)["apply_rotary_pos_emb"] = _compiled(plain, backend)
+                stack.callback(setattr, home, "apply_rotary_pos_emb", plain)
+        for module in _parts(model):
+            object.__setattr__(module, "forward", partial(_compiled(type(module).forward, backend), module))
+            stack.callback(object.__delattr__, module, "forward")
+        yield
