@@ -115,6 +115,16 @@ def test_reextracted_draws_are_those_of_each_resample_in_turn() -> None:
     )  # the point is of the directions as extracted
 
 
+def test_draws_are_as_many_as_asked_for_whatever_the_number_of_resamples() -> None:
+    others = [bank(CLOSE, noise=1.5, seed=seed) for seed in range(7)]
+    for draws in (60, 5):
+        found = bootstrap_reextracted(
+            others[0], others, CALIBRATED, draws=draws, rng=np.random.default_rng(7)
+        )
+        assert len(found.depth_draws) == len(found.argmin_draws) == len(found.best_draws) == draws
+        assert sum(found.position_share.values()) + found.none_share == pytest.approx(1)
+
+
 def test_reextraction_adds_its_own_noise() -> None:
     """Noise-free scores whose best layer depends on the extraction prompts: the plain bootstrap cannot see it."""
     one, other = bank(CLOSE), bank([(-1, 2, -5.2, 4.0, 0.05), (-2, 5, -5.1, 4.0, 0.05)])

@@ -17,8 +17,8 @@ SHIFT_TOLERANCE = 1e-9  # depths are ratios of integers: 0.7 − 0.45 must count
 class CarrierBootstrap:
     """The carrier's place in every resample of the selection prompts.
 
-    The draws contain the sampling noise of the selection prompts. The directions stay as extracted: noise of the
-    extraction prompts is not in them.
+    The draws of `bootstrap_carrier` contain the sampling noise of the selection prompts alone, those of
+    `bootstrap_reextracted` that of the extraction prompts too.
 
     Attributes:
         depth_draws, argmin_draws: carrier depth and arg-min depth; NaN in draws without a carrier.
@@ -50,32 +50,11 @@ def bootstrap_carrier(
 ) -> CarrierBootstrap:
     """Select anew in every resample of harmful and of harmless selection prompts; no forward pass.
 
-    Two anchors measured on the same prompts are compared draw by draw when their generators have the same seed.
+    The directions stay as extracted. Two anchors measured on the same prompts are compared draw by draw when their
+    generators have the same seed.
     """
-    harmful = bootstrap_indices(len(scores.harmful), draws, rng)
-    harmless = bootstrap_indices(len(scores.harmless), draws, rng)
-    picks = pick(average(scores, harmful, harmless), scores.layers, scores.n_layers, profile, min_gap)
-    choice = select(scores, profile, min_gap=min_gap)
-
-    def depths(index: np.ndarray) -> np.ndarray:
-        if len(scores) == 0:
-            return np.full(draws, np.nan)
-        return np.where(index >= 0, scores.layers[index] / scores.n_layers, np.nan)
-
-    def share(values: np.ndarray) -> dict[int, float]:
-        found, counts = np.unique(values[picks.best[picks.best >= 0]], return_counts=True)
-        return {int(value): int(count) / draws for value, count in zip(found, counts, strict=True)}
-
-    depth_draws, argmin_draws = depths(picks.earliest), depths(picks.best)
-    return CarrierBootstrap(
-        depth_draws=depth_draws,
-        argmin_draws=argmin_draws,
-        best_draws=picks.best,
-        depth=quantile_interval(depth_draws, choice.depth, confidence),
-        argmin_depth=quantile_interval(argmin_draws, choice.argmin_depth, confidence),
-        layer_share=share(scores.layers),
-        position_share=share(scores.positions),
-        none_share=float((picks.best < 0).mean()),
+    return bootstrap_reextracted(
+        scores, [scores], profile, draws=draws, rng=rng, min_gap=min_gap, confidence=confidence
     )
 
 
@@ -96,34 +75,59 @@ def bootstrap_reextracted(
     Args:
         scores: of the directions as extracted; the points come from these.
         resamples: scores of the directions of each resample of the extraction prompts, of any candidates.
-        draws: in all, spread evenly over the resamples (rounded up).
+        draws: in all, spread as evenly as can be over the resamples; of more resamples than draws the first are used.
 
     Two anchors with the same resamples of the same prompts are compared draw by draw when their generators have the
     same seed.
     """
-    each = -(-draws // len(resamples))
-    found = [bootstrap_carrier(one, profile, draws=each, rng=rng, min_gap=min_gap) for one in resamples]
+    each, more = divmod(draws, len(resamples))
+    sizes = [each + (number < more) for number in range(min(draws, len(resamples)))]
+    found = [_draw(one, profile, size, rng, min_gap) for one, size in zip(resamples, sizes, strict=False)]
+    best, depth, argmin, layer, position = (
+        np.concatenate([getattr(one, name) for one in found]) for name in _Draws._fields
+    )
     choice = select(scores, profile, min_gap=min_gap)
-    depth = np.concatenate([one.depth_draws for one in found])
-    argmin = np.concatenate([one.argmin_draws for one in found])
 
-    def share(name: str) -> dict[int, float]:
-        total: dict[int, float] = {}
-        for one in found:
-            for value, part in getattr(one, name).items():
-                total[value] = total.get(value, 0.0) + part / len(found)
-        return dict(sorted(total.items()))
+    def share(places: np.ndarray) -> dict[int, float]:
+        values, counts = np.unique(places[best >= 0], return_counts=True)
+        return {int(value): int(count) / draws for value, count in zip(values, counts, strict=True)}
 
     return CarrierBootstrap(
         depth_draws=depth,
         argmin_draws=argmin,
-        best_draws=np.concatenate([one.best_draws for one in found]),
+        best_draws=best,
         depth=quantile_interval(depth, choice.depth, confidence),
         argmin_depth=quantile_interval(argmin, choice.argmin_depth, confidence),
-        layer_share=share("layer_share"),
-        position_share=share("position_share"),
-        none_share=float(np.mean([one.none_share for one in found])),
+        layer_share=share(layer),
+        position_share=share(position),
+        none_share=float((best < 0).mean()),
     )
+
+
+class _Draws(NamedTuple):
+    """Draws from one bank: the best candidate and its place; without one −1, and NaN for the depths."""
+
+    best: Int[np.ndarray, "draws"]
+    depth: Float[np.ndarray, "draws"]
+    argmin: Float[np.ndarray, "draws"]
+    layer: Int[np.ndarray, "draws"]
+    position: Int[np.ndarray, "draws"]
+
+
+def _draw(
+    scores: CandidateScores, profile: Profile, draws: int, rng: np.random.Generator, min_gap: float
+) -> _Draws:
+    harmful = bootstrap_indices(len(scores.harmful), draws, rng)
+    harmless = bootstrap_indices(len(scores.harmless), draws, rng)
+    picks = pick(average(scores, harmful, harmless), scores.layers, scores.n_layers, profile, min_gap)
+    if len(scores) == 0:
+        missing = np.full(draws, np.nan)
+        return _Draws(picks.best, missing, missing, picks.best, picks.best)
+    depth, argmin = (
+        np.where(index >= 0, scores.layers[index] / scores.n_layers, np.nan)
+        for index in (picks.earliest, picks.best)
+    )
+    return _Draws(picks.best, depth, argmin, scores.layers[picks.best], scores.positions[picks.best])
 
 
 def bypass_effect_interval(

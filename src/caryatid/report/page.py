@@ -210,7 +210,7 @@ def _none_admissible(tables: figures.Tables, seed: int, arm: str, profile: str) 
         if (row["seed"], row["profile"]) == (seed, profile) and row["arm"] in ("base", arm) and row["reason"]
     }
     named = ", ".join(f"step {step} ({reasons.get(step, 'no admissible carrier')})" for step in without)
-    blank = "gap too small" in reasons.values()
+    blank = not {"no refusal", "undiscriminating refusal", "gap too small"}.isdisjoint(reasons.values())
     return f" No carrier at {named}." + (
         " Without a gap there is nothing to normalise by, and the row stays blank." if blank else ""
     )

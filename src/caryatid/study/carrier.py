@@ -10,7 +10,7 @@ from torch import Tensor
 from ..causal.capture import at_site
 from ..config import StudyConfig
 from ..data.prompts import PromptSet
-from ..errors import InputError
+from ..errors import InputError, NumericalError
 from ..geometry.carriers import CandidateScores, CarrierChoice, Profile, average, select
 from ..geometry.directions import category_directions, mean_difference, subspace
 from ..geometry.rank import SiteActivations
@@ -99,16 +99,23 @@ def strongest(scores: CandidateScores, profile: Profile) -> int:
     """The candidate with the lowest mean bypass below the profile's depth cut, admissible or not.
 
     Raises:
-        InputError: no candidate is below the cut.
+        InputError: no candidate is below the cut. NumericalError: none there has a finite score.
     """
-    bypass = np.where(scores.layers < profile.depth_cut(scores.n_layers), average(scores).bypass[0], np.nan)
-    if np.isnan(bypass).all():
+    below = scores.layers < profile.depth_cut(scores.n_layers)
+    if not below.any():
         raise InputError(
             f"no scored layer below the depth cut {profile.depth_cut(scores.n_layers)}",
             where="geometry.layer_stride",
             remedy="Score more layers.",
         )
-    return int(np.nanargmin(bypass))
+    bypass = np.where(below, average(scores).bypass[0], np.nan)
+    if not np.isfinite(bypass).any():
+        raise NumericalError(
+            "no finite bypass score below the depth cut",
+            where="candidate scores",
+            remedy="Check the anchor's weights, or measure it in float32.",
+        )
+    return int(np.where(np.isfinite(bypass), bypass, np.inf).argmin())
 
 
 def find_carrier(context: Context, ref: AnchorRef) -> Carrier:

@@ -153,7 +153,7 @@ def _places(found: CarrierBootstrap) -> list[Row]:
 def drift_by_layer(context: Context, a: AnchorRef, b: AnchorRef) -> list[Row]:
     """Drift a → b at every layer, last position: cosine of the directions, and mean and largest principal angle.
 
-    Layers at which nothing differs are left out. Point values, in radians for angles; the carrier's site alone has
+    Layers at which nothing differs are left out. Point values, angles in degrees; the carrier's site alone has
     intervals (table `drift`).
     """
     labels = labels_of(context.prompts.extraction_harmful)

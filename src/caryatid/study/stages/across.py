@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from ...artifacts import Stage, nan_to_none
 from ...behaviour.judges.base import Exchange, Judge, judge_id
@@ -29,6 +29,11 @@ from .intervene import read_answers
 from .transfer import still_refused
 
 Row = dict[str, Any]
+UNITS = {
+    **dict.fromkeys(("excess_angle", "corrected_angle", "angle_across_halves"), "degrees"),
+    **dict.fromkeys(("angle_within_halves", "subspace_mean", "subspace_max"), "degrees"),
+    "subspace_grassmann": "radians",
+}
 
 
 class Site(NamedTuple):
@@ -115,9 +120,14 @@ class _Seed:
         raw = rank_figures(rows)._asdict()
         common = {**self._where(ref), **self.site.columns, "n": len(rows), "noise": "extraction prompts"}
         none = {"lo": float("nan"), "hi": float("nan")}
-        self.tables["rank"].append({**common, "quantity": "effective_rank", **compared.b._asdict()})
+        measured = {
+            **common,
+            "n": len(rows) - len(compared.left_out),
+            "note": _rank_note(compared.left_out, rows),
+        }
+        self.tables["rank"].append({**measured, "quantity": "effective_rank", **compared.b._asdict()})
         difference = compared.difference._asdict()
-        self.tables["rank"].append({**common, "quantity": "effective_rank_change", **difference})
+        self.tables["rank"].append({**measured, "quantity": "effective_rank_change", **difference})
         for name in ("participation_ratio", "stable_rank"):
             self.tables["rank"].append({**common, "quantity": name, "value": figures[name], **none})
         for name, value in raw.items():
@@ -145,7 +155,7 @@ class _Seed:
         for name in ("mean", "max", "grassmann", "chordal"):
             rows.append((f"subspace_{name}", {"value": getattr(angles, name), **none}))
         for name, values in rows:
-            unit = "degrees" if "angle" in name else "radians" if name.startswith("subspace") else ""
+            unit = UNITS.get(name, "")
             self.tables["drift"].append(
                 {**pair, "quantity": name, **values, "unit": unit, "noise": "extraction prompts"}
             )
@@ -280,6 +290,14 @@ class _Seed:
             name = judge_id(judge or self.context.judge)
             rows.append({"setting": "judge", "choice": name, **_short(decide(changed, thresholds))})
         return [{"threshold": None, **row} for row in rows]
+
+
+def _rank_note(left_out: Sequence[str], rows: Float[torch.Tensor, "categories d"]) -> str:
+    """What to know about an effective rank: categories without sampling noise to estimate, or a single one."""
+    if left_out:
+        plural = "y" if len(left_out) == 1 else "ies"
+        return f"{len(left_out)} categor{plural} with a single prompt left out"
+    return "a single category: 1 whatever the model" if len(rows) == 1 else ""
 
 
 def _short(verdict: Verdict) -> Row:

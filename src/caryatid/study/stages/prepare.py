@@ -23,6 +23,7 @@ from ...models.load import LoadedModel, load_model
 from ..context import Context
 from ..plan import AnchorRef, StagePlan
 
+MIN_EXTRACTION = 4  # so that halves have two prompts each (excess angle)
 CHUNK_BATCHES = 2  # batches per resumable chunk of answers
 
 
@@ -35,6 +36,14 @@ def prompts(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, An
             where=str(stage.path),
             remedy="Start anew.",
         )
+    for side in ("harmful", "harmless"):
+        count = len(getattr(settled, f"extraction_{side}"))
+        if count < MIN_EXTRACTION:
+            raise InputError(
+                f"at least {MIN_EXTRACTION} extraction prompts of each kind are needed, {count} are {side}",
+                where=f"prompts.limits.extraction_{side}",
+                remedy="Use more.",
+            )
     stage.write_json("prompts.json", settled.to_json())
     return {"source": settled.source, "dropped": len(settled.dropped)}
 

@@ -1,0 +1,242 @@
+"""Anchors without a carrier through the stages, tables and report of a study; studies with too little to measure."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import small_config
+
+from caryatid.artifacts import RunDirectory, Stage
+from caryatid.config import StudyConfig
+from caryatid.errors import CaryatidError, InputError, NumericalError
+from caryatid.report.tables import read_tables
+from caryatid.study.runner import planned, run_study
+
+CHEAP = (
+    "arms=[sft, refusal_sft]",
+    "attacks.fixed_source.enabled=false",
+    "causal.sweeps_at=none",
+    "causal.localise_at=none",
+    "causal.ranks=[1]",
+)
+DEPENDENT = ("reextract", "causal", "transfer", "analysis")
+# Unablated refusal scores on harmful and harmless prompts, refusal rates of both, whether a candidate is admissible.
+CASES: Mapping[tuple[str, int], tuple[float, float, float, float, bool]] = {
+    ("base", 0): (4.0, -4.0, 1.0, 0.0, True),
+    ("sft", 1): (-3.0, -3.5, 0.0, 0.0, True),
+    ("sft", 2): (4.0, 3.5, 1.0, 0.75, True),
+    ("refusal_sft", 1): (0.5, 0.0, 0.5, 0.25, True),
+    ("refusal_sft", 2): (4.0, -4.0, 1.0, 0.0, False),
+}
+REASONS = {
+    ("base", 0): "",
+    ("sft", 1): "no refusal",
+    ("sft", 2): "undiscriminating refusal",
+    ("refusal_sft", 1): "gap too small",
+    ("refusal_sft", 2): "no admissible carrier",
+}
+
+
+def stage_of(config: StudyConfig, run: Path, kind: str, arm: str, step: int) -> Stage:
+    return planned(config, run)[0][f"{kind}/{arm}@{step}/seed0"].stage(RunDirectory(run))
+
+
+def reseal(stage: Stage, **facts: Any) -> None:
+    """Finish a stage again with what now lies in it and with other facts."""
+    kept = {key: value for key, value in stage.manifest().items() if key not in ("stage", "key", "inputs")}
+    kept.pop("files")
+    stage.finish({**kept, "facts": {**kept["facts"], **facts}})
+
+
+def plant(config: StudyConfig, run: Path, arm: str, step: int) -> None:
+    """Give an anchor's finished stages the scores and refusal rates of its case."""
+    h, s, refused, over_refused, admissible = CASES[arm, step]
+    bank = stage_of(config, run, "bank", arm, step)
+    scores = bank.read_tensors("scores.safetensors")
+    noise = torch.linspace(-0.1, 0.1, scores["harmful"].shape[0], dtype=torch.float64)
+    scores["harmful"], scores["harmless"] = h + noise, s + noise
+    scores["bypass"] = (s + noise).expand_as(scores["bypass"]).clone()
+    scores["induce"] = (h + noise).expand_as(scores["induce"]).clone()
+    scores["kl"] = torch.full_like(scores["kl"], 0.05 if admissible else 3.0)
+    bank.write_tensors("scores.safetensors", scores)
+    reseal(bank, gap=h - s)
+    selection = stage_of(config, run, "selection", arm, step)
+    reseal(selection, harmful_refusal_rate=refused, harmless_refusal_rate=over_refused)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("no-carrier")
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Path:
+    return run_study(small_config(place, *CHEAP), place / "run").directory
+
+
+@pytest.fixture(scope="module")
+def planted(place: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("planted") / "run"
+    shutil.copytree(finished, run)
+    config = small_config(place, *CHEAP)
+    for arm, step in CASES:
+        plant(config, run, arm, step)
+    for kind in ("causal", "transfer", "analysis"):
+        shutil.rmtree(run / "stages" / kind)
+    run_study(config, run)
+    return run
+
+
+def of_anchor(rows: list[dict[str, Any]], arm: str, step: int) -> list[dict[str, Any]]:
+    return [row for row in rows if (row["arm"], row["step"]) == (arm, step)]
+
+
+@pytest.mark.parametrize(("arm", "step"), CASES)
+def test_each_reason_is_named_in_every_table_about_carriers(planted: Path, arm: str, step: int) -> None:
+    tables, reason = read_tables(planted), REASONS[arm, step]
+    summaries = of_anchor(tables["carrier_summary"], arm, step)
+    assert {row["reason"] for row in summaries} == {reason}
+    places = [row for row in summaries if row["noise"] == "selection prompts"]
+    assert {row["p_none"] for row in places} == {1.0 if reason else 0.0}
+    depths = [row for row in places if row["quantity"] in ("depth", "argmin_depth")]
+    assert all((row["value"] is None) == bool(reason) for row in depths)
+    candidates = of_anchor(tables["carriers"], arm, step)
+    assert any(row["best"] for row in candidates) == (not reason)
+    if reason in ("no refusal", "undiscriminating refusal", "gap too small"):
+        assert all(row["bypass_effect"] is None and row["induce_effect"] is None for row in candidates)
+    by_bypass = [row for row in of_anchor(tables["selectors"], arm, step) if row["selector"] == "bypass"]
+    assert {row["reason"] for row in by_bypass} == {reason}
+    assert all((row["layer"] is None) == bool(reason) for row in by_bypass)
+    causal = of_anchor(tables["causal"], arm, step)
+    assert {row["carrier_admissible"] for row in causal} == {not reason}
+    sweep = of_anchor(tables["threshold_sweep"], arm, step)
+    assert all((row["depth"] is None) == bool(row["reason"]) for row in sweep)
+
+
+def test_a_pair_without_a_carrier_is_undetermined_and_says_so(planted: Path) -> None:
+    verdicts = read_tables(planted)["verdict"]
+    assert len(verdicts) == 6
+    for row in verdicts:
+        assert row["label"] == "undetermined"
+        assert "lack a carrier" in row["reasons"]
+
+
+def test_the_report_names_each_reason(planted: Path) -> None:
+    html = (planted / "report" / "index.html").read_text()
+    for (arm, step), reason in REASONS.items():
+        if arm != "base":
+            assert f"step {step} ({reason})" in html
+    assert html.count("nothing to normalise by") == 2
+
+
+def test_step_0_without_a_carrier_still_gives_every_table(place: Path, planted: Path, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", small_config(place, *CHEAP)
+    shutil.copytree(planted, run)
+    bank = stage_of(config, run, "bank", "base", 0)
+    scores = bank.read_tensors("scores.safetensors")
+    scores["kl"] = torch.full_like(scores["kl"], torch.nan)
+    bank.write_tensors("scores.safetensors", scores)
+    reseal(bank)
+    for kind in ("causal", "transfer"):
+        shutil.rmtree(stage_of(config, run, kind, "base", 0).path)
+    shutil.rmtree(run / "stages" / "analysis")
+    run_study(config, run)
+    tables = read_tables(run)
+    assert {row["reason"] for row in of_anchor(tables["carrier_summary"], "base", 0)} == {
+        "no admissible carrier"
+    }
+    assert {row["label"] for row in tables["verdict"]} == {"undetermined"}
+    assert {row["site_admissible"] for row in tables["rank"]} == {False}
+    assert (run / "report" / "index.html").stat().st_size > 0
+
+
+@pytest.mark.parametrize("draws", [100, 101])
+def test_anchors_with_and_without_resamples_are_compared(
+    place: Path, planted: Path, tmp_path: Path, draws: int
+) -> None:
+    run, config = tmp_path / "run", small_config(place, *CHEAP, f"geometry.bootstrap_draws={draws}")
+    shutil.copytree(planted, run)
+    stage = stage_of(config, run, "reextract", "sft", 1)
+    stage.write_json("resamples.json", [])
+    reseal(stage)
+    run_study(config, run)
+    tables = read_tables(run)
+    assert {row["label"] for row in tables["verdict"] if row["arm"] == "sft"} == {"undetermined"}
+    pair = [row for row in tables["shifts"] if (row["arm"], row["to"]) == ("refusal_sft", 1)]
+    assert sum(row["draws"] for row in pair) == draws
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "error", "message"),
+    [
+        ("activations", "harmful", torch.nan, NumericalError, "harmful activations are not finite"),
+        ("bank", "bypass", torch.nan, NumericalError, "no finite bypass score"),
+    ],
+)
+def test_values_that_are_not_finite_are_one_line_errors(
+    place: Path,
+    planted: Path,
+    tmp_path: Path,
+    kind: str,
+    name: str,
+    value: float,
+    error: type[CaryatidError],
+    message: str,
+) -> None:
+    run, config = tmp_path / "run", small_config(place, *CHEAP)
+    shutil.copytree(planted, run)
+    stage = stage_of(config, run, kind, "base", 0)
+    file = "activations.safetensors" if kind == "activations" else "scores.safetensors"
+    tensors = stage.read_tensors(file)
+    tensors[name] = torch.full_like(tensors[name], value)
+    stage.write_tensors(file, tensors)
+    reseal(stage)
+    for other in ("bank", *DEPENDENT)[kind == "bank" :]:
+        shutil.rmtree(run / "stages" / other)
+    with pytest.raises(error, match=message) as caught:
+        run_study(config, run)
+    assert "\n" not in str(caught.value)
+
+
+def test_fewer_extraction_prompts_than_can_be_split_stop_the_study_at_once(
+    place: Path, tmp_path: Path
+) -> None:
+    config = small_config(place, "prompts.limits.extraction_harmful=3")
+    with pytest.raises(InputError, match="at least 4 extraction prompts") as caught:
+        run_study(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "stages" / "train").exists()
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["one category", "every prompt its own category"])
+def test_too_few_categories_or_prompts_for_a_rank_are_named(
+    place: Path, planted: Path, tmp_path: Path, alone: bool
+) -> None:
+    run, config = tmp_path / "run", small_config(place, *CHEAP)
+    shutil.copytree(planted, run)
+    stage = planned(config, run)[0]["prompts"].stage(RunDirectory(run))
+    stored = stage.read_json("prompts.json")
+    for number, row in enumerate(stored["sets"]["extraction_harmful"]["prompts"]):
+        row["category"] = f"category {number}" if alone else "cybercrime"
+    stage.write_json("prompts.json", stored)
+    reseal(stage)
+    shutil.rmtree(run / "stages" / "analysis")
+    run_study(config, run)
+    tables = read_tables(run)
+    ranks = [row for row in tables["rank"] if row["quantity"] == "effective_rank"]
+    assert len(ranks) == len(CASES)
+    for row in ranks:
+        if alone:
+            assert (row["value"], row["n"]) == (None, 0)
+            assert row["note"] == "16 categories with a single prompt left out"
+        else:
+            assert row["value"] == pytest.approx(1)
+            assert row["n"] == 1
+            assert row["note"] == "a single category: 1 whatever the model"
+    assert not any(row["expansion"] for row in tables["verdict"])
+    angles = {row["quantity"]: row["unit"] for row in tables["drift"] if row["value"] is not None}
+    assert angles["subspace_max"] == angles["excess_angle"] == "degrees"
+    assert angles["subspace_grassmann"] == "radians"
