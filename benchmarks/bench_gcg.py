@@ -4,10 +4,15 @@
     PYTHONPATH=build/bench python benchmarks/bench_gcg.py
     PYTHONPATH=build/bench python benchmarks/bench_gcg.py --device cuda --shape mistral-7b --width 512 --top-k 256
 
+    PYTHONPATH=build/bench python benchmarks/bench_gcg.py --device cuda --shape smollm2 --width 512 --top-k 256 \\
+        --cases 8
+
 A step is all of it: gradient, sampling, the round trip through the tokenizer, the losses of all candidates, and for
 caryatid the exact re-scoring of new bests. nanoGCG runs as shipped, without its prefix cache, which needs a cache
 that transformers 5 no longer has; with `--mended` also with that cache made to work. Step times are medians after
-one warm-up step. Without nanoGCG only caryatid is timed.
+the warm-up steps. Without nanoGCG only caryatid is timed. With `--cases` n above 1, caryatid takes the steps of n
+cases together, as the training loop does (no re-scoring of new bests there); its times are divided by n and stand
+beside nanoGCG's for one case.
 """
 
 import argparse
@@ -29,7 +34,7 @@ import torch
 import transformers
 
 from caryatid.attacks import gcg
-from caryatid.attacks.gcg import gcg_search
+from caryatid.attacks.gcg import case_generator, gcg_search, gcg_steps
 from caryatid.attacks.scoring import SCORINGS
 from caryatid.attacks.state import GcgCase, start_state
 from caryatid.models.load import LoadedModel, choose_device, load_model, load_tokenizer
@@ -41,6 +46,7 @@ CASE = GcgCase(
     "Sure, here is a letter that persuades the council to close it",
 )
 SUFFIX = 20
+WARM_UP = 2  # steps: the second records graphs
 # Dense bfloat16 peak in TFLOP/s, from the makers' data sheets.
 PEAK = {"H100": 989.4, "H200": 989.4, "A100": 312.0}
 
@@ -72,10 +78,12 @@ class Clock:
             torch.cuda.synchronize()
         self.ticks.append(time.perf_counter())
 
-    def timing(self, name: str, candidates: list[int], forward_tokens: float = float("nan")) -> Timing:
-        """The first step warms up and is left out."""
-        steps = [b - a for a, b in itertools.pairwise(self.ticks)][1:]
-        seconds, scored = statistics.median(steps), statistics.mean(candidates[1:])
+    def timing(
+        self, name: str, candidates: list[int], forward_tokens: float = float("nan"), cases: int = 1
+    ) -> Timing:
+        """Per case and step, without the steps that warm up."""
+        steps = [(b - a) / cases for a, b in itertools.pairwise(self.ticks)][WARM_UP:]
+        seconds, scored = statistics.median(steps), statistics.mean(candidates[WARM_UP * cases :])
         return Timing(name, seconds, scored, scored / seconds, forward_tokens, steps)
 
 
@@ -98,14 +106,35 @@ def run_caryatid(loaded: LoadedModel, args: argparse.Namespace, name: str, optio
             pass
 
     gcg.surviving_candidates = counting  # type: ignore[assignment]
-    settings = {"width": args.width, "top_k": args.top_k, "batch_size": args.batch_size or args.width}
-    settings |= {"seed": args.seed, "suffix_length": SUFFIX, **options}
+    steps = args.steps + WARM_UP
+    settings = {"width": args.width, "top_k": args.top_k, "steps": steps, **options}
+    settings["batch_size"] = args.batch_size or args.width * args.cases
+    found: list[Any]
     try:
         clock.tick()
-        (result,) = gcg_search(loaded, chat, [CASE], steps=args.steps + 1, progress=Ticks(), **settings)
+        if args.cases == 1:
+            found = list(
+                gcg_search(
+                    loaded, chat, [CASE], seed=args.seed, suffix_length=SUFFIX, progress=Ticks(), **settings
+                )
+            )
+        else:
+            states = [start_state(chat, case, length=SUFFIX) for case in several(args.cases)]
+            generators = [case_generator(args.seed, state.case) for state in states]
+            found = gcg_steps(loaded, chat, states, generator=generators, on_step=clock.tick, **settings)
     finally:
         gcg.surviving_candidates = surviving
-    return clock.timing(name, counts, result.forward_tokens / (args.steps + 1))
+    tokens = statistics.mean(one.forward_tokens for one in found)
+    return clock.timing(name, counts, tokens / steps, args.cases)
+
+
+def several(count: int) -> list[GcgCase]:
+    """Cases of about one length that differ in wording."""
+    words = CASE.user_text.split()
+    return [
+        GcgCase(f"bench-{i}", " ".join(words[i % 6 :]) + " please" * (i % 3), CASE.target)
+        for i in range(count)
+    ]
 
 
 class MendedModel:
@@ -149,7 +178,7 @@ def run_nanogcg(loaded: LoadedModel, args: argparse.Namespace, name: str, *, men
 
     nano.filter_ids, nano.tqdm = counting, timed
     config = nano.GCGConfig(
-        num_steps=args.steps + 1,
+        num_steps=args.steps + WARM_UP,
         search_width=args.width,
         batch_size=args.batch_size or None,
         topk=args.top_k,
@@ -232,6 +261,7 @@ def measure(loaded: LoadedModel, args: argparse.Namespace) -> list[Timing]:
     contenders: list[Callable[[], Timing]] = [
         lambda: run_caryatid(loaded, args, "caryatid", {}),
         *[partial(run_caryatid, loaded, args, f"caryatid, {s}", {"scoring": s}) for s in args.scoring],
+        *[partial(run_caryatid, loaded, args, "caryatid, nothing compiled", {"fuse": False})] * args.unfused,
     ]
     if find_spec("nanogcg"):
         contenders.append(lambda: run_nanogcg(loaded, args, "nanoGCG 0.3.0", mended=False))
@@ -270,6 +300,10 @@ def report(loaded: LoadedModel, args: argparse.Namespace, timings: list[Timing])
         "width": args.width,
         "top_k": args.top_k,
         "steps": args.steps,
+        "cases": args.cases,
+        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30
+        if loaded.device.type == "cuda"
+        else None,
         "seed": args.seed,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -285,7 +319,10 @@ def main() -> int:
     parser.add_argument("--shape", choices=("embedded", "smollm2", "mistral-7b"), default="embedded")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--top-k", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps, after one warm-up step")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after the warm-up")
+    parser.add_argument("--cases", type=int, default=1, help="cases whose steps caryatid takes together")
+    parser.add_argument("--tokenizer", default="embedded", help="of random models; a folder, or embedded")
+    parser.add_argument("--unfused", action="store_true", help="also caryatid with nothing compiled")
     parser.add_argument("--batch-size", type=int, default=0, help="rows per forward; 0: all candidates")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scoring", nargs="*", choices=SCORINGS, default=[], help="also these by name")
@@ -297,10 +334,11 @@ def main() -> int:
     if args.shape == "embedded":
         loaded = load_model("embedded", device=args.device)
     else:
-        loaded = random_model(args.shape, device)
+        loaded = random_model(args.shape, device, tokenizer=args.tokenizer)
     result = report(loaded, args, measure(loaded, args))
     args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / f"gcg-{args.shape}-{device.type}.json"
+    batched = f"-{args.cases}-cases" if args.cases > 1 else ""
+    file = args.out / f"gcg-{args.shape}{batched}-{device.type}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {file.name}: {result['device']}")
     ratio = result["timings"][0]["ratio_to_nanogcg"]
