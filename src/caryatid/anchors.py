@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataMissingError
-from .models.load import LoadedModel, load_model, merge_adapter
-from .models.quiet import quiet_transformers
+from .models.adapters import add_adapter
+from .models.load import LoadedModel, load_model
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Anchor:
 
     Attributes:
         backbone: what `load_model` takes.
-        adapters: PEFT adapter folders, merged onto the backbone in this order, in memory.
+        adapters: PEFT adapter folders, added to the backbone in this order, in memory.
         weights: full weights (folder or hub id) that stand in for the backbone's.
         revision: of the hub model that is loaded.
     """
@@ -64,7 +64,7 @@ def anchor_from_json(value: Mapping[str, Any], root: Path) -> Anchor:
 
 
 def open_anchor(anchor: Anchor, *, dtype: str | None = None, device: str | None = None) -> LoadedModel:
-    """Load an anchor, its adapters merged in memory; nothing is written.
+    """Load an anchor; adapters are merged into float32 weights and kept beside 16-bit ones. Nothing is written.
 
     Raises:
         DataMissingError: an adapter folder is missing. InputError: it does not fit. And what `load_model` raises.
@@ -80,6 +80,5 @@ def open_anchor(anchor: Anchor, *, dtype: str | None = None, device: str | None 
                 where=f"{anchor.arm}@{anchor.step}: {adapter}",
                 remedy="Check the path, or train again.",
             )
-        with quiet_transformers():
-            model = merge_adapter(model, Path(adapter))
+        model = add_adapter(model, Path(adapter))
     return LoadedModel(model, loaded.tokenizer, loaded.spec, loaded.identity, loaded.dtype, loaded.device)

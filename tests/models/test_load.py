@@ -20,10 +20,11 @@ from transformers.utils import logging as hf_logging
 
 from caryatid.errors import CaryatidError, DataMissingError, InputError, UsageError
 from caryatid.models import convert
+from caryatid.models.adapters import add_adapter
 from caryatid.models.check import check_loaded, check_model
 from caryatid.models.forward import last_logits
 from caryatid.models.generate import generate
-from caryatid.models.load import load_model, merge_adapter
+from caryatid.models.load import load_model
 from caryatid.models.template import ChatFormat
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -115,7 +116,7 @@ def test_adapters_chain_and_errors_name_the_adapter(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base")
     first = make_adapter(tmp_path / "first", str(base), seed=1)
     second = make_adapter(tmp_path / "second", str(first), seed=2)
-    both = merge_adapter(merge_adapter(load_model(str(base), device="cpu").model, first), second)
+    both = add_adapter(add_adapter(load_model(str(base), device="cpu").model, first), second)
     torch.testing.assert_close(logits(load_model(str(second), device="cpu").model), logits(both))
     with pytest.raises(InputError, match=r"does not name its base model.*base_model_name_or_path"):
         load_model(str(make_adapter(tmp_path / "orphan", None)))

@@ -1,12 +1,18 @@
 """Adapters in a 16-bit model's own precision: the same function up to rounding, and nothing left behind."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from caryatid.anchors import Anchor, open_anchor
+from caryatid.errors import InputError
 from caryatid.models.batch import left_pad
-from caryatid.training.trainee import LoraShape, OptimizerSettings, Trainee
-from tiny import ARCHITECTURES, tiny_loaded
+from caryatid.models.load import LoadedModel
+from caryatid.training.losses import sft_loss
+from caryatid.training.trainee import Example, LoraShape, OptimizerSettings, Trainee
+from tiny import ARCHITECTURES, save_tiny, tiny_loaded
 
 SEQS = [[5, 9, 44, 7, 300, 12], [8, 21, 4]]
 LORA = LoraShape(r=2, alpha=6, dropout=0.2)
@@ -25,11 +31,13 @@ def trainee_of(arch: str, dtype: torch.dtype) -> Trainee:
 
 
 @torch.no_grad()
-def logits(trainee: Trainee) -> torch.Tensor:
+def model_logits(loaded: LoadedModel) -> torch.Tensor:
     batch = left_pad(SEQS, 0)
-    return trainee.loaded.model(
-        batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids
-    ).logits.float()
+    return loaded.model(batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids).logits.float()
+
+
+def logits(trainee: Trainee) -> torch.Tensor:
+    return model_logits(trainee.loaded)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -113,3 +121,39 @@ def test_hooks_come_off_after_an_error() -> None:
         raise ZeroDivisionError
     assert torch.equal(logits(trainee), plain)
     assert not any(module._forward_hooks for module in trainee.loaded.model.modules())
+
+
+def test_full_training_of_16_bit_weights_is_refused() -> None:
+    settings = OptimizerSettings(1e-3, 1)
+    with pytest.raises(InputError, match=r"full training of bfloat16 weights.*float32.*lora"):
+        Trainee(tiny_loaded("llama", dtype=torch.bfloat16), mode="full", lora=LORA, settings=settings, seed=0)
+    Trainee(tiny_loaded("llama"), mode="full", lora=LORA, settings=settings, seed=0)
+
+
+def test_training_goes_on_from_a_kept_adapter(tmp_path: Path) -> None:
+    """A warmed 16-bit step 0 and an arm's adapter on top of it: nothing of either is lost on the way through files."""
+    base = save_tiny(tmp_path / "base")
+    warmed = trainee_of("llama", torch.bfloat16)
+    warmed.save_weights(tmp_path / "warm")
+    step_zero = Anchor("base", 0, str(base), (str(tmp_path / "warm"),))
+    loaded = open_anchor(step_zero, dtype="bfloat16", device="cpu")
+    start = model_logits(loaded)
+    trainee = Trainee(loaded, mode="lora", lora=LORA, settings=OptimizerSettings(3e-2, 2), seed=1)
+    assert torch.equal(logits(trainee), start)
+    for _ in range(2):
+        with trainee.training():
+            output = trainee.forward([Example([5, 9, 44], [7, 300]), Example([8, 21, 4], [12])])
+            trainee.backward(sft_loss(output.logits, output.targets), "test")
+            trainee.update()
+    with trainee.at_step_zero():
+        assert torch.equal(logits(trainee), start)
+    trained = logits(trainee)
+    with trainee.attacked():
+        assert (logits(trainee) - trained).norm() < 0.1 * (trained - start).norm()
+    trainee.save_weights(tmp_path / "arm")
+    anchor = Anchor("sft", 2, str(base), (str(tmp_path / "warm"), str(tmp_path / "arm")))
+    opened = model_logits(open_anchor(anchor, dtype="bfloat16", device="cpu"))
+    exact = model_logits(open_anchor(anchor, dtype="float32", device="cpu"))
+    assert (trained - start).norm() > 0.2 * start.norm()
+    assert (opened - trained).norm() < 0.1 * (trained - start).norm()
+    assert (opened - exact).norm() < 0.1 * (trained - start).norm()

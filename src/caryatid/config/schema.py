@@ -124,7 +124,7 @@ class R2D2Config(Part):
 class TrainingConfig(Part):
     """What all arms share."""
 
-    mode: Literal["lora", "full"] = "lora"
+    mode: Literal["lora", "full"] = Field("lora", description="full takes float32 weights.")
     lora: LoraPart = LoraPart()
     learning_rate: float = Field(2e-5, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"

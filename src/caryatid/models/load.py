@@ -10,13 +10,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from caryatid.errors import DataMissingError, InputError, UsageError
+from caryatid.models.adapters import add_adapter
 from caryatid.models.convert import ensure_embedded
 from caryatid.models.layout import decoder_layers
 from caryatid.models.quiet import quiet_transformers
 from caryatid.models.resolve import resolve
 from caryatid.models.template import ChatFormat
 
-__all__ = ["LoadedModel", "choose_device", "ensure_embedded", "load_model", "load_tokenizer", "merge_adapter"]
+__all__ = ["LoadedModel", "choose_device", "ensure_embedded", "load_model", "load_tokenizer"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -134,36 +135,6 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, embeddings: int, spec:
         )
 
 
-def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Merge a peft adapter into the weights, in memory.
-
-    Raises:
-        InputError: the adapter does not fit the model, or is of a kind that cannot be merged.
-    """
-    from peft import PeftModel
-
-    try:
-        with quiet_transformers():
-            wrapped: Any = PeftModel.from_pretrained(
-                cast(Any, model), str(folder), is_trainable=False, use_safetensors=True
-            )
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise InputError(
-            f"the adapter does not fit its base model: {_first_line(error)}",
-            where=str(folder),
-            remedy="Check base_model_name_or_path in its adapter_config.json.",
-        ) from error
-    if not hasattr(wrapped.base_model, "merge_and_unload"):
-        raise InputError(
-            "this kind of adapter cannot be merged",
-            where=str(folder),
-            remedy="Use LoRA or another mergeable kind.",
-        )
-    merged = wrapped.merge_and_unload()
-    merged.eval().requires_grad_(False)
-    return cast(PreTrainedModel, merged)
-
-
 def load_tokenizer(
     spec: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
@@ -188,7 +159,7 @@ def load_model(
     """Load a decoder-only model for measurement.
 
     Args:
-        spec: hub id, model folder, `.gguf` file, adapter folder (merged into its base in memory), or `embedded`.
+        spec: hub id, model folder, `.gguf` file, adapter folder (added to its base in memory), or `embedded`.
         dtype: "float32", "bfloat16" or "float16". Default: float32 on CPU, the checkpoint's own on CUDA.
         device: default CUDA where there is one.
         revision: of a hub model.
@@ -205,7 +176,7 @@ def load_model(
         tokenizer = _load_tokenizer(found.tokenizer_folder, spec, trust_remote_code)
         model = _load_weights(found.folder, spec, precision, place, trust_remote_code)
     for adapter in found.adapters:
-        model = merge_adapter(model, adapter)
+        model = add_adapter(model, adapter)
     model.eval().requires_grad_(False)
     decoder_layers(model)  # an unknown layout is refused here, not in the middle of a study
     embedding = cast(nn.Embedding, model.get_input_embeddings())

@@ -47,7 +47,7 @@ class ResolvedModel:
 
     Attributes:
         folder: the base model's configuration, safetensors and tokenizer.
-        adapters: adapter folders, to be merged into it in this order.
+        adapters: adapter folders, to be added to it in this order.
         identity: sha256 standing for all of it.
     """
 

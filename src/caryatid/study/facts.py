@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..artifacts import content_key
 from ..config import StudyConfig
 from ..data.study_prompts import StudyPrompts, build_study_prompts
@@ -12,6 +14,7 @@ from ..models.identity import folder_identity
 from ..models.load import choose_device, load_model
 from ..models.resolve import resolve
 from ..paths import hub_offline
+from ..training.trainee import check_precision
 from .plan import Facts
 
 PROMPT_TOKENS = 256  # planned for the user's text and the template, when batch shapes are chosen
@@ -33,6 +36,8 @@ def settle_facts(config: StudyConfig, earlier: Facts | None) -> Settled:
     """
     device = choose_device(config.model.device)
     dtype = config.model.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    if not config.observed:
+        check_precision(config.training.mode, getattr(torch, dtype))
     identity = resolve(
         config.model.spec, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
     ).identity

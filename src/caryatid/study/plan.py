@@ -157,6 +157,8 @@ def build_plan(config: StudyConfig, facts: Facts) -> Plan:
         "system": config.model.system,
         "batch": dict(facts.batch),
     }
+    if facts.dtype != "float32":
+        model["adapters"] = "kept"  # earlier versions merged them: another model
     chat = builder.add(
         "chat", "chat", {"model": model, "chat": dump["chat"]}, (prompts,), f"source {config.chat.source}"
     )

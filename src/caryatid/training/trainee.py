@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..artifacts import read_json, write_json
-from ..errors import NumericalError
+from ..errors import InputError, NumericalError
 from ..models.batch import left_pad
 from ..models.hooks import contiguous_head
 from ..models.load import LoadedModel
@@ -68,6 +68,20 @@ class Supervised(NamedTuple):
     tokens: int
 
 
+def check_precision(mode: Literal["lora", "full"], dtype: torch.dtype) -> None:
+    """Full training takes float32 weights: updates below half a step of a 16-bit weight are rounded away.
+
+    Raises:
+        InputError: `mode` is full and the weights are narrower.
+    """
+    if mode == "full" and dtype.itemsize < 4:
+        raise InputError(
+            f"full training of {str(dtype).removeprefix('torch.')} weights rounds small updates away",
+            where="training.mode",
+            remedy="Set model.dtype to float32 (and training.mixed_precision to bf16), or training.mode to lora.",
+        )
+
+
 def cut(example: Example, max_length: int) -> Example:
     """Keep the prompt; cut the answer so that both together have at most `max_length` tokens."""
     room = max(max_length - len(example.prompt), 1)
@@ -80,12 +94,15 @@ class Trainee:
     LoRA is injected into `loaded.model` in place, so that `loaded` stays the one handle to the current weights.
 
     Args:
-        loaded: step 0, merged; this object takes it over.
+        loaded: step 0, its adapters merged or kept; this object takes it over.
         mode: `lora` or `full`.
         lora: shape of the adapters.
         settings: optimizer and schedule.
         seed: of the adapters' initial values and of dropout.
         ranks: the processes that train together; all hold the same weights.
+
+    Raises:
+        InputError: full training of 16-bit weights.
     """
 
     def __init__(
@@ -101,6 +118,7 @@ class Trainee:
         from accelerate import Accelerator
         from transformers import get_scheduler
 
+        check_precision(mode, loaded.dtype)
         self.loaded, self.mode, self.settings, self.ranks = loaded, mode, settings, ranks
         self.accelerator: Any = Accelerator(
             mixed_precision=settings.mixed_precision, cpu=loaded.device.type == "cpu"
