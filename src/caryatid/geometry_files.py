@@ -6,7 +6,9 @@ from typing import Any
 
 from caryatid.errors import InputError
 from caryatid.geometry.carriers import PROFILES
-from caryatid.geometry.published import TableChoice, select_from_table
+from caryatid.geometry.published import TableChoice, select_cosmic_from_table, select_from_table
+
+SELECTORS = ("bypass", "cosmic")
 
 
 def select_file(
@@ -14,14 +16,22 @@ def select_file(
     n_layers: int,
     profile: str = "published",
     *,
+    selector: str = "bypass",
     harmful_score: float | None = None,
     harmless_score: float | None = None,
 ) -> TableChoice:
     """Select from a JSON list of rows `position, layer, refusal_score, steering_score, kl_div_score`.
 
+    Selector `cosmic` reads `position, layer, kl_div_score, cosmic_ablated, cosmic_added`, and uses only KL and depth
+    cuts of the profile.
+
     Raises:
-        InputError: the file cannot be read or used, or the profile is unknown.
+        InputError: the file cannot be read or used, or the profile or the selector is unknown.
     """
+    if selector not in SELECTORS:
+        raise InputError(
+            f"unknown selector {selector!r}", where="--selector", remedy=f"Use {', '.join(SELECTORS)}."
+        )
     if profile not in PROFILES:
         raise InputError(
             f"unknown profile {profile!r}", where="--profile", remedy=f"Use {', '.join(PROFILES)}."
@@ -37,6 +47,8 @@ def select_file(
             "is not a list of rows", where=str(path), remedy="See `caryatid directions select --help`."
         )
     try:
+        if selector == "cosmic":
+            return select_cosmic_from_table(rows, n_layers, PROFILES[profile])
         return select_from_table(
             rows,
             n_layers,

@@ -111,6 +111,51 @@ def test_calibrated_needs_the_unablated_scores(tmp_path: Path) -> None:
     assert found == (-1, 3, 1, 2)
 
 
+def cosmic_row(position: int, layer: int, ablated: Any, added: Any, kl: Any = 0.05) -> dict[str, Any]:
+    return {
+        "position": position, "layer": layer, "kl_div_score": kl, "cosmic_ablated": ablated, "cosmic_added": added
+    }  # fmt: skip
+
+
+def test_cosmic_selects_the_highest_sum_of_cosines_within_kl_and_depth(tmp_path: Path) -> None:
+    rows = [
+        cosmic_row(-1, 2, 0.9, 0.5),
+        cosmic_row(-2, 3, 0.8, 0.7),
+        cosmic_row(-1, 4, 0.9, 0.9, kl=0.2),
+        cosmic_row(-1, 8, 1.0, 1.0),
+        cosmic_row(-1, 5, None, 1.0),
+        cosmic_row(-1, 6, math.nan, 1.0),
+    ]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows))
+    assert select_file(file, 10, selector="cosmic") == (-2, 3, 2, 6)
+    assert select_file(file, 10, "calibrated", selector="cosmic") == (-1, 4, 3, 6)
+    assert select_file(file, 12, selector="cosmic") == (-1, 8, 3, 6)
+    file.write_text(json.dumps(rows[2:3]))
+    assert select_file(file, 10, selector="cosmic") == (None, None, 0, 1)
+
+
+def test_selectors_may_differ_on_one_table(tmp_path: Path) -> None:
+    rows = [row(-1, 2, -5.0) | cosmic_row(-1, 2, 0.1, 0.2), row(-1, 3, -1.0) | cosmic_row(-1, 3, 0.9, 0.9)]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows))
+    assert select_file(file, 10).layer == 2
+    assert select_file(file, 10, selector="cosmic").layer == 3
+
+
+def test_missing_cosines_are_named_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([row(-1, 3, -1.0)]))
+    with pytest.raises(InputError, match="cosmic_ablated, cosmic_added") as caught:
+        select_file(file, 10, selector="cosmic")
+    assert "\n" not in str(caught.value)
+    file.write_text(json.dumps([cosmic_row(-1, 3, 0.5, 0.5), row(-1, 3, -1.0)]))
+    with pytest.raises(InputError, match="row 1: no 'cosmic_ablated'"):
+        select_file(file, 10, selector="cosmic")
+    with pytest.raises(InputError, match="unknown selector 'best'"):
+        select_file(file, 10, selector="best")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -54,10 +54,14 @@ def extract(
 )
 def select(
     file: Path = typer.Argument(
-        help="JSON rows: position, layer, refusal_score, steering_score, kl_div_score."
+        help="JSON rows: position, layer, refusal_score, steering_score, kl_div_score; for cosmic "
+        "position, layer, kl_div_score, cosmic_ablated, cosmic_added."
     ),
     layers: int = typer.Option(..., "--layers", min=1, help="Layers of the model."),
     profile: str = typer.Option("published", "--profile", help="published or calibrated."),
+    selector: str = typer.Option(
+        "bypass", "--selector", help="bypass (lowest refusal score) or cosmic (highest sum of its cosines)."
+    ),
     harmful_score: float | None = typer.Option(
         None, "--harmful-score", help="Unablated mean score, harmful."
     ),
@@ -70,10 +74,15 @@ def select(
     from ..geometry_files import select_file
 
     found = select_file(
-        file, layers, profile, harmful_score=harmful_score, harmless_score=harmless_score
+        file,
+        layers,
+        profile,
+        selector=selector,
+        harmful_score=harmful_score,
+        harmless_score=harmless_score,
     )._asdict()
     if as_json:
-        print_json({**found, "profile": profile})
+        print_json({**found, "profile": profile, "selector": selector})
     else:
         print_table(list(found), [list(found.values())])
 

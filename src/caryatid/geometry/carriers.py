@@ -293,7 +293,7 @@ def candidate_table(
     """One row per scored candidate with the columns of the contract's `carriers` table, arm and step left out.
 
     `best` marks the choice, by default that of `select`. Where the gap was too small to look for a carrier, effects
-    (shares of that gap) are NaN.
+    (shares of that gap) are NaN. The two cosines of COSMIC are there where they were measured.
     """
     choice = choice or select(scores, profile)
     means = average(scores)
@@ -301,6 +301,8 @@ def candidate_table(
     size = effects(means if choice.gap_suffices else means._replace(s=means.h))
     with np.errstate(invalid="ignore"):
         answer = scores.kl_answer.astype(np.float64).mean(axis=1)
+    pairs = [] if scores.cosmic is None else scores.cosmic.tolist()
+    cosines = [{"cosmic_ablated": one, "cosmic_added": other} for one, other in pairs] or [{}] * len(scores)
     return [
         {
             "position": int(scores.positions[index]),
@@ -315,6 +317,7 @@ def candidate_table(
             "profile": profile.name,
             "admissible": bool(passed[index]),
             "best": index == choice.best,
+            **cosines[index],
         }
         for index in range(len(scores))
     ]

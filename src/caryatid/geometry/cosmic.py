@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from caryatid.errors import InputError
@@ -66,6 +66,19 @@ def cosmic_scores(
     return CosmicScores(ablated.numpy(), added.numpy(), (ablated + added).numpy())
 
 
+def cosmic_admissible(
+    scores: CosmicScores,
+    kl: Sequence[float] | Float[np.ndarray, "candidates"],
+    layers: Sequence[int],
+    n_layers: int,
+    profile: Profile = COSMIC,
+) -> Bool[np.ndarray, "candidates"]:
+    """Which candidates have a score and are within the profile's KL and depth cuts."""
+    values, cut = np.asarray(kl, dtype=np.float64), profile.depth_cut(n_layers)
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(scores.total) & (values <= profile.kl_max) & (np.asarray(layers) < cut)
+
+
 def select_cosmic(
     scores: CosmicScores,
     kl: Sequence[float] | Float[np.ndarray, "candidates"],
@@ -74,10 +87,7 @@ def select_cosmic(
     profile: Profile = COSMIC,
 ) -> int | None:
     """Index of the candidate with the highest score among those within the KL and depth cuts; None without one."""
-    cut = profile.depth_cut(n_layers)
-    values = np.asarray(kl, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        passed = np.isfinite(scores.total) & (values <= profile.kl_max) & (np.asarray(layers) < cut)
+    passed = cosmic_admissible(scores, kl, layers, n_layers, profile)
     if not passed.any():
         return None
     return int(np.where(passed, scores.total, -np.inf).argmax())
