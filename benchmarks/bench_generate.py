@@ -66,7 +66,7 @@ def one_by_one(
     plain = GenerationConfig(
         do_sample=False,
         max_new_tokens=new_tokens,
-        eos_token_id=sorted(stop_ids(loaded, chat)),
+        eos_token_id=sorted(stop_ids(loaded, chat)) or None,
         pad_token_id=pad_id(loaded),
     )
     model: Any = loaded.model
