@@ -23,8 +23,8 @@ class LowPrecisionAdapters:
 
     PEFT casts every adapted layer's input to float32 and its sum back: at 7B that moves about as much memory as the
     layers themselves take time, for each of a GCG step's candidates. Here the layer's output gets x·A·B·scale added in
-    place, with A and B rounded to the layer's precision at each `open`. Merging instead would lose every change
-    below half a unit in the last place of a 16-bit weight.
+    place, with A and B rounded to the layer's precision at each `open`. As in PEFT, a change below half a step of the
+    layer's own rounded output is lost; opened anchors keep it (`models/adapters.py`).
 
     The rounded factors stay at the same addresses for the life of this object.
 
