@@ -151,39 +151,21 @@ def score_bank(
         evaluate_watched, loaded, reduce=target, layers=tuple(cosmic_layers), batch_size=batch_size
     )
     harmful_ids, harmless_ids = chat.ids_many(harmful), chat.ids_many(harmless)
-    (up,), (down,) = measure(harmful_ids, [UNTOUCHED]), measure(harmless_ids, [UNTOUCHED])
-    h, s = up.scores, down.scores
-    _require_finite("unablated refusal scores", torch.cat([h[0], s[0]]))
-    count = len(bank.layers)
-    ablated, rows = _bypass_scores(
-        partial(measure, progress=progress), harmful_ids, bank.vectors, h[0], s[0], skip_below, skip_after
-    )
-    bypass = ablated.scores
-    induce = torch.full((count, len(harmless)), torch.nan)
-    kl = torch.full((count, len(harmless), 3), torch.nan)
-    cosmic = torch.full((count, 2), torch.nan, dtype=torch.float64)
-    if len(rows):
-        base = AnswerReference(
-            loaded, harmless_ids, answers, answer_tokens=answer_tokens, batch_size=batch_size
-        )
-        kl[rows] = _kl_scores(loaded, base, bank.vectors[rows], batch_size, progress)
-        groups = additions(bank.vectors[rows], [bank.layers[row] for row in rows])
-        added = measure(harmless_ids, [group for _, group in groups], progress=progress)
-        for (members, group), found in zip(groups, added, strict=True):
-            here = rows[members]
-            induce[here] = found.scores
-            if up.outputs is not None and down.outputs is not None:
-                assert ablated.outputs is not None
-                cosmic[here] = _cosmic(
-                    ablated.outputs[here], found, group.start, cosmic_layers, up.outputs[0], down.outputs[0]
-                )
+    plain = _Untouched(*(measure(ids, [UNTOUCHED])[0] for ids in (harmful_ids, harmless_ids)))
+    h, s = plain.harmful.scores[0], plain.harmless.scores[0]
+    _require_finite("unablated refusal scores", torch.cat([h, s]))
+    measure = partial(measure, progress=progress)
+    ablated, rows = _bypass_scores(measure, harmful_ids, bank.vectors, h, s, skip_below, skip_after)
+    base = AnswerReference(loaded, harmless_ids, answers, answer_tokens=answer_tokens, batch_size=batch_size)
+    kl = _kl_scores(loaded, base, bank.vectors, rows, batch_size, progress)
+    induce, cosmic = _induce_scores(measure, harmless_ids, bank, rows, plain, ablated, cosmic_layers)
     return CandidateScores(
         positions=np.array(bank.positions, dtype=np.int64),
         layers=np.array(bank.layers, dtype=np.int64),
         n_layers=num_layers(loaded.model),
-        harmful=h[0].double().numpy(),
-        harmless=s[0].double().numpy(),
-        bypass=bypass.double().numpy(),
+        harmful=h.double().numpy(),
+        harmless=s.double().numpy(),
+        bypass=ablated.scores.double().numpy(),
         induce=induce.double().numpy(),
         kl=kl[..., LAST_KL].double().numpy(),
         kl_answer=kl[..., MEAN_KL].double().numpy(),
@@ -195,19 +177,57 @@ def _kl_scores(
     loaded: LoadedModel,
     base: AnswerReference,
     vectors: Float[Tensor, "candidates d"],
+    rows: Int[Tensor, "kept"],
     batch_size: int,
     progress: Progress | None,
 ) -> Float[Tensor, "candidates harmless 3"]:
-    (found,) = evaluate(
-        loaded,
-        base.seqs,
-        [ablations(vectors)],
-        reduce=base.compare,
-        keep=base.keep,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    return found
+    """KL of the candidates `rows` ablated; NaN for the others."""
+    kl = torch.full((len(vectors), len(base.seqs), 3), torch.nan)
+    if len(rows):
+        (kl[rows],) = evaluate(
+            loaded,
+            base.seqs,
+            [ablations(vectors[rows])],
+            reduce=base.compare,
+            keep=base.keep,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    return kl
+
+
+class _Untouched(NamedTuple):
+    """What the model as it is does on harmful and on harmless prompts."""
+
+    harmful: Watched
+    harmless: Watched
+
+
+def _induce_scores(
+    measure: Callable[[Sequence[Sequence[int]], list[Conditions]], list[Watched]],
+    harmless_ids: Sequence[Sequence[int]],
+    bank: _Candidates,
+    rows: Int[Tensor, "kept"],
+    untouched: _Untouched,
+    ablated: Watched,
+    cosmic_layers: Sequence[int],
+) -> tuple[Float[Tensor, "candidates harmless"], Float[Tensor, "candidates 2"]]:
+    """Induce of the candidates `rows`, and both cosines where outputs were watched; NaN for the other candidates."""
+    count = len(bank.layers)
+    induce = torch.full((count, len(harmless_ids)), torch.nan)
+    cosmic = torch.full((count, 2), torch.nan, dtype=torch.float64)
+    groups = additions(bank.vectors[rows], [bank.layers[row] for row in rows])
+    added = measure(harmless_ids, [group for _, group in groups]) if groups else []
+    harmful, harmless = untouched.harmful.outputs, untouched.harmless.outputs
+    for (members, group), found in zip(groups, added, strict=True):
+        here = rows[members]
+        induce[here] = found.scores
+        if harmful is not None and harmless is not None:
+            assert ablated.outputs is not None
+            cosmic[here] = _cosmic(
+                ablated.outputs[here], found, group.start, cosmic_layers, harmful[0], harmless[0]
+            )
+    return induce, cosmic
 
 
 def _cosmic(
