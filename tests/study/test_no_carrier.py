@@ -122,6 +122,9 @@ def test_a_pair_without_a_carrier_is_undetermined_and_says_so(planted: Path) -> 
     for row in verdicts:
         assert row["label"] == "undetermined"
         assert "lack a carrier" in row["reasons"]
+        first, second = (REASONS[row["arm"] if step else "base", step] for step in (row["from"], row["to"]))
+        assert (f"first anchor has no carrier: {first}." in row["reasons"]) == bool(first)
+        assert f"second anchor has no carrier: {second}." in row["reasons"]
 
 
 def test_the_report_names_each_reason(planted: Path) -> None:

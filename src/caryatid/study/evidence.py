@@ -30,8 +30,15 @@ def _draws(rows: Sequence[Row], column: str) -> Float[np.ndarray, "draws"]:
     return np.repeat(np.array(values, dtype=np.float64), [int(row["draws"]) for row in rows])
 
 
+def no_carrier(tables: Tables, seed: int, arm: str, step: int, profile: str) -> str:
+    """Why an anchor has no carrier under a profile, from `carrier_summary`; empty where it has one."""
+    wanted = {"seed": seed, "arm": arm if step else "base", "step": step, "profile": profile}
+    rows = [row for row in tables["carrier_summary"] if all(row[k] == v for k, v in wanted.items())]
+    return str(rows[0]["reason"]) if rows else ""
+
+
 def evidence_from_tables(tables: Tables, seed: int, arm: str, start: int, end: int) -> Evidence:
-    """What the tables `shifts`, `transfer` and `drift` say about start → end of one arm and seed.
+    """What the tables `shifts`, `carrier_summary`, `transfer` and `drift` say about start → end of one arm and seed.
 
     Raises:
         InputError: the tables do not have this pair.
@@ -51,6 +58,7 @@ def evidence_from_tables(tables: Tables, seed: int, arm: str, start: int, end: i
     own = [row for row in of("transfer") if row["from_arm"] == ("base" if start == 0 else arm)]
     ratio, stored = interval(own, "ratio")
     drift, shifts = of("drift"), of("shifts")
+    profile = str(of("verdict")[0]["profile"])
     return Evidence(
         depth_a=_draws(shifts, "depth_from"),
         depth_b=_draws(shifts, "depth_to"),
@@ -60,6 +68,10 @@ def evidence_from_tables(tables: Tables, seed: int, arm: str, start: int, end: i
         transfer_reason=stored["reason"] or None,
         excess_angle=interval(drift, "excess_angle")[0],
         rank_difference=interval(drift, "effective_rank_difference")[0],
+        no_carrier=(
+            no_carrier(tables, seed, arm, start, profile),
+            no_carrier(tables, seed, arm, end, profile),
+        ),
     )
 
 

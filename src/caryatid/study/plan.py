@@ -35,7 +35,13 @@ Kind = Literal[
 ANSWERED = ("suites", "max_new_tokens", "refusal_judge")
 
 # Raised when a stage's computation changes, so that older results are not taken for new ones.
-STAGE_VERSIONS: Mapping[str, int] = {"activations": 2, "bank": 2, "causal": 2, "transfer": 2}
+STAGE_VERSIONS: Mapping[str, int] = {
+    "activations": 2,
+    "bank": 2,
+    "causal": 2,
+    "transfer": 2,
+    "analysis": 2,
+}
 
 
 @dataclass(frozen=True)

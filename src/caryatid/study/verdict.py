@@ -42,6 +42,7 @@ class Evidence:
         transfer_ratio: T[a, b]/T[b, b] with one-sided 95 % bounds; NaN when undefined, `transfer_reason` says why.
         excess_angle: degrees, with its interval.
         rank_difference: paired interval of the effective-rank difference b − a.
+        no_carrier: why a, and why b, has no carrier over all selection prompts; empty where it has one.
     """
 
     depth_a: Float[np.ndarray, "draws"]
@@ -52,6 +53,7 @@ class Evidence:
     transfer_reason: str | None
     excess_angle: Interval
     rank_difference: Interval
+    no_carrier: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def decide(evidence: Evidence, thresholds: Thresholds) -> Verdict:
         kept=_above(evidence.transfer_ratio.lo, thresholds.kept_above),
         drifted=_drifted(evidence.excess_angle, thresholds),
     )
-    reasons = (*_site_reason(depth, argmin, thresholds), *_transfer_reason(evidence, thresholds))
+    reasons = (*_site_reason(depth, argmin, thresholds), *_carrier_reasons(evidence.no_carrier))
+    reasons += _transfer_reason(evidence, thresholds)
     reasons += (_angle_reason(evidence.excess_angle, thresholds),)
     label = _label(findings)
     if label == "undetermined":
@@ -144,6 +147,13 @@ def _site_reason(depth: ShiftShares, argmin: ShiftShares, thresholds: Thresholds
     text = f"P(|Δdepth| ≥ {shift:g}) = {depth.moved:.2f} by depth, {argmin.moved:.2f} by arg-min layer"
     missing = max(depth.undefined, argmin.undefined)
     return (f"{text}; {missing:.0%} of draws lack a carrier.",) if missing > 0 else (f"{text}.",)
+
+
+def _carrier_reasons(no_carrier: tuple[str, str]) -> Iterator[str]:
+    """Which of the two anchors has no carrier, and why."""
+    for which, reason in zip(("first", "second"), no_carrier, strict=True):
+        if reason:
+            yield f"The {which} anchor has no carrier: {reason}."
 
 
 def _transfer_reason(evidence: Evidence, thresholds: Thresholds) -> tuple[str, ...]:

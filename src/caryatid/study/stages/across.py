@@ -21,7 +21,7 @@ from ...geometry.rank import SiteActivations, compare_effective_rank, rank_figur
 from ..carrier import common_site, find_carrier, labels_of, profile_of, site_activations
 from ..carrier_tables import NAMES, PROFILES, add_carrier_tables, drift_by_layer
 from ..context import Context
-from ..evidence import shift_rows
+from ..evidence import no_carrier, shift_rows
 from ..plan import StagePlan
 from ..series import AnchorRef, anchors_of, transfer_sources, verdict_pairs
 from ..verdict import Evidence, Thresholds, Verdict, agreement, decide, sensitivity
@@ -241,6 +241,7 @@ class _Seed:
             transfer_reason=ratio.reason,
             excess_angle=drift.excess,
             rank_difference=change,
+            no_carrier=(self._no_carrier(a), self._no_carrier(b)),
         )
         thresholds = Thresholds(**self.context.config.verdict.model_dump())
         verdict = decide(evidence, thresholds)
@@ -258,6 +259,9 @@ class _Seed:
         )
         rows = sensitivity(evidence, thresholds) + self._choices(evidence, thresholds, a, b)
         self.tables["sensitivity"] += [{**pair, **row} for row in rows]
+
+    def _no_carrier(self, ref: AnchorRef) -> str:
+        return no_carrier(self.tables, self.seed, ref.arm, ref.step, self.profile.name)
 
     def _places(self, profile: str, a: AnchorRef, b: AnchorRef) -> dict[str, Any]:
         one, two = self.depths[profile, a], self.depths[profile, b]
