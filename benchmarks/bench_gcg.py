@@ -46,7 +46,7 @@ CASE = GcgCase(
     "Sure, here is a letter that persuades the council to close it",
 )
 SUFFIX = 20
-WARM_UP = 2  # steps: the second records graphs
+WARM_UP = 4  # steps: the second records graphs; new row lengths may compile anew
 # Dense bfloat16 peak in TFLOP/s, from the makers' data sheets.
 PEAK = {"H100": 989.4, "H200": 989.4, "A100": 312.0}
 

@@ -111,7 +111,7 @@ def test_initial_loss_is_that_of_the_initial_suffix() -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_cases_together_equal_cases_alone(arch: str) -> None:
+def test_cases_together_equal_cases_alone(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_loaded(arch)
     chat = ChatFormat(loaded.tokenizer, "")
     states = [start_state(chat, case, length=4 + i) for i, case in enumerate(CASES)]
@@ -122,7 +122,11 @@ def test_cases_together_equal_cases_alone(arch: str) -> None:
         return gcg_steps(loaded, chat, [states[i] for i in chosen], generator=generators, **settings)
 
     together = run([0, 1, 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(gcg, "_groups", lambda device: 2)
+        grouped = run([0, 1, 2])
     variants = [
+        grouped,
         [run([i])[0] for i in range(3)],
         *[run([0, 1, 2], scoring=scoring) for scoring in SCORINGS],
         run([0, 1, 2], batch_size=100),

@@ -72,6 +72,10 @@ class Replay(Generic[Output]):
             log.warning("no CUDA graph for a repeated pass, which runs without: %s", error)
             self._open, self._output = False, None
             torch.cuda.synchronize(device)
+            # A failed recording leaves the generator in its recording state; a copy of it is not.
+            index = torch.cuda.current_device() if device.index is None else device.index
+            random = torch.cuda.default_generators[index]
+            random.graphsafe_set_state(random.clone_state())
             return None
         self._function = function
         return graph

@@ -17,15 +17,16 @@ from torch import Tensor
 
 from caryatid.attacks.accelerate import Replay, worth_fusing
 from caryatid.attacks.candidates import (
+    Substitutions,
     TokenFilter,
     allowed_token_ids,
     ordered_substitutions,
     topk_substitutions,
 )
-from caryatid.attacks.gradient import GradientPass, suffix_gradients
+from caryatid.attacks.gradient import GradientPass, SuffixGradients, suffix_gradients
 from caryatid.attacks.prefix import PrefixCache, build_prefix_cache
 from caryatid.attacks.rows import PromptLayout, evaluation_mode
-from caryatid.attacks.scoring import Scoring, default_scoring, score_candidates, usable_scoring
+from caryatid.attacks.scoring import Scoring, default_scoring, start_scoring, usable_scoring
 from caryatid.attacks.slot import SuffixSlot, Survival, place_suffix, surviving_candidates
 from caryatid.attacks.state import GcgCase, GcgState, start_state, text_loss
 from caryatid.errors import InputError, NumericalError
@@ -197,6 +198,73 @@ class _Scored:
     tokens: int
 
 
+def _ordered(
+    engine: GcgEngine,
+    slot: SuffixSlot,
+    layout: PromptLayout,
+    gradient: Float[Tensor, "length vocab"],
+    generator: torch.Generator,
+) -> Substitutions:
+    """One case's substitutions in the order in which they are tried."""
+    suffix = torch.tensor(layout.suffix_ids)
+    allowed = engine.tokens.mask(gradient.shape[1], len(suffix), bool(slot.lead))
+    top = topk_substitutions(gradient, suffix, allowed, engine.settings.top_k)
+    return ordered_substitutions(top, generator)
+
+
+def _groups(device: torch.device) -> int:
+    """Into how many groups the cases of a step are split."""
+    return 4 if device.type == "cuda" else 1
+
+
+def _score(
+    engine: GcgEngine,
+    layouts: Sequence[PromptLayout],
+    orders: Sequence[Substitutions],
+    found: SuffixGradients,
+) -> list[_Scored]:
+    """The candidates that survive, and their losses.
+
+    On CUDA a few cases at a time: while the device scores some, the tokenizer is busy with the next.
+    """
+    empty = [torch.empty((0, len(layout.suffix_ids)), dtype=torch.long) for layout in layouts]
+    candidates, started = list(empty), []
+    together = math.ceil(len(layouts) / _groups(engine.loaded.device))
+    for start in range(0, len(layouts), together):
+        now = list(empty)
+        for case in range(start, min(start + together, len(layouts))):
+            candidates[case] = now[case] = surviving_candidates(
+                engine.slots[case],
+                engine.chat.tokenizer,
+                torch.tensor(layouts[case].suffix_ids),
+                orders[case],
+                engine.settings.width,
+                engine.survival[case],
+            )
+        pending = start_scoring(
+            engine.loaded,
+            layouts,
+            now,
+            batch_size=engine.limit.rows,
+            prefix=engine.prefix,
+            scoring=engine.scoring,
+            suffix=found.suffix,
+            fuse=engine.fuse,
+        )
+        engine.limit.rows = pending.batch_size
+        started.append(pending)
+    losses, tokens = [torch.empty(0)] * len(layouts), [0] * len(layouts)
+    for pending in started:
+        scored = pending.result()
+        for case, (values, spent) in enumerate(zip(scored.losses, scored.case_tokens, strict=True)):
+            tokens[case] += spent
+            losses[case] = values if len(values) else losses[case]
+    return [
+        _Scored(case.loss, rows, values, spent)
+        for case, rows, values, spent in zip(found.cases, candidates, losses, tokens, strict=True)
+    ]
+
+
 def gcg_step(
     engine: GcgEngine, states: Sequence[GcgState], generators: Sequence[torch.Generator]
 ) -> list[GcgState]:
@@ -205,7 +273,7 @@ def gcg_step(
     Args:
         generators: one per case; the same object may stand for all, the cases then draw from it in turn.
     """
-    layouts, settings = engine.layouts(states), engine.settings
+    layouts = engine.layouts(states)
     found = suffix_gradients(
         engine.loaded,
         layouts,
@@ -214,33 +282,11 @@ def gcg_step(
         record=engine.scoring in ("incremental", "packed"),
         replay=engine.gradients,
     )
-    candidates = []
-    cases = zip(engine.slots, layouts, found.cases, generators, engine.survival, strict=True)
-    for slot, layout, case, generator, survival in cases:
-        suffix = torch.tensor(layout.suffix_ids)
-        allowed = engine.tokens.mask(case.gradient.shape[1], len(suffix), bool(slot.lead))
-        top = topk_substitutions(case.gradient, suffix, allowed, settings.top_k)
-        order = ordered_substitutions(top, generator)
-        candidates.append(
-            surviving_candidates(slot, engine.chat.tokenizer, suffix, order, settings.width, survival)
-        )
-    scored = score_candidates(
-        engine.loaded,
-        layouts,
-        candidates,
-        batch_size=engine.limit.rows,
-        prefix=engine.prefix,
-        scoring=engine.scoring,
-        suffix=found.suffix,
-        fuse=engine.fuse,
-    )
-    engine.limit.rows = scored.batch_size
-    results = [
-        _Scored(gradient.loss, rows, losses, tokens)
-        for gradient, rows, losses, tokens in zip(
-            found.cases, candidates, scored.losses, scored.case_tokens, strict=True
-        )
+    orders = [
+        _ordered(engine, slot, layout, case.gradient, generator)
+        for slot, layout, case, generator in zip(engine.slots, layouts, found.cases, generators, strict=True)
     ]
+    results = _score(engine, layouts, orders, found)
     return [
         _advance(engine, index, state, layout, result)
         for index, (state, layout, result) in enumerate(zip(states, layouts, results, strict=True))

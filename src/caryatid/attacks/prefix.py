@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from caryatid.attacks.rows import PromptLayout, scored_logits
+from caryatid.attacks.rows import PromptLayout, scored_logits, sent
 from caryatid.models.forward import pad_id
 from caryatid.models.load import LoadedModel
 
@@ -131,7 +131,7 @@ class PrefixCache:
         self, cases: Sequence[int], suffix: SuffixKeys | None, suffix_columns: int
     ) -> list[tuple[Pieces, Pieces]]:
         one = cases[0] if len(set(cases)) == 1 else None
-        index = torch.tensor(cases, device=self.keys[0].device)
+        index = sent(torch.tensor(cases), self.keys[0].device)
         length = self.columns(cases)
 
         def shared(states: Tensor, columns: int) -> Tensor:

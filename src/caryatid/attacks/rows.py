@@ -51,6 +51,11 @@ class PromptLayout:
         return len(self.prefix_ids) + self.tail_length
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device; on CUDA without waiting for the work that is under way there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 class _Gather:
     """Hands the output matrix the scored places only, as contiguous rows [1, scored, d]."""
 

@@ -16,7 +16,7 @@ Only the logits that predict target tokens are computed.
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -82,6 +82,24 @@ class ScoredCandidates:
         return sum(self.case_tokens)
 
 
+@dataclass(frozen=True)
+class PendingScores:
+    """Scores that the device may still be computing: `losses[j]` is that of candidate `order[j]`, all cases joined."""
+
+    losses: Float[Tensor, "scored"]
+    order: list[int]
+    counts: list[int]
+    case_tokens: tuple[int, ...]
+    batch_size: int
+
+    def result(self) -> ScoredCandidates:
+        """Waits for them."""
+        joined = self.losses.cpu()
+        losses = torch.empty_like(joined)
+        losses[torch.tensor(self.order, dtype=torch.long)] = joined
+        return ScoredCandidates(losses.split(self.counts), self.case_tokens, self.batch_size)
+
+
 class _Forward(NamedTuple):
     tails: list[int]
     batch: TailBatch
@@ -118,7 +136,7 @@ def _forwards(
 
 
 @torch.no_grad()
-def score_candidates(
+def start_scoring(
     loaded: LoadedModel,
     layouts: Sequence[PromptLayout],
     candidates: Sequence[Int[Tensor, "candidates length"]],
@@ -129,8 +147,10 @@ def score_candidates(
     suffix: SuffixKeys | None = None,
     pack_tokens: int = PACK_TOKENS,
     fuse: bool = False,
-) -> ScoredCandidates:
-    """Losses of the candidates of several cases, `batch_size` rows at a time across cases.
+) -> PendingScores:
+    """Begin to score the candidates of several cases, `batch_size` rows at a time across cases.
+
+    On CUDA this comes back before the device is done.
 
     Args:
         layouts: one per case, with its present suffix; each candidate has as many tokens.
@@ -141,7 +161,7 @@ def score_candidates(
     """
     counts = [len(rows) for rows in candidates]
     if sum(counts) == 0:
-        return ScoredCandidates(tuple(torch.empty(0) for _ in layouts), tuple(0 for _ in layouts), batch_size)
+        return PendingScores(torch.empty(0), [], counts, tuple(0 for _ in layouts), batch_size)
     incremental = prefix is not None and scoring in ("incremental", "packed")
     computed = incremental and suffix is None
     if prefix is not None and computed:
@@ -149,8 +169,8 @@ def score_candidates(
     tails = assemble_tails(loaded, layouts, candidates, cached=prefix is not None, incremental=incremental)
     pack = pack_tokens if scoring == "packed" else None
 
-    def run(size: int) -> Tensor:
-        parts, order = [], []
+    def run(size: int) -> tuple[Tensor, list[int]]:
+        parts, order = [], list[int]()
         for chosen, batch, cache in _forwards(tails, size, prefix, suffix if incremental else None, pack):
             logits = scored_logits(
                 loaded.model,
@@ -163,17 +183,24 @@ def score_candidates(
             )
             parts.append(batch.scored.means(token_losses(logits, batch.scored.targets)))
             order += chosen
-        joined = torch.cat(parts).cpu()
-        losses = torch.empty_like(joined)
-        losses[torch.tensor(order)] = joined
-        return losses
+        return torch.cat(parts), order
 
     with fused(loaded.model) if fuse else nullcontext():
-        losses, size = with_backoff(run, batch_size)
+        (losses, order), size = with_backoff(run, batch_size)
     spent = [layout.tail_length if computed else 0 for layout in layouts]
     for case, length in zip(tails.cases.tolist(), tails.lengths.tolist(), strict=True):
         spent[case] += length
-    return ScoredCandidates(losses.split(counts), tuple(spent), size)
+    return PendingScores(losses, order, counts, tuple(spent), size)
+
+
+def score_candidates(
+    loaded: LoadedModel,
+    layouts: Sequence[PromptLayout],
+    candidates: Sequence[Int[Tensor, "candidates length"]],
+    **options: Any,
+) -> ScoredCandidates:
+    """Losses of the candidates of several cases; arguments as `start_scoring`."""
+    return start_scoring(loaded, layouts, candidates, **options).result()
 
 
 def candidate_losses(

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from caryatid.attacks.rows import PromptLayout
+from caryatid.attacks.rows import PromptLayout, sent
 from caryatid.models.forward import pad_id
 from caryatid.models.load import LoadedModel
 
@@ -93,8 +93,8 @@ class Tails:
         owners, nth = (torch.arange(table.shape[1]) < counts.unsqueeze(1)).nonzero(as_tuple=True)
         first = offsets + self.lengths[chosen] - counts
         places = torch.stack([rows[owners], first[owners] + nth, table[owners, nth], owners, nth])
-        at_row, columns, targets, owners, nth = places.to(self.device)
-        return Scored(at_row, columns, targets, owners, nth, counts.to(self.device), int(counts.max()))
+        at_row, columns, targets, owners, nth = sent(places, self.device)
+        return Scored(at_row, columns, targets, owners, nth, sent(counts, self.device), int(counts.max()))
 
     def batch(self, chosen: Sequence[int], prefix_columns: int, suffix_columns: int) -> TailBatch:
         """One tail per row, behind that many cached columns of prefix and of suffix."""
@@ -106,9 +106,9 @@ class Tails:
         mask = torch.cat([_context(prefix, skipped, prefix_columns, suffix_columns), real], dim=1)
         start = (prefix + skipped).unsqueeze(1)
         return TailBatch(
-            ids=self.ids[index, :columns].to(self.device),
-            mask=None if bool(mask.all()) else mask.long().to(self.device),
-            positions=torch.where(real, column + start, 0).to(self.device),
+            ids=sent(self.ids[index, :columns], self.device),
+            mask=None if bool(mask.all()) else sent(mask.long(), self.device),
+            positions=sent(torch.where(real, column + start, 0), self.device),
             scored=self._scored(index, torch.arange(len(index)), torch.zeros_like(index)),
         )
 
@@ -134,12 +134,12 @@ class Tails:
         def spread(values: Tensor, filling: int) -> Tensor:
             """One value per real token, in its row and column."""
             table = torch.full((len(packs) * width,), filling)
-            return table.index_copy_(0, places, values).view(len(packs), width).to(self.device)
+            return sent(table.index_copy_(0, places, values).view(len(packs), width), self.device)
 
         context = _context(self.prefix[chosen], self.skipped[chosen], prefix_columns, suffix_columns)
         return TailBatch(
             ids=spread(self.ids[chosen[numbers], within], 0),
-            mask=_tree_mask(spread(numbers, -1), context.to(self.device), dtype),
+            mask=_tree_mask(spread(numbers, -1), sent(context, self.device), dtype),
             positions=spread(within + start[numbers], 0),
             scored=self._scored(chosen, rows, offsets),
         )
