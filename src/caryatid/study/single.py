@@ -16,8 +16,8 @@ from ..causal.readouts import generate_under, teacher_forced
 from ..causal.scores import score_bank
 from ..causal.table import forced_rows, outcome_rows, suite_outcomes
 from ..data.study_prompts import StudyPrompts, build_study_prompts
-from ..errors import InputError
-from ..geometry.carriers import CALIBRATED, average, select
+from ..errors import InputError, NumericalError
+from ..geometry.carriers import CALIBRATED, CandidateScores, Profile, average, select
 from ..models.batch import BatchSizes, plan_batch_sizes
 from ..models.forward import block_inputs
 from ..models.generate import Completion, generate
@@ -68,6 +68,24 @@ class Intervened:
     rows: list[dict[str, Any]]
     layer: int
     choice: ChosenLayer | None
+
+
+def gentlest(scores: CandidateScores, profile: Profile) -> int:
+    """The candidate of lowest bypass within the profile's KL, or without one that of lowest KL.
+
+    Raises:
+        NumericalError: no candidate has finite scores.
+    """
+    bypass, kl = average(scores).bypass[0], average(scores).kl[0]
+    finite = np.isfinite(bypass) & np.isfinite(kl)
+    if not finite.any():
+        raise NumericalError(
+            "no candidate has finite scores", where="choice of a layer", remedy="Check the model's weights."
+        )
+    within = finite & (np.where(finite, kl, np.inf) <= profile.kl_max)
+    return int(
+        np.where(within, bypass, np.inf).argmin() if within.any() else np.where(finite, kl, np.inf).argmin()
+    )
 
 
 class _Model:
@@ -140,10 +158,7 @@ class _Model:
         choice = select(scores, profile)
         if choice.layer is not None:
             return ChosenLayer(choice.layer, admissible=True)
-        mean = average(scores)
-        gentle = np.where(mean.kl[0] <= profile.kl_max, mean.bypass[0], np.inf)
-        best = gentle.argmin() if np.isfinite(gentle).any() else mean.kl[0].argmin()
-        return ChosenLayer(int(scores.layers[best]), admissible=False)
+        return ChosenLayer(int(scores.layers[gentlest(scores, profile)]), admissible=False)
 
     def benign_activations(self, layer: int) -> Float[Tensor, "prompts d"]:
         """Last-position block inputs of harmless prompts."""
