@@ -34,8 +34,9 @@ import torch
 import transformers
 
 from caryatid.attacks import gcg
-from caryatid.attacks.gcg import case_generator, gcg_search, gcg_steps
+from caryatid.attacks.gcg import gcg_steps
 from caryatid.attacks.scoring import SCORINGS
+from caryatid.attacks.search import case_generator, gcg_search
 from caryatid.attacks.state import GcgCase, start_state
 from caryatid.models.load import LoadedModel, choose_device, load_model, load_tokenizer
 from caryatid.models.template import ChatFormat

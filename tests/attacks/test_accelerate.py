@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from caryatid.attacks import accelerate
 from caryatid.attacks.accelerate import Replay, fused, worth_fusing
-from caryatid.attacks.gcg import gcg_search
 from caryatid.attacks.gradient import suffix_gradients
 from caryatid.attacks.prefix import build_prefix_cache
 from caryatid.attacks.rows import PromptLayout
 from caryatid.attacks.scoring import score_candidates
+from caryatid.attacks.search import gcg_search
 from caryatid.attacks.state import GcgCase, text_loss
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat

@@ -9,8 +9,9 @@ from torch import nn
 
 from caryatid.attacks import gcg
 from caryatid.attacks.candidates import allowed_token_ids
-from caryatid.attacks.gcg import GcgResult, case_generator, gcg_search, gcg_steps
+from caryatid.attacks.gcg import gcg_steps
 from caryatid.attacks.scoring import SCORINGS, Scoring
+from caryatid.attacks.search import GcgResult, case_generator, gcg_search
 from caryatid.attacks.state import GcgCase, GcgState, resume_state, start_state
 from caryatid.errors import InputError, NumericalError
 from caryatid.models.load import LoadedModel

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional
 
 from caryatid.attacks.candidates import allowed_token_ids
-from caryatid.attacks.gcg import case_generator, gcg_search, gcg_steps
+from caryatid.attacks.gcg import gcg_steps
 from caryatid.attacks.scoring import SCORINGS
+from caryatid.attacks.search import case_generator, gcg_search
 from caryatid.attacks.state import GcgCase, start_state
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat

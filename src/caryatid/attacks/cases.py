@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from caryatid.artifacts import canonical_json, read_json, write_json
-from caryatid.attacks.gcg import GcgResult
+from caryatid.attacks.search import GcgResult
 from caryatid.errors import InputError
 
 _FORMAT = 1

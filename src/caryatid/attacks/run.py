@@ -7,7 +7,7 @@ from typing import Any
 
 from caryatid.artifacts import content_key, read_json, write_json
 from caryatid.attacks.cases import default_target
-from caryatid.attacks.gcg import GcgResult, gcg_search
+from caryatid.attacks.search import GcgResult, gcg_search
 from caryatid.attacks.state import GcgCase
 from caryatid.data.prompts import Prompt, Role
 from caryatid.data.readers import decode, parse_json, read_prompt_file, read_user_bytes
