@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from caryatid.config import StudyConfig, dump_config, load_config, parse_config, preset_names
+from caryatid.config.names import PROMPT_SETS
+from caryatid.data.study_prompts import ROLES
 from caryatid.errors import ConfigError
 
 
@@ -97,6 +99,10 @@ def test_observed_series(tmp_path: Path) -> None:
     assert problem.startswith(f"{file}:2:16: anchors.0.adaptor: unknown key")
     file.write_text("anchors:\n  - {step: 10, adapter: a}\n  - {step: 5, adapter: b}\n")
     assert "must increase" in _problems(file=file)[0]
+
+
+def test_the_names_of_prompt_sets_are_those_of_a_study() -> None:
+    assert set(PROMPT_SETS) == set(ROLES)
 
 
 def test_config_is_frozen() -> None:

@@ -44,7 +44,8 @@ def load_config(
         values = _plain(document)
         preset = values.pop("extends", None)
     if preset is not None:
-        values = _merged(_preset_values(preset, where=str(file) if file else "--preset"), values)
+        where = "--preset" if file is None else f"{file}:{_position(document, ('extends',))}"
+        values = _merged(_preset_values(preset, where), values)
     set_keys = {}
     for override in overrides:
         key, value = _override(override)
@@ -173,16 +174,22 @@ def _validated(
 
 
 def _distinct(error: ValidationError) -> list[Any]:
-    """Pydantic reports every branch of a union; keep one finding per place, the most specific."""
+    """Pydantic reports every branch of a union; keep one finding per place, the most specific: not that of a branch
+    for another type of value."""
     found: dict[tuple[Any, ...], Any] = {}
     for entry in error.errors():
         place = tuple(part for part in entry["loc"] if not _is_branch(part))
-        found.setdefault(place, {**entry, "loc": place})
+        if place not in found or (_other_type(found[place]) and not _other_type(entry)):
+            found[place] = {**entry, "loc": place}
     return [
         entry
         for place, entry in found.items()
         if not any(len(other) > len(place) and other[: len(place)] == place for other in found)
     ]
+
+
+def _other_type(entry: Any) -> bool:
+    return str(entry["type"]).endswith("_type")
 
 
 def _is_branch(part: object) -> bool:

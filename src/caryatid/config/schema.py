@@ -7,16 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-HarmJudgeName = Literal[
-    "harm-features",
-    "harmbench-llama2",
-    "harmbench-mistral",
-    "strongreject-finetuned",
-    "strongreject-rubric",
-    "wildguard",
-    "llama-guard",
-]
-ArmName = Literal["sft", "refusal_sft", "r2d2", "r2d2_static"]
+from .names import ArmName, HarmJudgeName, PromptSetName
+
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -49,10 +41,10 @@ class PromptConfig(Part):
     source: Literal["auto", "benchmarks", "embedded"] = Field(
         "auto", description="auto: the real benchmarks where they can be had, else the embedded sets."
     )
-    limits: dict[str, NonNegative] = Field(
-        default_factory=dict, description="Largest number of prompts by set field, 0 = all."
+    limits: dict[PromptSetName, NonNegative] = Field(
+        default_factory=dict, description="Largest number of prompts by set, 0 = all."
     )
-    files: dict[str, str] = Field(default_factory=dict, description="Your own prompt files by set field.")
+    files: dict[PromptSetName, str] = Field(default_factory=dict, description="Your own prompt files by set.")
 
 
 class ChatConfig(Part):
@@ -82,7 +74,7 @@ class WarmupConfig(Part):
 
     enabled: bool = Field(False, description="Warm the backbone before step 0.")
     steps: Positive = Field(40, description="Optimizer updates at most.")
-    batch_size: Positive = Field(8, description="Examples per update, half harmful and half harmless.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(8, description="Examples per update, of both kinds.")
     learning_rate: float = Field(5e-4, gt=0)
     harmful_share: Fraction = Field(0.5, description="Share of a batch that is harmful.")
     check_every: NonNegative = Field(
@@ -188,6 +180,13 @@ class BehaviourConfig(Part):
     max_new_tokens: Positive = Field(512, description="Token limit of every answer.")
     refusal_judge: Literal["refusal-rules"] = "refusal-rules"
     harm_judge: HarmJudgeConfig = HarmJudgeConfig()
+
+    @field_validator("suites")
+    @classmethod
+    def _what_others_read(cls, suites: tuple[str, ...]) -> tuple[str, ...]:
+        if "harmbench" not in suites or len(set(suites)) != len(suites):
+            raise ValueError("harmbench is always asked (transfer reads its answers), and each suite once")
+        return suites
 
 
 class ProfileConfig(Part):
@@ -304,6 +303,12 @@ class ObservedAnchor(Part):
         if arm == "base":
             raise ValueError("`base` is step 0's name; call the series something else")
         return arm
+
+    @model_validator(mode="after")
+    def _names_a_checkpoint(self) -> Self:
+        if not (self.model or self.revision or self.adapter):
+            raise ValueError("names neither `model`, `revision` nor `adapter`: it would be step 0 again")
+        return self
 
 
 class StudyConfig(Part):
