@@ -49,6 +49,36 @@ def test_failure_is_recorded_and_cleared(tmp_path: Path) -> None:
     assert not stage.file("failed.json").exists()
 
 
+def test_a_stage_that_runs_again_is_not_failed_any_more(tmp_path: Path) -> None:
+    stage = _run(tmp_path / "run").stage("train", {})
+    stage.chunks("rows").append(0, 1)
+    stage.fail(ValueError("loss is nan"))
+    stage.begin()
+    assert stage.state() == "partial"
+    assert stage.chunks("rows").load() == [1]
+
+
+def test_a_run_that_could_not_begin_leaves_nothing(tmp_path: Path) -> None:
+    for name, there in (("new", False), ("old", True)):
+        if there:
+            (tmp_path / name).mkdir()
+        run = RunDirectory.create(tmp_path / name)
+        with run.locked():
+            run.discard_unused(folder=not there)
+        assert (tmp_path / name).exists() == there
+        assert not there or list((tmp_path / name).iterdir()) == []
+    begun = _run(tmp_path / "begun")
+    begun.discard_unused(folder=True)
+    assert begun.manifest_path.exists()
+
+
+def test_a_kill_before_the_manifest_leaves_a_folder_that_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    (tmp_path / "run" / ".manifest.json.x7.tmp").touch()
+    assert RunDirectory.create(tmp_path / "run").path == tmp_path / "run"
+
+
 def test_chunks_survive_and_stop_at_the_first_gap(tmp_path: Path) -> None:
     stage = _run(tmp_path / "run").stage("answers", {})
     chunks = stage.chunks("rows")

@@ -189,6 +189,11 @@ class Stage:
 
         return load_file(self.file(name))
 
+    def begin(self) -> None:
+        """Make the folder, and forget an earlier failure; what is there already stays."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.file("failed.json").unlink(missing_ok=True)
+
     def fail(self, error: BaseException) -> None:
         """Record why the stage stopped, beside what it has."""
         self.write_json("failed.json", {"error": type(error).__name__, "message": str(error)[:2000]})
@@ -237,7 +242,8 @@ class RunDirectory:
 
     def check_version(self) -> None:
         """Refuse a directory written by another format version."""
-        version = read_json(self.manifest_path).get("format_version")
+        manifest = read_json(self.manifest_path)
+        version = manifest.get("format_version") if isinstance(manifest, dict) else None
         if version != FORMAT_VERSION:
             raise UsageError(
                 f"run directory of format version {version}, this caryatid writes {FORMAT_VERSION}",
@@ -265,13 +271,21 @@ class RunDirectory:
             ) from error
         if run.manifest_path.exists():
             run.check_version()
-        elif any(entry.name not in {".lock", "stages"} for entry in path.iterdir()):
+        elif any(e.name not in {".lock", "stages"} and e.suffix != ".tmp" for e in path.iterdir()):
             raise UsageError(
                 "output folder holds other files",
                 where=str(path),
                 remedy="Choose a new or empty folder with --out.",
             )
         return run
+
+    def discard_unused(self, folder: bool) -> None:
+        """Leave nothing behind of a run that could not begin; with `folder` the empty folder goes, too."""
+        if self.manifest_path.exists():
+            return
+        (self.path / ".lock").unlink(missing_ok=True)
+        if folder and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def manifest(self) -> dict[str, Any]:
         """The run's manifest."""

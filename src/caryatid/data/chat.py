@@ -205,13 +205,7 @@ def without_overlaps(examples: Sequence[ChatExample], sets: Iterable[PromptSet],
     Raises:
         InputError: nothing is left.
     """
-    chat = PromptSet(
-        name="chat",
-        role=Role.TRAINING,
-        prompts=tuple(Prompt(one.id, one.user, source, "harmless") for one in examples),
-        source=source,
-        licence="user's own",
-    )
+    chat = _as_set(examples, source)
     others = list(sets)
     result = resolve_overlaps([*others, chat])
     kept = {prompt.id for prompt in result.sets[-1]}
@@ -219,6 +213,26 @@ def without_overlaps(examples: Sequence[ChatExample], sets: Iterable[PromptSet],
         raise InputError("every chat example is also a prompt of another role", where=source)
     dropped = tuple(row for row in result.dropped if row.set_name == chat.name)
     return ChatOverlap([one for one in examples if one.id in kept], dropped)
+
+
+def refuse_overlaps(examples: Sequence[ChatExample], own: Mapping[str, PromptSet], path: Path) -> None:
+    """Refuse a user's chat file that shares a prompt with another file of theirs.
+
+    Raises:
+        InputError: it does; lists the ids.
+    """
+    resolve_overlaps([*own.values(), _as_set(examples, str(path))], strict=True)
+
+
+def _as_set(examples: Sequence[ChatExample], source: str) -> PromptSet:
+    """The user turns of chat examples, as a set of training prompts."""
+    return PromptSet(
+        name="chat",
+        role=Role.TRAINING,
+        prompts=tuple(Prompt(one.id, one.user, source, "harmless") for one in examples),
+        source=source,
+        licence="user's own",
+    )
 
 
 def hold_out(examples: Sequence[ChatExample], rows: int, seed: int) -> ChatSplit:

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from .categories import assign_categories
 from .download import DownloadError
 from .embedded_sets import (
@@ -152,9 +152,12 @@ def choose_source(source: Source, lookup: Lookup) -> SourceChoice:
     machine without a network loses a few seconds at most.
 
     Raises:
+        UsageError: no such source.
         DataMissingError: the benchmarks were asked for, or `CARYATID_DATA` is set, and a file is missing;
             or a file that is here is damaged.
     """
+    if source not in get_args(Source):
+        raise UsageError(f"no source {source!r}", remedy=f"Use {', '.join(get_args(Source))}.")
     if source == "embedded":
         return SourceChoice("embedded", "the package's own sets, as asked")
     names = (*BENCHMARKS.values(), SHARED_SET)
@@ -211,8 +214,12 @@ def _check_fields(given: Mapping[str, object], what: str) -> None:
         )
 
 
-def _user_fields(files: Mapping[str, Path]) -> dict[str, PromptSet]:
-    """The user's own files; two of them must not overlap."""
+def user_fields(files: Mapping[str, Path]) -> dict[str, PromptSet]:
+    """The user's own files; two of them must not overlap.
+
+    Raises:
+        InputError: they do, or one cannot be used. DataMissingError: a file is missing.
+    """
     found = {
         name: read_prompt_file(Path(path), name=name, role=ROLES[name], label=label_of(name))
         for name, path in files.items()
@@ -247,7 +254,7 @@ def build_study_prompts(
     limits, files = limits or {}, files or {}
     _check_fields(limits, "prompts.limits")
     _check_fields(files, "prompts.files")
-    own = _user_fields(files)
+    own = user_fields(files)
     place = lookup or Lookup.from_environment(offline=offline)
     chosen = choose_source(source, place)
     found = _benchmark_fields(place) if chosen.source == "benchmarks" else embedded_fields(ROLES)

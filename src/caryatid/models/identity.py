@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from caryatid.artifacts import file_sha256
 from caryatid.paths import cache_dir
 
 # Beside the weights, the files that change what a prompt or an answer is.
@@ -23,12 +24,6 @@ _DESCRIBING = (
     "chat_template.jinja",
     "adapter_config.json",
 )
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's content."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def known_sha256(path: Path) -> str:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 
-from ..artifacts import content_key
+from ..artifacts import content_key, file_sha256
 from ..config import StudyConfig
-from ..data.study_prompts import StudyPrompts, build_study_prompts
+from ..data.chat import load_chat_jsonl, refuse_overlaps
+from ..data.study_prompts import StudyPrompts, build_study_prompts, user_fields
 from ..errors import DataMissingError
 from ..models.batch import BatchSizes, plan_batch_sizes
+from ..models.check import check_loaded
 from ..models.identity import folder_identity
 from ..models.load import choose_device, load_model
 from ..models.resolve import resolve
@@ -47,16 +49,19 @@ def settle_facts(config: StudyConfig, earlier: Facts | None) -> Settled:
     else:
         assert prompts is not None
         source, note, digest = prompts.source, prompts.note, content_key(prompts.to_json())
-    batch = dict(earlier.batch) if earlier else vars(_batch_sizes(config, device.type, dtype))
+    observed, chat_sha256 = _observed_identities(config), _chat_file(config)
+    known = earlier is not None and earlier.model_identity == identity
+    batch = dict(earlier.batch) if earlier and known else vars(_batch_sizes(config, str(device), dtype))
     facts = Facts(
         model_identity=identity,
         dtype=dtype,
-        device=device.type,
+        device=str(device),
         prompts_source=source,
         prompts_note=note,
         prompts_sha256=digest,
         batch=batch,
-        observed_identities=_observed_identities(config),
+        observed_identities=observed,
+        chat_sha256=chat_sha256,
     )
     return Settled(facts, prompts)
 
@@ -78,11 +83,23 @@ def _prompts(config: StudyConfig, earlier: Facts | None) -> StudyPrompts | None:
         return None
 
 
+def _chat_file(config: StudyConfig) -> str:
+    """SHA-256 of the user's chat file, empty without one; it must be readable and share no prompt with their others."""
+    if config.chat.source != "jsonl":
+        return ""
+    path = Path(config.chat.path or "")
+    examples = load_chat_jsonl(path, config.chat.rows + config.chat.heldout_rows)
+    others = {f: Path(name) for f, name in config.prompts.files.items() if f not in ("chat", "chat_heldout")}
+    refuse_overlaps(examples, user_fields(others), path)
+    return file_sha256(path)
+
+
 def _batch_sizes(config: StudyConfig, device: str, dtype: str) -> BatchSizes:
-    """Named batch shapes as they are; the others from the device, which takes the loaded model on CUDA."""
+    """Named batch shapes as they are; the others from the device, which takes the loaded model on CUDA.
+
+    Loads the model in any case, and refuses one that cannot be measured before anything is written.
+    """
     named = config.batch.model_dump()
-    if all(named.values()):
-        return BatchSizes(**named)
     loaded = load_model(
         config.model.spec,
         dtype=dtype,
@@ -90,6 +107,7 @@ def _batch_sizes(config: StudyConfig, device: str, dtype: str) -> BatchSizes:
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
     )
+    check_loaded(loaded, config.model.system)
     planned = plan_batch_sizes(loaded, PROMPT_TOKENS + config.behaviour.max_new_tokens)
     return BatchSizes(**{key: value or getattr(planned, key) for key, value in named.items()})
 
@@ -98,10 +116,9 @@ def _observed_identities(config: StudyConfig) -> tuple[str, ...]:
     found = []
     for anchor in config.observed_anchors:
         parts = []
-        if anchor.model:
-            parts.append(resolve(anchor.model, revision=anchor.revision).identity)
-        elif anchor.revision:
-            parts.append(resolve(config.model.spec, revision=anchor.revision).identity)
+        if anchor.model or anchor.revision:
+            spec, code = anchor.model or config.model.spec, config.model.trust_remote_code
+            parts.append(resolve(spec, revision=anchor.revision, trust_remote_code=code).identity)
         if anchor.adapter:
             folder = Path(anchor.adapter)
             if not (folder / "adapter_config.json").is_file():

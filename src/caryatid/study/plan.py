@@ -79,14 +79,12 @@ class Facts:
     prompts_sha256: str
     batch: Mapping[str, int]
     observed_identities: tuple[str, ...] = ()
+    chat_sha256: str = ""  # of the user's chat file
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the manifest."""
-        return {
-            **vars(self),
-            "batch": dict(self.batch),
-            "observed_identities": list(self.observed_identities),
-        }
+        plain = {"batch": dict(self.batch), "observed_identities": list(self.observed_identities)}
+        return {**vars(self), **plain}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Facts":
@@ -165,9 +163,8 @@ def build_plan(config: StudyConfig, facts: Facts) -> Plan:
     }
     if facts.dtype != "float32":
         model["adapters"] = "kept"  # earlier versions merged them: another model
-    chat = builder.add(
-        "chat", "chat", {"model": model, "chat": dump["chat"]}, (prompts,), f"source {config.chat.source}"
-    )
+    talk = {"model": model, "chat": dump["chat"]} | ({"file": facts.chat_sha256} if facts.chat_sha256 else {})
+    chat = builder.add("chat", "chat", talk, (prompts,), f"source {config.chat.source}")
     measured: list[str] = []
     for seed in config.seeds:
         measured += _plan_seed(builder, config, facts, dump, model, seed, prompts, chat)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..artifacts import RunDirectory, Stage, write_bytes
 from ..config import StudyConfig, dump_config, parse_config
-from ..errors import CaryatidError, UsageError
+from ..errors import UsageError
 from ..progress import NO_PROGRESS, Progress
 from .facts import Settled, settle_facts
 from .plan import Facts, Kind, Plan, StagePlan, build_plan
@@ -128,6 +128,7 @@ def _session(
     from ..training.ranks import Ranks
 
     ranks = Ranks.start()
+    new = not out.exists()
     run = RunDirectory.create(out)
     if not ranks.main:
         ranks.barrier()
@@ -136,7 +137,11 @@ def _session(
         ranks.barrier()
         return
     with run.locked():
-        settled, plan = _prepare(run, config, announce)
+        try:
+            settled, plan = _prepare(run, config, announce)
+        except BaseException:
+            run.discard_unused(folder=new)
+            raise
         ranks.barrier()
         yield run, settled, plan, ranks
         ranks.barrier()
@@ -149,15 +154,17 @@ def _prepare(run: RunDirectory, config: StudyConfig, announce: Callable[[str], N
     plan = build_plan(config, facts)
     announce(f"prompts: {facts.prompts_note}")
     announce(f"backbone: {config.model.spec} ({facts.dtype} on {facts.device}); batches {dict(facts.batch)}")
+    _write_manifest(run, config, facts, plan)  # first: a folder without one is not taken for a run directory
     write_bytes(run.config_path, dump_config(config).encode())
-    _write_manifest(run, facts, plan)
     return settled, plan
 
 
 def planned(config: StudyConfig, out: Path | None = None) -> tuple[Plan, Facts]:
     """The plan of a study, without running anything."""
-    run = RunDirectory(out) if out else None
-    earlier = _earlier_facts(run, config) if run and run.manifest_path.exists() else None
+    earlier = None
+    if out is not None and (run := RunDirectory(out)).manifest_path.exists():
+        run.check_version()
+        earlier = _earlier_facts(run, config)
     facts = settle_facts(config, earlier).facts
     return build_plan(config, facts), facts
 
@@ -169,7 +176,12 @@ def study_status(directory: Path) -> list[StageStatus]:
         UsageError: not a run directory, or of another version.
     """
     run = RunDirectory.existing(directory)
-    config = parse_config(run.config_path.read_text(encoding="utf-8"), str(run.config_path))
+    try:
+        config = parse_config(run.config_path.read_text(encoding="utf-8"), str(run.config_path))
+    except FileNotFoundError as error:
+        raise UsageError(
+            "the study was stopped before it began", where=str(directory), remedy="Run it again."
+        ) from error
     plan = build_plan(config, Facts.from_json(run.manifest()["facts"]))
     busy = _is_locked(run)
     rows = []
@@ -207,8 +219,7 @@ def _earlier_facts(run: RunDirectory, config: StudyConfig) -> Facts | None:
     return Facts.from_json(manifest["facts"])
 
 
-def _write_manifest(run: RunDirectory, facts: Facts, plan: Plan) -> None:
-    config = parse_config(run.config_path.read_text(encoding="utf-8"), str(run.config_path))
+def _write_manifest(run: RunDirectory, config: StudyConfig, facts: Facts, plan: Plan) -> None:
     dump = config.model_dump(mode="json")
     run.write_manifest(
         {
@@ -256,7 +267,7 @@ def _execute(
             continue
         if ranks.main:
             announce(f"[{number}/{len(plan.stages)}] {entry.id}: {entry.size}")
-            stage.path.mkdir(parents=True, exist_ok=True)
+            stage.begin()
         if entry.kind == "train":
             ranks.barrier()
         if ranks.main:
@@ -273,7 +284,7 @@ def _run_stage(
     started = time.monotonic()
     try:
         facts = work(context, entry, stage)
-    except CaryatidError as error:
+    except Exception as error:  # recorded for `study status`, whatever it is
         stage.fail(error)
         raise
     stage.finish(
