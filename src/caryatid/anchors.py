@@ -1,13 +1,16 @@
 """Anchors: the only hand-over from training, or from somebody else's checkpoints, to measurement."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .artifacts import read_json, write_json
 from .errors import DataMissingError
 from .models.adapters import add_adapter
 from .models.load import LoadedModel, load_model
+from .models.resolve import EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,42 @@ def anchor_from_json(value: Mapping[str, Any], root: Path) -> Anchor:
     )
 
 
-def open_anchor(anchor: Anchor, *, dtype: str | None = None, device: str | None = None) -> LoadedModel:
+def name_base(folder: Path, base: Anchor, root: Path) -> None:
+    """Write into a trained adapter's configuration what it was trained on, so that its folder can be opened alone.
+
+    A base below `root` is named relative to the adapter, so that a run directory can be moved.
+    """
+    named = base.adapters[-1] if base.adapters else base.weights or base.backbone
+    path = Path(named).expanduser()
+    if named != EMBEDDED and path.exists():
+        found = path.resolve()
+        inside = found.is_relative_to(root.resolve())
+        named = os.path.relpath(found, folder.resolve()) if inside else str(found)
+    config = read_json(folder / "adapter_config.json")
+    revision = None if base.adapters or base.weights else base.revision
+    write_json(
+        folder / "adapter_config.json", {**config, "base_model_name_or_path": named, "revision": revision}
+    )
+
+
+def open_anchor(
+    anchor: Anchor,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
     """Load an anchor; adapters are merged into float32 weights and kept beside 16-bit ones. Nothing is written.
 
     Raises:
         DataMissingError: an adapter folder is missing. InputError: it does not fit. And what `load_model` raises.
     """
     loaded = load_model(
-        anchor.weights or anchor.backbone, dtype=dtype, device=device, revision=anchor.revision
+        anchor.weights or anchor.backbone,
+        dtype=dtype,
+        device=device,
+        revision=anchor.revision,
+        trust_remote_code=trust_remote_code,
     )
     model = loaded.model
     for adapter in anchor.adapters:

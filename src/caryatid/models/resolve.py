@@ -133,7 +133,8 @@ def _check_base(folder: Path, spec: str, trust_remote_code: bool) -> None:
             raise InputError(
                 f"model type {kind!r} needs code from its repository, which caryatid does not run by default",
                 where=spec,
-                remedy="Use a model that transformers supports itself, or load_model(…, trust_remote_code=True).",
+                remedy="Use a model that transformers supports itself, or read that code and set "
+                "model.trust_remote_code (a study) or --trust-remote-code (models check).",
             )
         if kind not in CONFIG_MAPPING:
             raise InputError(f"transformers knows no model type {kind!r}", where=spec, remedy=other)
@@ -165,7 +166,8 @@ def _refuse_weights(folder: Path, pickled: str, spec: str) -> None:
 
 
 def _adapter(folder: Path, spec: str, trust_remote_code: bool, depth: int) -> ResolvedModel:
-    base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    config = _read_json(folder / "adapter_config.json")
+    base = config.get("base_model_name_or_path")
     if not base:
         raise InputError(
             "the adapter does not name its base model",
@@ -178,8 +180,17 @@ def _adapter(folder: Path, spec: str, trust_remote_code: bool, depth: int) -> Re
         raise InputError(
             "its chain of base models does not end", where=spec, remedy="Check base_model_name_or_path."
         )
+    if (
+        str(base).startswith(".") and (folder / str(base)).is_dir()
+    ):  # relative to the adapter, as in a run directory
+        base = (folder / str(base)).resolve()
     try:
-        below = resolve(str(base), trust_remote_code=trust_remote_code, _depth=depth + 1)
+        below = resolve(
+            str(base),
+            revision=config.get("revision"),
+            trust_remote_code=trust_remote_code,
+            _depth=depth + 1,
+        )
     except CaryatidError as error:
         raise type(error)(
             f"its base model cannot be used: {error.where or base}: {error.what}",

@@ -16,6 +16,7 @@ from ..config import StudyConfig
 from ..data.chat import ChatExample
 from ..data.study_prompts import StudyPrompts
 from ..models.batch import BatchSizes
+from ..models.check import check_loaded
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
 from ..progress import Progress
@@ -108,8 +109,20 @@ class Context:
             for other in [key for key in self._open if key != base]:
                 del self._open[other]
             gc.collect()
-            self._open[ref] = open_anchor(self.anchor(ref), dtype=self.facts.dtype, device=self.facts.device)
+            self._open[ref] = self.fresh(self.anchor(ref))
         return self._open[ref]
+
+    def fresh(self, anchor: Anchor) -> LoadedModel:
+        """An anchor's model, loaded anew; weights that somebody else trained are checked first."""
+        loaded = open_anchor(
+            anchor,
+            dtype=self.facts.dtype,
+            device=self.facts.device,
+            trust_remote_code=self.config.model.trust_remote_code,
+        )
+        if self.config.observed and anchor.weights:
+            check_loaded(loaded, self.config.model.system)
+        return loaded
 
     def close(self) -> None:
         """Let go of all models."""

@@ -268,8 +268,9 @@ def _generated(
         for row in read_answers(context, ref)
         if row.attack in ("none", "direct")
     }
-    touched = [condition for condition in conditions if condition.intervention != "none"]
     prompts = [(suite, row) for suite, rows in groups.items() for row in rows]
+    known = all((suite, row.id) in kept for suite, row in prompts)  # not if `behaviour` leaves out a suite
+    touched = [condition for condition in conditions if condition.intervention != "none" or not known]
     context.progress.start("generated read-outs", len(touched) * len(prompts))
     made = generate_under(
         loaded,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...anchors import Anchor
 from ...artifacts import Stage
 from ...attacks.cases import TestCase, save_cases
 from ...attacks.run import attack_gcg, gcg_cases
@@ -19,7 +20,7 @@ from ...data.chat import (
 from ...data.prompts import Prompt
 from ...errors import InputError
 from ...models.generate import generate
-from ...models.load import LoadedModel, load_model
+from ...models.load import LoadedModel
 from ..context import Context
 from ..plan import AnchorRef, StagePlan
 
@@ -53,13 +54,7 @@ def chat(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
     config, sets = context.config.chat, context.prompts
     dropped: list[Any] = []
     model = context.config.model
-    loaded = load_model(
-        model.spec,
-        dtype=context.facts.dtype,
-        device=context.facts.device,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-    )
+    loaded = context.fresh(Anchor("base", 0, model.spec, revision=model.revision))
     examples: dict[str, list[ChatExample]] = {}
     if config.source == "self_distilled":
         examples["train"] = _distilled(context, stage, loaded, "chat", sets.chat.prompts)

@@ -1,11 +1,13 @@
 """Training stages: the warm-up, and the arms with their anchors."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from ...anchors import Anchor, anchor_to_json, open_anchor
+from ...anchors import Anchor, anchor_to_json, name_base
 from ...artifacts import Stage, nan_to_none
+from ...attacks.cases import default_target
 from ...behaviour.suites import run_suite
 from ...data.prompts import Prompt
 from ...models.load import LoadedModel
@@ -31,7 +33,7 @@ def warmup(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any
     assert entry.seed is not None
     model = context.config.model
     backbone = Anchor("base", 0, model.spec, revision=model.revision)
-    loaded = open_anchor(backbone, dtype=context.facts.dtype, device=context.facts.device)
+    loaded = context.fresh(backbone)
     chat = context.chat(loaded)
     harmful, held_harmful = _held_out(sets.warmup_harmful.prompts, bool(config.check_every))
     examples = context.chat_examples["warmup"]
@@ -69,8 +71,10 @@ def warmup(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any
         progress=context.progress,
     )
     folder = str(stage.file("weights"))
+    if training.mode == "lora":
+        name_base(Path(folder), backbone, context.run.path)
     anchor = (
-        Anchor("base", 0, model.spec, adapters=(folder,), revision=model.revision)
+        replace(backbone, adapters=(folder,))
         if training.mode == "lora"
         else Anchor("base", 0, model.spec, weights=folder)
     )
@@ -99,6 +103,11 @@ def _refusal_rate(context: Context, loaded: LoadedModel, prompts: list[Prompt]) 
     return sum(row.refused for row in rows) / max(len(rows), 1)
 
 
+def _with_target(behaviour: Prompt) -> Prompt:
+    """A user's behaviour may come without a target; it gets the one that `attack gcg` would use."""
+    return behaviour if behaviour.targets else replace(behaviour, targets=(default_target(behaviour.text),))
+
+
 def train(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
     """One arm, from step 0 to its last anchor."""
     assert entry.seed is not None
@@ -106,7 +115,7 @@ def train(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]
     recipe = RECIPES[entry.params["arm"]]
     context.close()
     base = context.anchor(AnchorRef(entry.seed, "base", 0))
-    loaded = open_anchor(base, dtype=context.facts.dtype, device=context.facts.device)
+    loaded = context.fresh(base)
     r2d2 = config.r2d2.model_dump()
     chunk = {"batch_size": config.chat_batch_size, "accumulation": config.accumulation}
     trained = train_arm(
@@ -115,7 +124,7 @@ def train(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]
         recipe,
         examples=context.chat_examples["train"],
         benign=context.chat_examples["heldout"],
-        behaviours=context.prompts.pool.prompts,
+        behaviours=[_with_target(row) for row in context.prompts.pool],
         anchors=context.config.steps[1:],
         mode=config.mode,
         lora=_lora(context),
@@ -143,6 +152,8 @@ def train(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]
     anchors = []
     for one in trained.anchors:
         folder = str(stage.file("anchors").resolve() / one.folder)
+        if config.mode == "lora":
+            name_base(Path(folder), base, root)
         found = (
             Anchor(
                 recipe.name, one.step, base.backbone, (*base.adapters, folder), base.weights, base.revision
