@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small import small_config
 
+from caryatid.anchors import anchor_from_json, open_anchor
 from caryatid.artifacts import RunDirectory
 from caryatid.config import dump_config
 from caryatid.errors import UsageError
+from caryatid.models.load import load_model
 from caryatid.report.tables import SCHEMAS, read_tables
 from caryatid.study.evidence import verdict_from_tables
 from caryatid.study.runner import run_study, study_status
@@ -49,6 +53,11 @@ def test_every_table_of_the_contract_is_there(finished: Path) -> None:
         assert tables[name], name
     anchors = {(row["arm"], row["step"]) for row in tables["behaviour"]}
     assert anchors == {("base", 0), ("sft", 1), ("sft", 2), ("r2d2", 1), ("r2d2", 2)}
+    for name in ("carriers", "rank", "causal", "training"):
+        assert {(row["arm"], row["step"]) for row in tables[name]} == anchors, name
+    assert len(tables["training"]) == len(anchors)
+    start = tables["training"][0]
+    assert (start["arm"], start["tokens"], start["delta_weight"], start["loss_sft"]) == ("base", 0, 0.0, None)
     suites = {row["suite"] for row in tables["behaviour"]}
     assert suites == {"harmbench", "strongreject", "xstest_safe", "xstest_unsafe", "utility", "perplexity"}
     assert {row["attack"] for row in tables["behaviour"]} == {"none", "direct", "fixed_source"}
@@ -113,6 +122,21 @@ def test_causal_tables_hold_every_control_and_read_out(finished: Path) -> None:
     assert start == {("base", 0), ("sft", 1), ("sft", 2), ("r2d2", 1), ("r2d2", 2)}
     figures = {path.stem for path in (finished / "figures").iterdir()}
     assert {"causal-dose-seed0", "causal-layers-seed0", "transfer-control-seed0"} <= figures
+
+
+def test_an_anchors_folder_is_a_model_by_itself(finished: Path, tmp_path: Path) -> None:
+    """What `caryatid train` prints can be given to every command: the warmed backbone below it included."""
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    for stored in moved.glob("stages/train/*/anchors.json"):
+        for row in json.loads(stored.read_text()):
+            anchor = anchor_from_json(row, moved)
+            assert len(anchor.adapters) == 2
+            alone = load_model(anchor.adapters[-1], device="cpu")
+            ids = torch.tensor([[5, 17, 90, 33, 8]])
+            with torch.no_grad():
+                assert torch.equal(
+                    alone.model(ids).logits, open_anchor(anchor, device="cpu").model(ids).logits
+                )
 
 
 def test_same_study_again_runs_nothing_and_changes_nothing(place: Path, finished: Path) -> None:
@@ -181,7 +205,7 @@ def test_all_four_arms_two_seeds_and_adaptive_attacks(place: Path, tmp_path: Pat
     )
     tables = read_tables(run_study(config, tmp_path / "run").directory)
     assert {row["seed"] for row in tables["verdict"]} == {0, 1}
-    assert {row["arm"] for row in tables["training"]} == {"sft", "refusal_sft", "r2d2", "r2d2_static"}
+    assert {row["arm"] for row in tables["training"]} == {"base", "sft", "refusal_sft", "r2d2", "r2d2_static"}
     assert "adaptive" in {row["attack"] for row in tables["behaviour"]}
     assert len([r for r in tables["transfer"] if r["quantity"] == "transfer" and r["seed"] == 0]) == 25
 

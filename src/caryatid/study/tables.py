@@ -19,6 +19,12 @@ from .plan import AnchorRef, Plan, StagePlan
 
 Row = Mapping[str, Any]
 COMPARISON_DRAWS = 1000
+# Step 0's row of `training`: no loss yet, and nothing spent or changed.
+STEP_ZERO = {
+    **dict.fromkeys(("loss_sft", "loss_away", "loss_toward", "gcg_loss")),
+    **dict.fromkeys(("gcg_steps", "tokens", "gcg_tokens"), 0),
+    **dict.fromkeys(("flops", "delta_weight", "benign_kl", "seconds"), 0.0),
+}
 ACROSS = (
     "carriers",
     "carrier_summary",
@@ -126,7 +132,10 @@ def _comparisons(answers: Sequence[_Answers]) -> list[Row]:
 
 
 def _training(run: RunDirectory, plan: Plan) -> list[Row]:
+    """Every arm's anchors; step 0, from which all is counted, once per seed. Nothing for an observed series."""
     rows: list[Row] = []
+    seeds = dict.fromkeys(entry.seed for entry in plan.of_kind("train"))
+    rows += [{"seed": seed, "arm": "base", "step": 0, **STEP_ZERO} for seed in seeds]
     for entry in plan.of_kind("train"):
         rows += [{"seed": entry.seed, **row} for row in read_json(entry.stage(run).file("training.json"))]
     return rows
