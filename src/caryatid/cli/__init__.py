@@ -1,17 +1,26 @@
 """The command line: thin commands, no logic."""
 
+import errno
 import os
 import sys
 
 import typer
 
 from .. import __version__
-from ..errors import CaryatidError, ConfigError, MemoryExhaustedError
+from ..errors import CaryatidError, ConfigError, MemoryExhaustedError, UsageError
 from . import attack, data, evaluate, geometry, judge, measure, models, study, training
 from .console import announce
 
 # typer brings its own copy of click in newer versions; this is the class that all its errors have.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+INTERRUPTED = 130
+# What the system says of a place that cannot be used; other errors of this kind are bugs.
+_UNUSABLE = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    }
+)
 
 app = typer.Typer(
     name="caryatid",
@@ -51,13 +60,17 @@ def _root(
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    """Whether memory ran out: Python's, CUDA's, or that of torch's CPU allocator."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return the contract's exit code. Bugs keep their traceback."""
     try:
         result = app(args=arguments, standalone_mode=False, prog_name="caryatid")
+        if result == INTERRUPTED:  # newer typer turns Ctrl-C into this
+            raise KeyboardInterrupt
         return int(result) if isinstance(result, int) else 0
     except ConfigError as error:
         for problem in error.problems or (str(error),):
@@ -67,6 +80,9 @@ def run(arguments: list[str] | None = None) -> int:
         announce(f"caryatid: {error}")
         return error.exit_code
     except _ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            announce(error.format_message())  # type: ignore[attr-defined]
+            return 2
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "caryatid"
         message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
@@ -74,7 +90,14 @@ def run(arguments: list[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         announce("caryatid: interrupted. Run the same command again to go on where it stopped.")
-        return 130
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in _UNUSABLE:
+            raise
+        remedy = "Free space there, check its permissions, or name another place."
+        place = str(error.filename) if error.filename else None
+        announce(f"caryatid: {UsageError(str(error.strerror), where=place, remedy=remedy)}")
+        return UsageError.exit_code
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise

@@ -1,6 +1,7 @@
 """What every command shares: progress on stderr, results on stdout."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def announce(line: str) -> None:
 
 
 def print_json(value: object) -> None:
-    """A result as JSON on stdout. NaN becomes null."""
+    """A result as JSON on stdout. What is not finite becomes null."""
     sys.stdout.write(json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -46,7 +47,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

@@ -5,7 +5,7 @@ from typing import Any
 import typer
 
 from . import options
-from .console import print_json, print_table
+from .console import TerminalProgress, print_json, print_table
 
 app = typer.Typer(help="Named prompt sets: what they are and whether they are here.", no_args_is_help=True)
 
@@ -37,7 +37,12 @@ def fetch(
     """Download sets from their official addresses and check them."""
     from ..data.sources import fetch_sets
 
-    _show(fetch_sets(names), as_json)
+    progress = TerminalProgress()
+    try:
+        found = fetch_sets(names, progress=progress)
+    finally:
+        progress.done()
+    _show(found, as_json)
 
 
 @app.command(epilog="Example: caryatid data verify")
