@@ -54,13 +54,17 @@ def test_inserted_words_are_near_but_replaced_ones_are_not():
     )
     assert not are_near(swapped, (swapped - {"vinegar"}) | {"ammonia"})  # 11/13, neither contained
     assert not are_near(frozenset("ab"), frozenset("abc"))  # contained, but 2/3
+    assert are_near(frozenset("abcdef"), frozenset("abcdefghij"))  # 6/10, contained, and long
+    assert not are_near(frozenset("abcdef"), frozenset("abcdefghijk"))  # 6/11
+    assert not are_near(frozenset("abcde"), frozenset("abcdefgh"))  # 5/8, but short
 
 
 def brute_force(prints: list[Fingerprint], query: Fingerprint) -> set[int]:
     def close(a: str, b: str) -> bool:
         x, y = set(a.split()), set(b.split())
         jaccard = len(x & y) / len(x | y) if x | y else 1.0
-        return a == b or jaccard >= 0.9 or (jaccard >= 0.75 and (x <= y or y <= x))
+        enough = 0.6 if min(len(x), len(y)) >= 6 else 0.75
+        return a == b or jaccard >= 0.9 or (jaccard >= enough and (x <= y or y <= x))
 
     def agree(a: str, b: str) -> bool:
         return a == b if not a or not b else close(a, b)

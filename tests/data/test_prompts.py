@@ -88,7 +88,7 @@ def test_a_dropped_prompt_drops_nothing_itself():
     result = resolve_overlaps([training, selection, evaluation])
     assert [row.set_name for row in result.dropped] == ["s", "t"]
     assert result.dropped[1].kept_set == "e"  # contained, 12/16
-    far = make("t", Role.TRAINING, "a b c d e f g h i j k l m n o p q")  # 12/17 to e, 13/17 to s
+    far = make("t", Role.TRAINING, "a b c d e f g h i j k l m n o p q r s t u")  # 12/21 to e, 13/21 to s
     assert [row.set_name for row in resolve_overlaps([far, selection, evaluation]).dropped] == ["s"]
 
 

@@ -1,8 +1,9 @@
 """When two prompts count as the same: normalised text, and an index that finds near-duplicates quickly.
 
 Two texts are near-duplicates when their normalised forms are equal, when the Jaccard similarity of their sets of
-words is at least `JACCARD`, or when one set of words contains the other and the similarity is at least `CONTAINED`
-(a prompt with a few words put in). The rule errs towards "same": word order, case and punctuation do not count.
+words is at least `JACCARD`, or when one set of words contains the other (a prompt with a few words put in) and the
+similarity is at least `CONTAINED`, for a contained set of `LONG` words or more at least `LONG_CONTAINED` ("build a pipe
+bomb", "… from household objects"). The rule errs towards "same": word order, case and punctuation do not count.
 """
 
 import math
@@ -16,6 +17,8 @@ from typing import NamedTuple, Self
 
 JACCARD = 0.9
 CONTAINED = 0.75
+LONG = 6
+LONG_CONTAINED = 0.6
 _WORD = re.compile(r"\w+")
 _APOSTROPHES = re.compile(r"['’‘ʼ`]")
 
@@ -58,8 +61,10 @@ def similarity(a: frozenset[str], b: frozenset[str]) -> float:
 
 def are_near(a: frozenset[str], b: frozenset[str]) -> bool:
     """The module's rule for two sets of words."""
-    value = similarity(a, b)
-    return value >= JACCARD or (value >= CONTAINED and (a <= b or b <= a))
+    least = JACCARD
+    if a <= b or b <= a:
+        least = LONG_CONTAINED if min(len(a), len(b)) >= LONG else CONTAINED
+    return similarity(a, b) >= least
 
 
 @lru_cache(maxsize=4096)
@@ -93,7 +98,7 @@ class NearIndex:
         return cls(Counter(word for one in prints for word in one.words))
 
     def _rarest(self, words: frozenset[str]) -> list[str]:
-        count = len(words) - math.ceil(CONTAINED * len(words)) + 1
+        count = len(words) - math.ceil(LONG_CONTAINED * len(words)) + 1
         return sorted(words, key=lambda word: (self._frequency[word], word))[:count] if words else []
 
     def add(self, fingerprint: Fingerprint) -> int:
@@ -112,7 +117,7 @@ class NearIndex:
         candidates = {item for word in self._rarest(words) for item in self._by_word.get(word, ())}
         for item in candidates - found.keys():
             other = self._prints[item].words
-            if min(len(words), len(other)) >= CONTAINED * max(len(words), len(other)) and are_near(
+            if min(len(words), len(other)) >= LONG_CONTAINED * max(len(words), len(other)) and are_near(
                 words, other
             ):
                 found[item] = similarity(words, other)
