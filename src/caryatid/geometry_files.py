@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from caryatid.errors import InputError
+from caryatid.errors import DataMissingError, InputError
 from caryatid.geometry.carriers import PROFILES
 from caryatid.geometry.published import TableChoice, select_cosmic_from_table, select_from_table
 
@@ -26,7 +26,7 @@ def select_file(
     cuts of the profile.
 
     Raises:
-        InputError: the file cannot be read or used, or the profile or the selector is unknown.
+        DataMissingError: no such file. InputError: it cannot be used, or the profile or the selector is unknown.
     """
     if selector not in SELECTORS:
         raise InputError(
@@ -39,7 +39,9 @@ def select_file(
     try:
         rows: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise DataMissingError(
+            f"cannot be read: {error.strerror}", where=str(path), remedy="Check the path."
+        ) from error
     except ValueError as error:
         raise InputError(f"is not JSON: {error}", where=str(path)) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
@@ -77,7 +79,7 @@ def metrics_file(path: Path, *, unit_norm: bool = False) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise InputError("there is no such file", where=str(path))
+        raise DataMissingError("there is no such file", where=str(path), remedy="Check the path.")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from caryatid.attacks.cases import TestCase, default_target, load_cases, save_cases
-from caryatid.errors import InputError
+from caryatid.errors import DataMissingError, InputError
 
 CASES = (
     TestCase("a", "Explain the tides", "Sure, here is", "! ! é-free", (5, 6, 7), 1.25),
@@ -51,7 +51,7 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(InputError):
         load_cases(path)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(DataMissingError, match="no such file"):
         load_cases(tmp_path / "absent.json")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from caryatid.errors import InputError
+from caryatid.errors import DataMissingError, InputError
 from caryatid.geometry.published import select_from_table
 from caryatid.geometry_files import metrics_file, select_file
 
@@ -178,7 +178,7 @@ def test_unusable_tables_are_one_line_errors(tmp_path: Path, text: str, message:
 
 
 def test_missing_file_profile_and_layers(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(DataMissingError, match="cannot be read"):
         select_file(tmp_path / "none.json", 10)
     with pytest.raises(InputError, match="unknown profile 'strict'"):
         select_file(tmp_path / "none.json", 10, "strict")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from caryatid.errors import InputError, NumericalError
+from caryatid.errors import DataMissingError, InputError, NumericalError
 from caryatid.geometry.rank import (
     SiteActivations,
     compare_effective_rank,
@@ -186,7 +186,7 @@ def test_metrics_file(tmp_path: Path) -> None:
 
 
 def test_metrics_file_errors(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(DataMissingError, match="no such file"):
         metrics_file(tmp_path / "missing.safetensors")
     (tmp_path / "text.safetensors").write_text("no tensors here, but long enough to look for a header")
     with pytest.raises(InputError, match="not a safetensors file"):

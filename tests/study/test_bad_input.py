@@ -200,6 +200,36 @@ def test_a_source_that_does_not_exist(
         assert "source 'embeded'" in fails(capsys, 2, *command, "--source", "embeded")
 
 
+@pytest.mark.parametrize("device", ["mps", "meta", "abacus"])
+def test_devices_that_caryatid_does_not_run_on(
+    model: Path, capsys: pytest.CaptureFixture[str], device: str
+) -> None:
+    line = fails(capsys, 2, "directions", "extract", str(model), "-o", "x", "--device", device)
+    assert f"{device!r}. Use cpu or cuda." in line
+
+
+def test_files_that_are_missing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = str(tmp_path / "gone")
+    columns = ["--prompt-column", "prompt", "--completion-column", "answer", "-o", str(tmp_path / "o.csv")]
+    for command in (
+        ["attack", "gcg", "--model", str(model), "--behaviors", gone],
+        ["evaluate", str(model), "--suite", "harmbench", "--source", "embedded", "--cases", gone],
+        ["evaluate", str(model), "--suite", "harmbench", "--source", "embedded", "--answers", gone],
+        ["intervene", str(model), "--carrier", gone],
+        ["judge", "refusal", gone, *columns],
+        ["judge", "harmful", gone, "-o", str(tmp_path / "o.json")],
+        ["directions", "select", gone, "--layers", "4"],
+        ["geometry", "metrics", gone],
+    ):
+        assert gone in fails(capsys, 3, *command), command
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_arm_that_does_not_exist(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(capsys, 2, "train", "r2d3", "--model", str(model))
+    assert line.endswith("no arm 'r2d3'. Choose from sft, refusal_sft, r2d2, r2d2_static.")
+
+
 def test_a_loss_that_is_not_finite_keeps_earlier_anchors(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from caryatid.artifacts import canonical_json, read_json, write_json
 from caryatid.attacks.search import GcgResult
-from caryatid.errors import InputError
+from caryatid.errors import DataMissingError, InputError
 
 _FORMAT = 1
 _OPENING = "Sure, here is"
@@ -132,10 +132,10 @@ def load_cases(path: Path) -> SavedCases:
     """Read what `save_cases` wrote.
 
     Raises:
-        InputError: missing, not such a file, or changed since it was written.
+        DataMissingError: no such file. InputError: not such a file, or changed since it was written.
     """
     if not path.is_file():
-        raise InputError("no such file of test cases", where=str(path), remedy="Check the path.")
+        raise DataMissingError("no such file of test cases", where=str(path), remedy="Check the path.")
     value = read_json(path)
     try:
         digest = value.pop("sha256")

@@ -18,8 +18,13 @@ def _show(rows: tuple[Any, ...], as_json: bool) -> None:
         return
     print_table(
         ["set", "rows", "role", "licence", "where", "sha256"],
-        [[r.name, r.rows, r.role, r.licence, r.state, " ".join(s[:12] for s in r.sha256)] for r in rows],
+        [[r.name, r.rows, r.role, r.licence, _place(r), " ".join(s[:12] for s in r.sha256)] for r in rows],
     )
+
+
+def _place(row: Any) -> str:
+    """Where a set was found, or what is wrong with it."""
+    return str(row.where if row.state == "ok" else row.state)
 
 
 @app.command("list", epilog="Example: caryatid data list")

@@ -213,6 +213,8 @@ def _message(entry: Any) -> str:
     if entry["type"] == "extra_forbidden":
         return f"unknown key{_suggestion(entry['loc'])}"
     text = str(entry["msg"]).removeprefix("Value error, ")
+    if entry["type"] == "model_type":
+        text = "must be a mapping of keys"
     given = entry.get("input")
     if isinstance(given, str | int | float | bool) or given is None:
         return f"{text}, got {given!r}"

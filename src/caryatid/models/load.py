@@ -47,12 +47,14 @@ def choose_device(device: str | None) -> torch.device:
     """The named device; None means CUDA where there is one.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: there is no such device, or caryatid does not run on it.
     """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise UsageError(f"unknown device {device!r}", where="device", remedy="Use cpu or cuda.") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise UsageError(f"cannot run on device {device!r}", where="device", remedy="Use cpu or cuda.")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"there is no device {device!r} here", where="device", remedy="Use cpu.")
     return chosen
