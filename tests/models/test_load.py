@@ -222,6 +222,30 @@ def test_models_that_are_nowhere(spec: str, code: int, message: str) -> None:
     assert spec in str(caught.value)
 
 
+def test_a_hub_id_is_found_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laid out as huggingface_hub lays it out: `main` and another revision, and a repository of pickles only."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--org--tiny"
+    (repository / "refs").mkdir(parents=True)
+    for name, commit, arch in (("main", "a" * 40, "llama"), ("old", "b" * 40, "gpt2")):
+        (repository / "refs" / name).write_text(commit)
+        save_tiny(repository / "snapshots" / commit, arch)
+    assert torch.equal(logits(load_model("org/tiny", device="cpu").model), logits(tiny_model("llama")))
+    old = load_model("org/tiny", revision="old", device="cpu")
+    assert torch.equal(logits(old.model), logits(tiny_model("gpt2")))
+    with pytest.raises(DataMissingError, match="org/tiny"):
+        load_model("org/tiny", revision="older")
+    adapter = make_adapter(tmp_path / "adapter", "org/tiny")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert load_model(str(adapter), device="cpu").spec == str(adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "revision": "older"}))
+    with pytest.raises(DataMissingError, match="its base model cannot be used: org/tiny"):
+        load_model(str(adapter), device="cpu")
+    (repository / "snapshots" / ("a" * 40) / "model.safetensors").unlink()
+    with pytest.raises(DataMissingError, match=r"no \.safetensors file.*pickled"):
+        load_model("org/tiny")
+
+
 def test_other_bad_input(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("notes")

@@ -162,7 +162,11 @@ def _refuse_weights(folder: Path, pickled: str, spec: str) -> None:
             where=spec,
             remedy="Convert them: save_pretrained writes safetensors.",
         )
-    raise DataMissingError("no .safetensors file", where=spec, remedy="Download the model's weights again.")
+    raise DataMissingError(
+        "no .safetensors file",
+        where=spec,
+        remedy="Download the model's weights again; pickled ones must be converted with save_pretrained.",
+    )
 
 
 def _adapter(folder: Path, spec: str, trust_remote_code: bool, depth: int) -> ResolvedModel:
