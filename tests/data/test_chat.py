@@ -138,6 +138,8 @@ def test_held_out_examples_are_not_trained_on():
     assert all(one in heldout or one in train or one.user in {h.user for h in heldout} for one in examples)
     with pytest.raises(InputError, match="leave nothing to train on"):
         hold_out(examples[:8], 8, seed=0)
+    with pytest.raises(InputError, match=r"nothing can be held out of 1 chat example\(s\)"):
+        hold_out(examples[:1], 0, seed=0)
 
 
 EXAMPLES = [ChatExample(str(i), f"q{i}", f"a{i}") for i in range(10)]

@@ -244,8 +244,12 @@ def hold_out(examples: Sequence[ChatExample], rows: int, seed: int) -> ChatSplit
         seed: of the generator that chooses them.
 
     Raises:
-        InputError: nothing would be left to train on.
+        InputError: nothing would be held out, or left to train on.
     """
+    if rows < 1:
+        raise InputError(
+            f"nothing can be held out of {len(examples)} chat example(s)", remedy="Give at least two."
+        )
     rng = np.random.default_rng(seed)
     chosen = set(rng.permutation(len(examples))[:rows].tolist())
     apart = {normalise(examples[i].user) for i in chosen}

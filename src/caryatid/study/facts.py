@@ -90,7 +90,8 @@ def _chat_file(config: StudyConfig) -> str:
     path = Path(config.chat.path or "")
     examples = load_chat_jsonl(path, config.chat.rows + config.chat.heldout_rows)
     others = {f: Path(name) for f, name in config.prompts.files.items() if f not in ("chat", "chat_heldout")}
-    refuse_overlaps(examples, user_fields(others), path)
+    if others:
+        refuse_overlaps(examples, user_fields(others), path)
     return file_sha256(path)
 
 
