@@ -5,6 +5,8 @@ adapter's product to a layer's finished output loses it in the same way, at the 
 added up before the one rounding: y = [x, D x] · [W, U]ᵀ, with ΔW = U D.
 """
 
+import copy
+import json
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -77,16 +79,62 @@ def add_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         InputError: the adapter does not fit the model, or is of a kind that cannot be merged or kept.
     """
     with quiet_transformers():
-        wrapped = _wrapped(model, folder)
-        if _narrow(wrapped):
-            found = _factors(wrapped, folder)
-            plain = wrapped.unload()
-            for factors in found:
-                _keep(plain, factors)
-        else:
-            plain = wrapped.merge_and_unload()
+        return _added(_wrapped(model, folder), folder)
+
+
+def with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """A second model: `model` with a peft adapter added as by `add_adapter`, to the bit; `model` stays as it is.
+
+    The two share every weight that a plain LoRA adapter leaves alone. For other kinds all weights are copied.
+
+    Raises:
+        InputError: as `add_adapter`.
+    """
+    shared = [*model.parameters(), *model.buffers()] if _plain_lora(folder) else []
+    second = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    with quiet_transformers():
+        wrapped = _wrapped(second, folder)
+        if not _narrow(wrapped):
+            _own_weights(wrapped)  # merging writes into them
+        return _added(wrapped, folder)
+
+
+def _added(wrapped: Any, folder: Path) -> PreTrainedModel:
+    if _narrow(wrapped):
+        found = _factors(wrapped, folder)
+        plain = wrapped.unload()
+        for factors in found:
+            _keep(plain, factors)
+    else:
+        plain = wrapped.merge_and_unload()
     plain.eval().requires_grad_(False)
     return cast(PreTrainedModel, plain)
+
+
+def _plain_lora(folder: Path) -> bool:
+    """Whether an adapter changes nothing but the weights of the layers it is on, by what its config says."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # whatever is wrong with it is reported where it is opened
+    elsewhere = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
+    return (
+        config.get("peft_type") == "LORA"
+        and config.get("bias", "none") == "none"
+        and not config.get("use_dora")
+        and not any(config.get(name) for name in elsewhere)
+    )
+
+
+@torch.no_grad()
+def _own_weights(wrapped: Any) -> None:
+    """Give adapted layers, and modules tied to them, copies of their weights."""
+    weights = [layer.get_base_layer().weight for _, layer in _adapted(wrapped)]
+    own = {id(weight): nn.Parameter(weight.clone(), requires_grad=False) for weight in weights}
+    for module in wrapped.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in own:
+                setattr(module, name, own[id(parameter)])
 
 
 def _wrapped(model: PreTrainedModel, folder: Path) -> Any:
