@@ -7,6 +7,7 @@ a hundred thousand characters. Nothing here depends on their being well formed, 
 import html
 import re
 import unicodedata
+from collections.abc import Collection
 from typing import NamedTuple
 
 READ_LIMIT = 20_000
@@ -37,14 +38,20 @@ _LIST_ITEM = re.compile(r"\s*(?:\(?\d{1,2}[.):]|[-*•·–]|\(?[a-h][.)]|step \
 _TYPOGRAPHY = str.maketrans({"’": "'", "‘": "'", "´": "'", "“": '"', "”": '"', "–": "-", "—": "-"})
 
 
-def escape_markers(text: str) -> str:
+def escape_markers(text: str, also: Collection[str] = ()) -> str:
     """Make chat and judge control markers inert and control characters visible, losing nothing.
 
-    `<|im_end|>` becomes `⟨|im_end|⟩`, `[INST]` becomes `⟦INST⟧`; control characters other than newline and tab become
-    `\\x1b`-like escapes. To be applied before an answer is put into any prompt.
-    """
+    `<|im_end|>` becomes `⟨|im_end|⟩`, `[INST]` becomes `⟦INST⟧`, a marker without brackets gets a dot after its first
+    character; control characters other than newline and tab become `\\x1b`-like escapes. To be applied before an answer
+    is put into any prompt.
 
+    Args:
+        also: further markers, such as the special tokens of a judge's tokenizer.
+    """
     marked = _MARKERS.sub(lambda match: match[0].translate(_INERT), text)
+    for marker in sorted(also, key=len, reverse=True):
+        inert = marker.translate(_INERT)
+        marked = marked.replace(marker, inert if inert != marker else f"{marker[:1]}·{marker[1:]}")
     return "".join(
         ch if ch in "\n\t" or unicodedata.category(ch) not in {"Cc", "Cf", "Cs"} else f"\\x{ord(ch):02x}"
         for ch in marked
