@@ -65,6 +65,19 @@ def test_any_column_names_and_a_byte_order_mark(tmp_path: Path) -> None:
     assert (tmp_path / "out.csv").read_text().splitlines()[1].endswith(",full_refusal,refusal-rules@2")
 
 
+def test_lone_carriage_returns_stay_inside_their_cells(tmp_path: Path) -> None:
+    rows = [["a\rb", "Sorry,\rI can't help."], ["c", "One.\r\nTwo."], ["d", "\x00\x0b\u2028"]]
+    source = _csv(tmp_path / "in.csv", ["prompt", "completion"], rows)
+    content = source.read_bytes().replace(b"a\rb", b'"a\rb"') if b'"a\rb"' not in source.read_bytes() else None
+    if content is not None:  # Python before 3.13 wrote the lone return unquoted
+        source.write_bytes(content)
+    _judge(source, tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as stream:
+        written = list(csv.reader(stream))
+    assert [row[:2] for row in written[1:]] == rows
+    assert [row[2] for row in written[1:]] == ["full_refusal", "full_compliance", ""]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
