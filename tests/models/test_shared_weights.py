@@ -1,16 +1,18 @@
 """Many adapters over one loaded base: each model as if loaded by itself, to the bit; the base stays as it was."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from test_kept_adapters import save_adapter
 from torch import nn
 
 from caryatid.anchors import Anchor, builds_on, open_anchor, open_from
-from caryatid.errors import DataMissingError
+from caryatid.errors import DataMissingError, InputError
+from caryatid.models import adapters
 from caryatid.models.adapters import add_adapter, with_adapter
+from caryatid.models.plain_lora import read_plain_lora
 from tiny import ARCHITECTURES, save_tiny, tiny_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -43,6 +45,43 @@ def test_adapters_one_after_the_other_over_one_base(arch: str, dtype: torch.dtyp
         assert {name for name, _ in found.named_modules()} == {name for name, _ in base.named_modules()}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_factors_from_the_file_are_added_as_peft_adds_them(
+    arch: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (save_adapter(tmp_path / str(i), arch, size=5e-2, seed=i) for i in (1, 2))
+    found = add_adapter(add_adapter(tiny_model(arch, dtype=dtype), first), second)
+    monkeypatch.setattr(adapters, "read_plain_lora", lambda model, folder: None)
+    assert same(state(found), state(add_adapter(add_adapter(tiny_model(arch, dtype=dtype), first), second)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}]
+    + [{"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "pissa"}],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_is_more_than_plain_is_left_to_peft(options: dict, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "a", "qwen2", size=5e-2, **options)
+    assert read_plain_lora(tiny_model("qwen2"), adapter) is None
+    found = state(add_adapter(tiny_model("qwen2"), adapter))
+    assert same(found, state(PeftModel.from_pretrained(tiny_model("qwen2"), str(adapter)).merge_and_unload()))
+
+
+def test_adapters_that_do_not_fit_or_are_damaged_are_left_to_peft(tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "a", size=5e-2)
+    assert len(read_plain_lora(tiny_model(), adapter) or ()) == 4 * 7
+    assert read_plain_lora(tiny_model(width=64), adapter) is None
+    assert read_plain_lora(tiny_model(layers=2), adapter) is None
+    assert read_plain_lora(tiny_model("gpt2"), adapter) is None
+    with pytest.raises(InputError, match="does not fit"):
+        add_adapter(tiny_model(width=64), adapter)
+    (adapter / "adapter_model.safetensors").write_bytes(b"damaged")
+    assert read_plain_lora(tiny_model(), adapter) is None
+    assert read_plain_lora(tiny_model(), tmp_path) is None
+
+
 @pytest.mark.parametrize(
     "options",
     [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [7]}],
@@ -63,11 +102,6 @@ def test_other_kinds_leave_the_base_alone_too(options: dict, tmp_path: Path) -> 
 def test_an_adapter_on_tied_weights_changes_both_places(tmp_path: Path) -> None:
     base = tiny_model("gemma2")
     before = state(base)
-    adapter = save_adapter(tmp_path / "a", "gemma2", size=5e-2)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    assert "lm_head" not in config["target_modules"]
-    from peft import LoraConfig, get_peft_model
-
     model = get_peft_model(tiny_model("gemma2"), LoraConfig(r=2, target_modules=["lm_head"]))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -92,8 +126,8 @@ def test_an_anchor_from_step_0_is_the_anchor(dtype: str, tmp_path: Path) -> None
     start = Anchor("base", 0, folder, (warm,))
     loaded = open_anchor(start, dtype=dtype, device="cpu")
     before = state(loaded.model)
-    for adapters in ((warm, arm), (warm, arm, further), (warm,)):
-        anchor = Anchor("sft", 2, folder, adapters)
+    for chain in ((warm, arm), (warm, arm, further), (warm,)):
+        anchor = Anchor("sft", 2, folder, chain)
         found = open_from(anchor, start, loaded)
         alone = open_anchor(anchor, dtype=dtype, device="cpu")
         assert same(state(found.model), state(alone.model))

@@ -6,7 +6,7 @@ added up before the one rounding: y = [x, D x] · [W, U]ᵀ, with ΔW = U D.
 """
 
 import copy
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from caryatid.errors import InputError
+from caryatid.models.plain_lora import LoraFactors, read_plain_lora
 from caryatid.models.quiet import quiet_transformers
 
 _ALIGNED = 8  # matrix products on CUDA want inner sizes that are multiples of this
@@ -78,8 +79,8 @@ def add_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     Raises:
         InputError: the adapter does not fit the model, or is of a kind that cannot be merged or kept.
     """
-    with quiet_transformers():
-        return _added(_wrapped(model, folder), folder)
+    plain = read_plain_lora(model, folder)
+    return _add_wrapped(model, folder) if plain is None else _add_plain(model, plain)
 
 
 def with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -90,51 +91,48 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     Raises:
         InputError: as `add_adapter`.
     """
-    shared = [*model.parameters(), *model.buffers()] if _plain_lora(folder) else []
-    second = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-    with quiet_transformers():
-        wrapped = _wrapped(second, folder)
-        if not _narrow(wrapped):
-            _own_weights(wrapped)  # merging writes into them
-        return _added(wrapped, folder)
-
-
-def _added(wrapped: Any, folder: Path) -> PreTrainedModel:
-    if _narrow(wrapped):
-        found = _factors(wrapped, folder)
-        plain = wrapped.unload()
-        for factors in found:
-            _keep(plain, factors)
-    else:
-        plain = wrapped.merge_and_unload()
-    plain.eval().requires_grad_(False)
-    return cast(PreTrainedModel, plain)
-
-
-def _plain_lora(folder: Path) -> bool:
-    """Whether an adapter changes nothing but the weights of the layers it is on, by what its config says."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # whatever is wrong with it is reported where it is opened
-    elsewhere = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
-    return (
-        config.get("peft_type") == "LORA"
-        and config.get("bias", "none") == "none"
-        and not config.get("use_dora")
-        and not any(config.get(name) for name in elsewhere)
-    )
+    plain = read_plain_lora(model, folder)
+    if plain is None:
+        return _add_wrapped(copy.deepcopy(model), folder)
+    shared = (*model.parameters(), *model.buffers())
+    return _add_plain(copy.deepcopy(model, {id(tensor): tensor for tensor in shared}), plain)
 
 
 @torch.no_grad()
-def _own_weights(wrapped: Any) -> None:
-    """Give adapted layers, and modules tied to them, copies of their weights."""
-    weights = [layer.get_base_layer().weight for _, layer in _adapted(wrapped)]
-    own = {id(weight): nn.Parameter(weight.clone(), requires_grad=False) for weight in weights}
-    for module in wrapped.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in own:
-                setattr(module, name, own[id(parameter)])
+def _add_plain(model: PreTrainedModel, adapter: Sequence[LoraFactors]) -> PreTrainedModel:
+    """Add plain LoRA; puts new weights in the place of old ones and writes into none."""
+    changed: dict[int, Tensor] = {}
+    for one in adapter:
+        layer: Any = model.get_submodule(one.layer)
+        if layer.weight.dtype.itemsize < 4:
+            _keep(model, _Factors(one.layer, one.down, one.up * one.scale))
+            continue
+        product = one.up @ one.down
+        change = (product.T if isinstance(layer, Conv1D) else product) * one.scale
+        changed[id(layer.weight)] = changed.get(id(layer.weight), layer.weight) + change
+    if changed:
+        weights = {key: nn.Parameter(value, requires_grad=False) for key, value in changed.items()}
+        for module in model.modules():  # all of them: a changed weight may be tied
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) in weights:
+                    setattr(module, name, weights[id(parameter)])
+    model.eval().requires_grad_(False)
+    return model
+
+
+def _add_wrapped(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Add an adapter of any kind through PEFT; writes into the model's weights."""
+    with quiet_transformers():
+        wrapped = _wrapped(model, folder)
+        if _narrow(wrapped):
+            found = _factors(wrapped, folder)
+            plain = wrapped.unload()
+            for factors in found:
+                _keep(plain, factors)
+        else:
+            plain = wrapped.merge_and_unload()
+    plain.eval().requires_grad_(False)
+    return cast(PreTrainedModel, plain)
 
 
 def _wrapped(model: PreTrainedModel, folder: Path) -> Any:
