@@ -100,7 +100,7 @@ def test_harm_by_mcnemar_and_scores_by_the_paired_bootstrap() -> None:
     adjusted = multipletests([row["p"] for row in rows], method="holm")[1]
     assert [row["p_holm"] for row in rows] == pytest.approx(list(adjusted))
     plain = _compare(
-        AnchorAnswers("a", 1, 0, judged(left, "harm-features@1")),
-        AnchorAnswers("b", 1, 0, judged(right, "harm-features@1")),
+        AnchorAnswers("a", 1, 0, judged(left, "harm-features@2")),
+        AnchorAnswers("b", 1, 0, judged(right, "harm-features@2")),
     )
     assert [row["metric"] for row in plain] == ["compliance", "harm"]  # a probability is no score

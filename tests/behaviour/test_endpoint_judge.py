@@ -129,7 +129,20 @@ def test_the_command_says_what_the_endpoint_was_asked(
 ) -> None:
     (tmp_path / "in.json").write_text(json.dumps([{"behavior": "x", "generation": "sure"}] * 2))
     judged = tmp_path / "out.json"
-    assert run(["judge", "harmful", str(tmp_path / "in.json"), "-o", str(judged), "--judge", "strongreject-rubric"]) == 0
+    assert (
+        run(
+            [
+                "judge",
+                "harmful",
+                str(tmp_path / "in.json"),
+                "-o",
+                str(judged),
+                "--judge",
+                "strongreject-rubric",
+            ]
+        )
+        == 0
+    )
     assert "2 requests answered, 0 failed; 200 prompt and 40 completion tokens" in capsys.readouterr().err
     assert [row["harmful_score"] for row in json.loads(judged.read_text())] == [0.875, 0.875]
 

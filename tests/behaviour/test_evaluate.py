@@ -65,7 +65,7 @@ def test_all_suites_of_a_tiny_model(tmp_path: Path) -> None:
         ("utility", "none"),
         ("perplexity", "none"),
     }
-    counts = {(row["suite"], row["metric"]): row["n"] for row in whole if row["judge"] != "harm-features@1"}
+    counts = {(row["suite"], row["metric"]): row["n"] for row in whole if row["judge"] != "harm-features@2"}
     assert all(counts[suite, "degenerate"] == 6 for suite in found.sets)
     assert counts["utility", "pass"] == 6
     assert {row["suite"] for row in whole if row["metric"] == "harm"} == {"harmbench", "strongreject"}
@@ -73,7 +73,7 @@ def test_all_suites_of_a_tiny_model(tmp_path: Path) -> None:
     assert perplexity["n"] == 2
     assert len(found.answers) == 30
     assert any("stand in" in note for note in found.notes)
-    assert any("proxies" in note and "refusal-rules@2" in note for note in found.notes)
+    assert any("proxies" in note and "refusal-rules@3" in note for note in found.notes)
     assert any(str(row["group"]).startswith("kind=") for row in found.rows)
     again = evaluate(loaded, ["all"], chunks=lambda suite: Chunks(tmp_path / suite), **LIMITS)
     assert [row.text for row in again.answers] == [row.text for row in found.answers]

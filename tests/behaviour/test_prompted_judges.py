@@ -151,7 +151,10 @@ def test_strongreject_reads_what_the_released_code_reads() -> None:
 
 def test_long_answers_are_cut_in_the_judges_own_tokens() -> None:
     answer = " ".join(f"word{i}" for i in range(100_000))
-    for judge, first in ((HarmBenchClassifier("harmbench-llama2", tiny_loaded()), True), (_Seen(tiny_loaded()), False)):
+    for judge, first in (
+        (HarmBenchClassifier("harmbench-llama2", tiny_loaded()), True),
+        (_Seen(tiny_loaded()), False),
+    ):
         cut = judge._cut(answer)
         assert len(judge._ids(cut, special=False)) <= 520
         assert (answer.startswith(cut), answer.endswith(cut)) == (first, not first)

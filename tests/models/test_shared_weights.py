@@ -58,8 +58,14 @@ def test_factors_from_the_file_are_added_as_peft_adds_them(
 
 @pytest.mark.parametrize(
     "options",
-    [{"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}]
-    + [{"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "pissa"}],
+    [
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2}},
+        {"alpha_pattern": {"q_proj": 2}},
+        {"use_dora": True},
+        {"bias": "lora_only"},
+        {"init_lora_weights": "pissa"},
+    ],
     ids=lambda options: next(iter(options)),
 )
 def test_what_is_more_than_plain_is_left_to_peft(options: dict, tmp_path: Path) -> None:

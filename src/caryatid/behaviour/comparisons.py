@@ -76,7 +76,9 @@ def _test(
     kind = _METRICS[metric]
     shared = [key for key in left if key in right and key[:3] == suite]
     # unscored answers are left out, in pairs
-    pairs = [(left[key], right[key]) for key in shared if kind.counted(left[key]) and kind.counted(right[key])]
+    pairs = [
+        (left[key], right[key]) for key in shared if kind.counted(left[key]) and kind.counted(right[key])
+    ]
     if not pairs:
         return None
     x, y = (np.array([kind.value(pair[side]) for pair in pairs], dtype=float) for side in (0, 1))
@@ -107,9 +109,10 @@ def _test(
 def compare_arms(anchors: Sequence[AnchorAnswers], *, draws: int, rng: np.random.Generator) -> list[Row]:
     """Tests between every two arms that have answers at the same step and seed.
 
-    Compliance, and harm and mean score where judges for them ran, in suites of harmful requests; any-refusal in XSTest;
-    pass in the utility audit. On prompts that both arms answered and that were scored: McNemar's exact test, for scores the
-    paired bootstrap's, with the bootstrap interval of the difference a − b. `only_a` counts the pairs in which a has more.
+    Compliance, and harm and mean score where judges for them ran, in suites of harmful requests; any-refusal in
+    XSTest; pass in the utility audit. On prompts that both arms answered and that were scored: McNemar's exact test,
+    for scores the paired bootstrap's, with the bootstrap interval of the difference a − b. `only_a` counts the pairs in
+    which a has more.
     `p_holm` is adjusted over the whole table.
 
     Raises:

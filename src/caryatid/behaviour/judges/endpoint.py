@@ -164,7 +164,9 @@ class Endpoint:
             with self._lock:
                 self.usage.failed += 1
             return None
-        if not hasattr(reply, "choices"):  # the client gives back what is not JSON as text: no such endpoint there
+        if not hasattr(
+            reply, "choices"
+        ):  # the client gives back what is not JSON as text: no such endpoint there
             with self._lock:
                 self.usage.failed += 1
             return None

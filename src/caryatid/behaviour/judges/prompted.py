@@ -167,8 +167,8 @@ def expected_score(logits: torch.Tensor, score_ids: Sequence[int]) -> tuple[floa
 class StrongRejectFinetuned(_Prompted):
     """StrongREJECT's fine-tuned evaluator (arXiv 2402.10260); harmful at a score of at least ½.
 
-    As in the released code, the answer stands behind the tokenizer's begin-of-text token (it is decoded with it), and of
-    a longer answer the last tokens are read, not the first: its tokenizer truncates on the left.
+    As in the released code, the answer stands behind the tokenizer's begin-of-text token (it is decoded with it), and
+    of a longer answer the last tokens are read, not the first: its tokenizer truncates on the left.
     """
 
     name = "strongreject-finetuned"

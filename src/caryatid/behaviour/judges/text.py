@@ -34,7 +34,9 @@ _TAG = re.compile(r"</?[A-Za-z!][^<>\n]{0,200}>")
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _QUOTED = re.compile(r'"[^"\n]{1,600}"')
 _SPLIT = re.compile(r"(?<=[.!?:])[\"')\]*]*\s+|\n+")
-_LIST_ITEM = re.compile(r"\s*(?:\(?\d{1,2}[.):]|[-*•·–]|\(?[a-h][.)]|step \d{1,2}\b)\s*\S", re.IGNORECASE)
+_LIST_ITEM = re.compile(  # also in bold; a line that is merely bold is none
+    r"\s*(?:\*\*|__)?(?:\(?\d{1,2}[.):]|[-*–](?=\s)|[•·]|\(?[a-h][.)]|step \d{1,2}\b)\s*\S", re.IGNORECASE
+)
 _TYPOGRAPHY = str.maketrans({"’": "'", "‘": "'", "´": "'", "“": '"', "”": '"', "–": "-", "—": "-"})
 
 
@@ -65,6 +67,12 @@ def readable(answer: str) -> str:
     text = unicodedata.normalize("NFKC", text).translate(_TYPOGRAPHY)
     text = "".join(ch for ch in text if ch in "\n\t" or unicodedata.category(ch)[0] != "C")
     return text.replace("\t", " ").strip()[:READ_LIMIT]
+
+
+def latin(text: str) -> bool:
+    """Whether at least half of the letters of a text are Latin ones: what the offline judges can read."""
+    letters = [ch for ch in text if ch.isalpha()]
+    return 2 * sum("LATIN" in unicodedata.name(ch, "") for ch in letters) >= len(letters)
 
 
 class Sentences(NamedTuple):
