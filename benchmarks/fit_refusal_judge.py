@@ -48,7 +48,7 @@ class Answer:
         self.reading: Reading = read(row["completion"])
         self.features = features(self.prompt, self.reading)
         self.weighed = (
-            decide(self.reading) in REFUSED
+            decide(self.reading, self.prompt) in REFUSED
             and self.label in REFUSED
             and not nothing_there(self.reading)
             and words_after(self.reading) >= LEAST_WORDS

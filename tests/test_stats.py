@@ -19,6 +19,7 @@ from caryatid.stats import (
     holm,
     mcnemar_exact,
     paired_bootstrap,
+    paired_bootstrap_test,
     quantile_interval,
     wilson,
 )
@@ -176,3 +177,18 @@ def test_clustered_rate_edges() -> None:
     assert clustered_rate([], []).n == 0
     with pytest.raises(InputError, match="outcomes"):
         clustered_rate([0.5], ["a"])
+
+
+def test_the_paired_bootstraps_p_value() -> None:
+    rng = np.random.default_rng(5)
+    for shift in (0.0, 0.2, 0.35, 1.0):
+        a, b = rng.normal(shift, 1, 200), np.zeros(200)
+        found = paired_bootstrap_test(a, b, 4000, np.random.default_rng(1))
+        drawn = a[np.random.default_rng(1).integers(0, 200, size=(4000, 200))].mean(axis=1)
+        tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+        assert found.p == pytest.approx(min(1, 2 * (tail + 1) / 4001))
+        assert found.p == pytest.approx(scipy_stats.ttest_1samp(a, 0).pvalue, abs=0.03)
+        assert (found.p < 0.05) == (not found.lo <= 0 <= found.hi)
+        assert found[:3] == paired_bootstrap(a, b, 4000, np.random.default_rng(1))
+    assert paired_bootstrap_test([1, 1], [1, 1], 100, rng).p == 1
+    assert math.isnan(paired_bootstrap_test([math.nan], [1], 100, rng).p)

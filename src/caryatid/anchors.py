@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .artifacts import read_json, write_json
 from .errors import DataMissingError
-from .models.adapters import add_adapter
+from .models.adapters import add_adapter, with_adapter
 from .models.load import LoadedModel, load_model
 from .models.resolve import EMBEDDED
 
@@ -105,11 +105,37 @@ def open_anchor(
     )
     model = loaded.model
     for adapter in anchor.adapters:
-        if not (Path(adapter) / "adapter_config.json").is_file():
-            raise DataMissingError(
-                "no adapter here",
-                where=f"{anchor.arm}@{anchor.step}: {adapter}",
-                remedy="Check the path, or train again.",
-            )
-        model = add_adapter(model, Path(adapter))
-    return LoadedModel(model, loaded.tokenizer, loaded.spec, loaded.identity, loaded.dtype, loaded.device)
+        model = add_adapter(model, _folder(anchor, adapter))
+    return replace(loaded, model=model)
+
+
+def builds_on(anchor: Anchor, start: Anchor) -> bool:
+    """Whether an anchor is another one with no, or with further, adapters on top."""
+    here, there = ((one.weights or one.backbone, one.revision) for one in (anchor, start))
+    return here == there and anchor.adapters[: len(start.adapters)] == start.adapters
+
+
+def open_from(anchor: Anchor, start: Anchor, loaded: LoadedModel) -> LoadedModel:
+    """An anchor that `builds_on` another one, made from its loaded model: to the bit what `open_anchor` gives.
+
+    The other model stays as it is; the two share the weights that the further adapters leave alone.
+
+    Raises:
+        DataMissingError: an adapter folder is missing. InputError: it does not fit.
+    """
+    assert builds_on(anchor, start)
+    model = loaded.model
+    for number, adapter in enumerate(anchor.adapters[len(start.adapters) :]):
+        add = add_adapter if number else with_adapter  # the second is added to a model of our own
+        model = add(model, _folder(anchor, adapter))
+    return replace(loaded, model=model)
+
+
+def _folder(anchor: Anchor, adapter: str) -> Path:
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise DataMissingError(
+            "no adapter here",
+            where=f"{anchor.arm}@{anchor.step}: {adapter}",
+            remedy="Check the path, or train again.",
+        )
+    return Path(adapter)

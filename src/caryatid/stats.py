@@ -34,6 +34,15 @@ class Interval(NamedTuple):
     hi: float
 
 
+class PairedTest(NamedTuple):
+    """A mean difference, the bounds of its interval, and a two-sided p-value."""
+
+    value: float
+    lo: float
+    hi: float
+    p: float
+
+
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Rate:
     """Rate with its Wilson score interval (Wilson 1927, without continuity correction).
 
@@ -195,13 +204,29 @@ def paired_bootstrap(
     Raises:
         InputError: the arrays are not paired.
     """
+    return Interval(*paired_bootstrap_test(a, b, draws, rng, confidence)[:3])
+
+
+def paired_bootstrap_test(
+    a: ArrayLike, b: ArrayLike, draws: int, rng: np.random.Generator, confidence: float = 0.95
+) -> PairedTest:
+    """`paired_bootstrap` with the p-value of a mean difference of 0 from the same draws.
+
+    p = min(1, 2·(1 + min(#{d* ≤ 0}, #{d* ≥ 0}))/(draws + 1)), the level at which the percentile interval reaches 0, with
+    the observed value counted among the draws; never below 2/(draws + 1).
+
+    Raises:
+        InputError: the arrays are not paired.
+    """
     left, right = _paired(a, b, "paired_bootstrap")
     difference = left.astype(np.float64) - right.astype(np.float64)
     difference = difference[~np.isnan(difference)]
     if difference.size == 0:
-        return Interval(_NAN, _NAN, _NAN)
-    indices = bootstrap_indices(difference.size, draws, rng)
-    return quantile_interval(difference[indices].mean(axis=1), float(difference.mean()), confidence)
+        return PairedTest(_NAN, _NAN, _NAN, _NAN)
+    means = difference[bootstrap_indices(difference.size, draws, rng)].mean(axis=1)
+    beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    interval = quantile_interval(means, float(difference.mean()), confidence)
+    return PairedTest(*interval, min(1.0, 2 * (1 + beyond) / (draws + 1)))
 
 
 def _paired(a: ArrayLike, b: ArrayLike, where: str) -> tuple[NDArray, NDArray]:

@@ -74,3 +74,33 @@ def test_several_answers_to_a_prompt_are_refused() -> None:
     twice = AnchorAnswers("a", 1, 0, _answers("c") * 2)
     with pytest.raises(InputError, match="several answers"):
         _compare(twice, AnchorAnswers("b", 1, 0, _answers("c")))
+
+
+def test_harm_by_mcnemar_and_scores_by_the_paired_bootstrap() -> None:
+    def judged(scores: list[float | None], judge: str) -> list[AnswerRow]:
+        return [
+            replace(row, harmful=None if one is None else int(one >= 0.5), harm_score=one, harm_judge=judge)
+            for row, one in zip(_answers("c" * len(scores)), scores, strict=True)
+        ]
+
+    left = [1.0, 0.75, 0.5, 1.0, 0.25, 0.5, None, 0.5]
+    right = [0.0, 0.25, 0.5, 0.5, 0.0, 0.0, 1.0, None]
+    strong = "strongreject-rubric@m"
+    rows = _compare(
+        AnchorAnswers("a", 1, 0, judged(left, strong)), AnchorAnswers("b", 1, 0, judged(right, strong))
+    )
+    found = {row["metric"]: row for row in rows}
+    assert list(found) == ["compliance", "harm", "score"]
+    harm, score = found["harm"], found["score"]
+    assert (harm["n"], harm["only_a"], harm["only_b"], harm["judge"]) == (6, 3, 0, strong)
+    assert harm["p"] == pytest.approx(binomtest(3, 3, 0.5).pvalue)
+    assert (score["n"], score["only_a"], score["only_b"], score["test"]) == (6, 5, 0, "paired bootstrap")
+    assert score["difference"] == pytest.approx((1 + 0.5 + 0 + 0.5 + 0.25 + 0.5) / 6)
+    assert score["p"] == pytest.approx(2 / 501)  # no draw of six has a mean of 0 or less but the six zeros
+    adjusted = multipletests([row["p"] for row in rows], method="holm")[1]
+    assert [row["p_holm"] for row in rows] == pytest.approx(list(adjusted))
+    plain = _compare(
+        AnchorAnswers("a", 1, 0, judged(left, "harm-features@2")),
+        AnchorAnswers("b", 1, 0, judged(right, "harm-features@2")),
+    )
+    assert [row["metric"] for row in plain] == ["compliance", "harm"]  # a probability is no score

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from caryatid.behaviour.judges.endpoint import (
     Usage,
     parse_rubric,
 )
+from caryatid.behaviour.judges.harm import HarmFeatures
+from caryatid.behaviour.judges.registry import endpoint_usage
+from caryatid.cli import run
 from caryatid.errors import UsageError
 
 GOOD = "#overall_reasoning fine\n#scores\n1.a no\n1.b 0\n2.a yes\n2.b 4\n3.a yes\n3.b 5"
@@ -41,6 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
         if "stumble" in text and self.server.failures < 2:
             self.server.failures += 1
             return self._send(503, {"error": {"message": "busy", "type": "server_error"}})
+        if "web page" in text:
+            return self._send(200, None)
         if "always down" in text:
             return self._send(500, {"error": {"message": "down", "type": "server_error"}})
         reply = {"refuse": GOOD.replace("1.b 0", "1.b 1"), "nonsense": "I would rather not say."}
@@ -64,10 +70,10 @@ class _Handler(BaseHTTPRequestHandler):
             },
         )
 
-    def _send(self, code: int, value: dict[str, Any]) -> None:
-        content = json.dumps(value).encode()
+    def _send(self, code: int, value: dict[str, Any] | None) -> None:
+        content = b"<html>Welcome</html>" if value is None else json.dumps(value).encode()
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/html" if value is None else "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -110,9 +116,35 @@ def test_rubric_scores_in_order_with_costs(server: _Server) -> None:
 
 def test_what_the_endpoint_fails_is_unscored_and_counted(server: _Server) -> None:
     judge = StrongRejectRubric(Endpoint("some-model", retries=0))
-    found = judge.judge([Exchange("a request", "always down"), Exchange("a request", "sure")])
-    assert [one.verdict for one in found] == [UNSCORED, HARMFUL]
-    assert judge.endpoint.usage.failed == 1
+    found = judge.judge([Exchange("a request", text) for text in ("always down", "sure", "web page")])
+    assert [one.verdict for one in found] == [UNSCORED, HARMFUL, UNSCORED]
+    assert judge.endpoint.usage.failed == 2
+    said = "1 requests answered, 2 failed; 100 prompt and 20 completion tokens"
+    assert endpoint_usage(judge) == said
+    assert endpoint_usage(HarmFeatures()) is None
+
+
+def test_the_command_says_what_the_endpoint_was_asked(
+    server: _Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.json").write_text(json.dumps([{"behavior": "x", "generation": "sure"}] * 2))
+    judged = tmp_path / "out.json"
+    assert (
+        run(
+            [
+                "judge",
+                "harmful",
+                str(tmp_path / "in.json"),
+                "-o",
+                str(judged),
+                "--judge",
+                "strongreject-rubric",
+            ]
+        )
+        == 0
+    )
+    assert "2 requests answered, 0 failed; 200 prompt and 40 completion tokens" in capsys.readouterr().err
+    assert [row["harmful_score"] for row in json.loads(judged.read_text())] == [0.875, 0.875]
 
 
 def test_an_unknown_model_or_no_key_is_one_line(server: _Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_all_suites_of_a_tiny_model(tmp_path: Path) -> None:
         ("utility", "none"),
         ("perplexity", "none"),
     }
-    counts = {(row["suite"], row["metric"]): row["n"] for row in whole if row["judge"] != "harm-features@1"}
+    counts = {(row["suite"], row["metric"]): row["n"] for row in whole if row["judge"] != "harm-features@2"}
     assert all(counts[suite, "degenerate"] == 6 for suite in found.sets)
     assert counts["utility", "pass"] == 6
     assert {row["suite"] for row in whole if row["metric"] == "harm"} == {"harmbench", "strongreject"}
@@ -73,7 +73,7 @@ def test_all_suites_of_a_tiny_model(tmp_path: Path) -> None:
     assert perplexity["n"] == 2
     assert len(found.answers) == 30
     assert any("stand in" in note for note in found.notes)
-    assert any("proxies" in note and "refusal-rules@2" in note for note in found.notes)
+    assert any("proxies" in note and "refusal-rules@3" in note for note in found.notes)
     assert any(str(row["group"]).startswith("kind=") for row in found.rows)
     again = evaluate(loaded, ["all"], chunks=lambda suite: Chunks(tmp_path / suite), **LIMITS)
     assert [row.text for row in again.answers] == [row.text for row in found.answers]
@@ -151,6 +151,7 @@ def test_answers_survive_their_files(tmp_path: Path) -> None:
     found = evaluate(tiny_loaded(), ["xstest"], **LIMITS)
     rows = [
         *found.answers,
+        replace(found.answers[0], text="one\u2028two\u2029three\x85four\x0bfive\x1csix\rseven"),
         replace(found.answers[0], text='\x00<b>\ud800 \u202e \n"', harmful=1, harm_score=0.5),
     ]
     where = [{"arm": "sft", "step": i, "seed": 0} for i in range(len(rows))]
@@ -185,6 +186,16 @@ def test_another_engines_answers_are_judged_as_ours(tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_text(json.dumps(given[0]))
     with pytest.raises(InputError, match="no answer to 7 of 8 prompts"):
         import_answers(tmp_path / "answers.jsonl", prompts, attacks)
+    for key, value in (("n_tokens", "12"), ("n_tokens", -1), ("n_tokens", 1.5), ("ended", "false")):
+        (tmp_path / "answers.jsonl").write_text(json.dumps({**given[0], key: value}))
+        with pytest.raises(InputError, match=rf"row 1.*'{key}' is {value!r}"):
+            import_answers(tmp_path / "answers.jsonl", prompts, attacks)
+    full = [{**row, "text": "a\u2028b", "n_tokens": 3, "ended": i > 0} for i, row in enumerate(given)]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in full)
+    (tmp_path / "answers.jsonl").write_bytes(lines.encode())
+    back = import_answers(tmp_path / "answers.jsonl", prompts, attacks)
+    assert {(row.text, row.n_tokens) for row in back} == {("a\u2028b", 3)}
+    assert [row.ended for row in back] == [False, *[True] * 7]
     (tmp_path / "answers.jsonl").write_text('{"id": 3}')
     with pytest.raises(InputError, match=r"row 1.*no `id` and `text`"):
         import_answers(tmp_path / "answers.jsonl", prompts, attacks)

@@ -55,7 +55,7 @@ def test_answers_refusals_gibberish_and_nothing() -> None:
     assert found[1].score <= 0.25
     assert found[2].score <= 0.25
     assert math.isnan(found[3].score)
-    assert {one.judge for one in found} == {"harm-features@1"}
+    assert {one.judge for one in found} == {"harm-features@2"}
 
 
 def test_the_context_counts_as_the_behaviours_words() -> None:

@@ -44,7 +44,7 @@ def test_verdicts_are_added_and_everything_else_is_kept(tmp_path: Path) -> None:
         "full_refusal",
         "full_compliance",
     ]
-    assert {row[5] for row in written[1:]} == {"refusal-rules@2"}
+    assert {row[5] for row in written[1:]} == {"refusal-rules@3"}
     assert done.rows == 5
     assert done.to_json()["verdicts"] == {"unscored": 1, "full_compliance": 2, "full_refusal": 2}
 
@@ -62,7 +62,22 @@ def test_any_column_names_and_a_byte_order_mark(tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     source.write_bytes("\ufeffFrage,Antwort\r\nWas?,Sorry I can't help with that.\r\n".encode())
     _judge(source, tmp_path / "out.csv", "Frage", "Antwort")
-    assert (tmp_path / "out.csv").read_text().splitlines()[1].endswith(",full_refusal,refusal-rules@2")
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].endswith(",full_refusal,refusal-rules@3")
+
+
+def test_lone_carriage_returns_stay_inside_their_cells(tmp_path: Path) -> None:
+    rows = [["a\rb", "Sorry,\rI can't help."], ["c", "One.\r\nTwo."], ["d", "\x00\x0b\u2028"]]
+    source = _csv(tmp_path / "in.csv", ["prompt", "completion"], rows)
+    content = (
+        source.read_bytes().replace(b"a\rb", b'"a\rb"') if b'"a\rb"' not in source.read_bytes() else None
+    )
+    if content is not None:  # Python before 3.13 wrote the lone return unquoted
+        source.write_bytes(content)
+    _judge(source, tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as stream:
+        written = list(csv.reader(stream))
+    assert [row[:2] for row in written[1:]] == rows
+    assert [row[2] for row in written[1:]] == ["full_refusal", "full_compliance", ""]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +134,7 @@ def test_harmful_json(tmp_path: Path) -> None:
     assert [row["harmful"] for row in written] == [0, None, None, 0]
     assert [row["harmful_score"] is None for row in written] == [False, True, True, False]
     assert all(0 <= row["harmful_score"] <= 1 for row in (written[0], written[3]))
-    assert {row["judge"] for row in written} == {"harm-features@1"}
+    assert {row["judge"] for row in written} == {"harm-features@2"}
     assert done.to_json()["verdicts"] == {"unscored": 2, "harmless": 2}
 
 

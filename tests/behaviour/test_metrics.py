@@ -27,7 +27,7 @@ ANSWER = AnswerRow(
     n_tokens=1,
     ended=True,
     verdict="full_compliance",
-    judge="refusal-rules@2",
+    judge="refusal-rules@3",
     degenerate=None,
 )
 
@@ -81,7 +81,7 @@ def test_columns_and_intervals() -> None:
         assert (row["value"], row["n"], row["lo"], row["hi"]) == wilson(
             round(row["value"] * row["n"]), row["n"]
         )
-        expected = ("degeneracy@1", False) if row["metric"] == "degenerate" else ("refusal-rules@2", True)
+        expected = ("degeneracy@1", False) if row["metric"] == "degenerate" else ("refusal-rules@3", True)
         assert (row["judge"], row["proxy"]) == expected
 
 
@@ -124,12 +124,12 @@ def test_the_audit_has_a_pass_rate_over_all_its_prompts() -> None:
 
 def test_harm_is_counted_only_where_it_was_judged() -> None:
     rows = _rows(
-        {"harmful": 1, "harm_score": 0.9, "harm_judge": "harm-features@1"},
-        {"harmful": 0, "harm_score": 0.2, "harm_judge": "harm-features@1"},
-        {"harmful": None, "harm_judge": "harm-features@1", "kind": "copyright"},
+        {"harmful": 1, "harm_score": 0.9, "harm_judge": "harm-features@2"},
+        {"harmful": 0, "harm_score": 0.2, "harm_judge": "harm-features@2"},
+        {"harmful": None, "harm_judge": "harm-features@2", "kind": "copyright"},
     )
     table = metrics_rows(rows, "a", 0, 0)
-    harm = [row for row in table if row["judge"] == "harm-features@1"]
+    harm = [row for row in table if row["judge"] == "harm-features@2"]
     assert [(row["metric"], row["value"], row["n"], row["proxy"]) for row in harm] == [
         ("harm", 0.5, 2, True),
         ("unscored", 1 / 3, 3, True),

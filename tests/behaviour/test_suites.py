@@ -56,7 +56,7 @@ def test_answers_are_the_models_own(arch: str) -> None:
         assert (row.prompt, row.context, row.category, row.kind) == (
             prompt.text, prompt.context, prompt.category, prompt.kind,
         )  # fmt: skip
-        assert row.judge == "refusal-rules@2"
+        assert row.judge == "refusal-rules@3"
     assert [row.check for row in rows] == [None, None, False, None, None]
 
 
@@ -160,7 +160,7 @@ def test_harm_is_judged_for_harmful_requests_but_not_for_copyright() -> None:
     rows = run_suite(loaded, ChatFormat(loaded.tokenizer), PROMPTS, attack="direct", **LIMITS)
     found = {row.prompt_id: row for row in judge_harm(rows, HarmFeatures())}
     assert found["c"].harm_judge is None
-    assert (found["d"].harmful, found["d"].harm_judge) == (None, "harm-features@1")
+    assert (found["d"].harmful, found["d"].harm_judge) == (None, "harm-features@2")
     for name in "abe":
         assert found[name].harmful in ({None} if not found[name].scored else {0, 1})
 

@@ -107,7 +107,7 @@ def test_causal_tables_hold_every_control_and_read_out(finished: Path) -> None:
         expected = answered | {"utility_pass"} | (forced - {"utility_coupling"})
         assert expected <= {r["read_out"] for r in rows if r["control"] == control}
     assert {r["judge"] for r in rows if r["read_out"] == "utility_coupling"} == {
-        "teacher-forced", "refusal-rules@2",
+        "teacher-forced", "refusal-rules@3",
     }  # fmt: skip
     # ranks beyond what the categories span are left out rather than measured twice
     swept = {r["rank"] for r in rows if (r["intervention"], r["control"]) == ("ablate", "carrier")}

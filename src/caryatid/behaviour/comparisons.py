@@ -1,18 +1,44 @@
 """Paired comparisons of arms at the same anchor step: the same prompts, two models."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from caryatid.behaviour.answers import AnswerRow
+from caryatid.behaviour.metrics import gives_scores
 from caryatid.errors import InputError
-from caryatid.stats import holm, mcnemar_exact, paired_bootstrap
+from caryatid.stats import holm, mcnemar_exact, paired_bootstrap_test
 
 Row = dict[str, str | int | float]
-_METRICS = {"compliance": "answered", "any_refusal": "refused", "pass": "passed"}
+
+
+class _Metric(NamedTuple):
+    """What is compared: of which answers, by whom judged; a score rather than yes or no."""
+
+    value: Callable[[AnswerRow], float | None]
+    counted: Callable[[AnswerRow], bool]
+    judge: Callable[[AnswerRow], str | None]
+    score: bool = False
+
+
+_METRICS = {
+    "compliance": _Metric(lambda row: row.answered, lambda row: row.scored, lambda row: row.judge),
+    "any_refusal": _Metric(lambda row: row.refused, lambda row: row.scored, lambda row: row.judge),
+    "pass": _Metric(lambda row: row.passed, lambda row: True, lambda row: row.judge),
+    "harm": _Metric(
+        lambda row: row.harmful == 1, lambda row: row.harmful is not None, lambda row: row.harm_judge
+    ),
+    "score": _Metric(
+        lambda row: row.harm_score,
+        lambda row: row.harm_score is not None and gives_scores(row.harm_judge),
+        lambda row: row.harm_judge,
+        score=True,
+    ),
+}
 _SUITE_METRICS = {"utility": ("pass",), "xstest_safe": ("any_refusal",), "xstest_unsafe": ("any_refusal",)}
+_OF_REQUESTS = ("compliance", "harm", "score")
 
 
 class AnchorAnswers(NamedTuple):
@@ -47,15 +73,16 @@ def _test(
     rng: np.random.Generator,
 ) -> Row | None:
     left, right = _by_prompt(a), _by_prompt(b)
+    kind = _METRICS[metric]
     shared = [key for key in left if key in right and key[:3] == suite]
-    if metric != "pass":  # unscored answers are left out, in pairs
-        shared = [key for key in shared if left[key].scored and right[key].scored]
-    if not shared:
+    # unscored answers are left out, in pairs
+    pairs = [
+        (left[key], right[key]) for key in shared if kind.counted(left[key]) and kind.counted(right[key])
+    ]
+    if not pairs:
         return None
-    holds = _METRICS[metric]
-    x = np.array([getattr(left[key], holds) for key in shared])
-    y = np.array([getattr(right[key], holds) for key in shared])
-    difference = paired_bootstrap(x, y, draws, rng)
+    x, y = (np.array([kind.value(pair[side]) for pair in pairs], dtype=float) for side in (0, 1))
+    difference = paired_bootstrap_test(x, y, draws, rng)
     return {
         "step": a.step,
         "seed": a.seed,
@@ -70,20 +97,22 @@ def _test(
         "difference": difference.value,
         "lo": difference.lo,
         "hi": difference.hi,
-        "n": len(shared),
-        "only_a": int((x & ~y).sum()),
-        "only_b": int((~x & y).sum()),
-        "p": mcnemar_exact(x, y),
-        "test": "McNemar exact",
-        "judge": "+".join(sorted({left[key].judge for key in shared} | {right[key].judge for key in shared})),
+        "n": len(pairs),
+        "only_a": int((x > y).sum()),
+        "only_b": int((y > x).sum()),
+        "p": difference.p if kind.score else mcnemar_exact(x, y),
+        "test": "paired bootstrap" if kind.score else "McNemar exact",
+        "judge": "+".join(sorted({str(kind.judge(row)) for pair in pairs for row in pair})),
     }
 
 
 def compare_arms(anchors: Sequence[AnchorAnswers], *, draws: int, rng: np.random.Generator) -> list[Row]:
     """Tests between every two arms that have answers at the same step and seed.
 
-    Compliance in suites of harmful requests, any-refusal in XSTest, pass in the utility audit; McNemar's exact test on
-    prompts that both arms answered and that were scored, with the bootstrap interval of the difference a − b.
+    Compliance, and harm and mean score where judges for them ran, in suites of harmful requests; any-refusal in
+    XSTest; pass in the utility audit. On prompts that both arms answered and that were scored: McNemar's exact test,
+    for scores the paired bootstrap's, with the bootstrap interval of the difference a − b. `only_a` counts the pairs in
+    which a has more.
     `p_holm` is adjusted over the whole table.
 
     Raises:
@@ -95,7 +124,7 @@ def compare_arms(anchors: Sequence[AnchorAnswers], *, draws: int, rng: np.random
         if (a.step, a.seed) != (b.step, b.seed) or a.arm == b.arm:
             continue
         for suite in dict.fromkeys((row.suite, row.set_name, row.attack) for row in a.rows):
-            for metric in _SUITE_METRICS.get(suite[0], ("compliance",)):
+            for metric in _SUITE_METRICS.get(suite[0], _OF_REQUESTS):
                 row = _test(a, b, suite, metric, draws, rng)
                 if row is not None:
                     table.append(row)

@@ -192,9 +192,7 @@ def evaluate(
     """
     perplexity = "perplexity" in expand_suites(suites)
     if perplexity and not chat_examples:
-        raise UsageError(
-            "perplexity needs held-out chat", remedy="Name a file of chat examples, or leave it out."
-        )
+        raise UsageError("perplexity needs held-out chat", remedy="Give chat examples, or leave it out.")
     chosen = chosen_prompts(suites, source=source, lookup=lookup, limit=limit, seed=seed, cases=cases)
     chat = ChatFormat(loaded.tokenizer, asking.system)
     report = progress or NO_PROGRESS

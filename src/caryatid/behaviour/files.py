@@ -84,9 +84,10 @@ def read_placed_answers(path: Path) -> list[tuple[dict[str, Any], AnswerRow]]:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(decode(read_user_bytes(path), path).splitlines(), start=1):
+    text = decode(read_user_bytes(path), path)
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028, too
         if line.strip():
-            row = parse_json(line, f"{path}:{number}")
+            row = parse_json(line, str(path), number)
             if not isinstance(row, dict):
                 raise InputError(
                     "not an object", where=f"{path}:{number}", remedy="Give one JSON object a line."
@@ -132,6 +133,14 @@ def _sent(suite: str, prompt: Prompt, cases: Mapping[str, str] | None) -> str:
     return user_text(prompt, cases[prompt.id] if cases is not None and suite == "harmbench" else None)
 
 
+def _check_facts(row: Mapping[str, Any], where: str) -> None:
+    tokens, ended = row.get("n_tokens"), row.get("ended")
+    if tokens is not None and (type(tokens) is not int or tokens < 0):
+        raise InputError(f"'n_tokens' is {tokens!r}", where=where, remedy="Give a count, or leave it out.")
+    if ended is not None and type(ended) is not bool:
+        raise InputError(f"'ended' is {ended!r}", where=where, remedy="Give true or false, or leave it out.")
+
+
 def import_answers(
     path: Path,
     suites: Mapping[str, Sequence[Prompt]],
@@ -156,6 +165,7 @@ def import_answers(
             raise InputError(
                 f"{row['id']!r} is answered twice", where=str(path), remedy="Keep one answer each."
             )
+        _check_facts(row, f"{path}, row {number}")
         found[row["id"]] = row
     asked = [
         (suite, prompt, number)
@@ -170,16 +180,10 @@ def import_answers(
             where=str(path),
             remedy="Export and answer with the same suites, limit, seed and cases.",
         )
-    return [
-        answer_row(
-            prompt,
-            suite,
-            attacks[suite],
-            _sent(suite, prompt, cases),
-            found[_key(suite, prompt, number)]["text"],
-            int(found[_key(suite, prompt, number)].get("n_tokens") or 0),
-            bool(found[_key(suite, prompt, number)].get("ended", True)),
-            number,
-        )
-        for suite, prompt, number in asked
-    ]
+    rows = []
+    for suite, prompt, number in asked:
+        given = found[_key(suite, prompt, number)]
+        facts = (given.get("n_tokens") or 0, given.get("ended") is not False)
+        sent = _sent(suite, prompt, cases)
+        rows.append(answer_row(prompt, suite, attacks[suite], sent, given["text"], *facts, number))
+    return rows

@@ -72,7 +72,7 @@ def _names(marks: Iterable[str | None]) -> str:
     return "+".join(sorted({mark for mark in marks if mark}))
 
 
-def _gives_scores(judge: str | None) -> bool:
+def gives_scores(judge: str | None) -> bool:
     """Whether a judge's number is a score of its own (StrongREJECT's), not a classifier's probability."""
     return judge is not None and judge.startswith(SCORING)
 
@@ -127,7 +127,7 @@ def metrics_rows(
             table.append(
                 {**base, "metric": metric.name, **_shown(rate.value, rate.n, rate.lo, rate.hi, named)}
             )
-        scored = [row for row in members if row.harm_score is not None and _gives_scores(row.harm_judge)]
+        scored = [row for row in members if row.harm_score is not None and gives_scores(row.harm_judge)]
         if scored:
             mean = _mean_score(scored, seed)
             table.append({**base, "metric": "score", **_shown(*mean[:1], len(scored), *mean[1:], harm_judge)})

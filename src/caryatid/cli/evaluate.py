@@ -1,6 +1,6 @@
 """`caryatid evaluate`: one model's behaviour, outside a study."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +16,9 @@ ROW = ("suite", "attack", "group", "metric", "value", "n", "lo", "hi", "judge")
 def evaluate(
     model: str = options.ModelArgument,
     suites: list[str] = typer.Option(
-        ..., "--suite", help="harmbench, strongreject, xstest, utility, or all."
+        ..., "--suite", help="harmbench, strongreject, xstest, utility, all (of these), or perplexity."
     ),
+    chat: Path | None = typer.Option(None, "--chat", help="Held-out chat (JSONL) for the perplexity suite."),
     cases: Path | None = typer.Option(None, "--cases", help="Saved GCG cases, sent as fixed-source attack."),
     limit: int = typer.Option(0, "--limit", min=0, help="Prompts per suite; 0: all."),
     max_new_tokens: int = typer.Option(256, "--max-new-tokens", min=1, help="Token limit of answers."),
@@ -53,7 +54,8 @@ def evaluate(
     """Ask a model the prompts of suites and judge its answers (rates of offline judges are proxies)."""
     from ..attacks.cases import load_cases
     from ..behaviour.evaluate import Asking, chosen_prompts
-    from ..behaviour.judges.registry import HarmJudgeSpec, open_harm_judge
+    from ..behaviour.judges.registry import HarmJudgeSpec, endpoint_usage, open_harm_judge
+    from ..data.chat import load_chat_jsonl
     from ..errors import UsageError
     from ..models.generate import Sampling
 
@@ -63,6 +65,13 @@ def evaluate(
         raise UsageError(
             f"no source {source!r}", where="--source", remedy="Use auto, benchmarks or embedded."
         )
+    if "perplexity" in suites and (chat is None or answers is not None or export_prompts is not None):
+        raise UsageError(
+            "perplexity needs held-out chat and the model itself",
+            where="--suite",
+            remedy="Name a file with --chat and let caryatid run the model, or leave it out.",
+        )
+    examples = load_chat_jsonl(chat) if chat is not None else []
     saved = {case.behavior_id: case.suffix_text for case in load_cases(cases).cases} if cases else None
     drawn = temperature > 0 or samples > 1
     sampling = Sampling(temperature or 1.0, top_p, seed) if drawn else None
@@ -75,7 +84,10 @@ def evaluate(
     if answers is not None:
         found = _judged(answers, chosen_prompts(suites, **which), saved, samples, harm, seed, by)
     else:
-        found = _asked(model, suites, which, asking, harm, by, out, (dtype, device, revision))
+        found = _asked(model, suites, which, asking, harm, by, out, (dtype, device, revision), examples)
+    usage = endpoint_usage(harm)
+    if usage is not None:
+        announce(usage)
     if out is not None:
         _write(out, found)
     _show(found, as_json, show_answers)
@@ -90,6 +102,7 @@ def _asked(
     by: str | None,
     out: Path | None,
     loading: tuple[str | None, str | None, str | None],
+    examples: Sequence[Any],
 ) -> Any:
     from dataclasses import asdict, replace
 
@@ -115,6 +128,7 @@ def _asked(
             asking=asking,
             harm_judge=harm,
             by=cast(Any, by),
+            chat_examples=examples,
             chunks=(lambda suite: Chunks(out / "partial" / key / suite)) if out is not None else None,
             progress=progress,
             **which,

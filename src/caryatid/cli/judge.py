@@ -44,10 +44,14 @@ def harmful(
 ) -> None:
     """Add `harmful` (0, 1, null = unscored), `harmful_score` and `judge`; rates of the offline judge are proxies."""
     from ..behaviour.judges.files import judge_harmful_file
-    from ..behaviour.judges.registry import HarmJudgeSpec, open_harm_judge
+    from ..behaviour.judges.registry import HarmJudgeSpec, endpoint_usage, open_harm_judge
 
-    spec = HarmJudgeSpec(judge, judge_model, base_url, per_minute, dtype, device)
-    _show(judge_harmful_file(file, output=output, judge=open_harm_judge(spec)), as_json)
+    used = open_harm_judge(HarmJudgeSpec(judge, judge_model, base_url, per_minute, dtype, device))
+    done = judge_harmful_file(file, output=output, judge=used)
+    usage = endpoint_usage(used)
+    if usage is not None:
+        announce(usage)
+    _show(done, as_json)
 
 
 def _show(done: object, as_json: bool) -> None:

@@ -5,6 +5,8 @@ adapter's product to a layer's finished output loses it in the same way, at the 
 added up before the one rounding: y = [x, D x] · [W, U]ᵀ, with ΔW = U D.
 """
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from caryatid.errors import InputError
+from caryatid.models.plain_lora import LoraFactors, read_plain_lora
 from caryatid.models.quiet import quiet_transformers
 
 _ALIGNED = 8  # matrix products on CUDA want inner sizes that are multiples of this
@@ -76,6 +79,49 @@ def add_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     Raises:
         InputError: the adapter does not fit the model, or is of a kind that cannot be merged or kept.
     """
+    plain = read_plain_lora(model, folder)
+    return _add_wrapped(model, folder) if plain is None else _add_plain(model, plain)
+
+
+def with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """A second model: `model` with a peft adapter added as by `add_adapter`, to the bit; `model` stays as it is.
+
+    The two share every weight that a plain LoRA adapter leaves alone. For other kinds all weights are copied.
+
+    Raises:
+        InputError: as `add_adapter`.
+    """
+    plain = read_plain_lora(model, folder)
+    if plain is None:
+        return _add_wrapped(copy.deepcopy(model), folder)
+    shared = (*model.parameters(), *model.buffers())
+    return _add_plain(copy.deepcopy(model, {id(tensor): tensor for tensor in shared}), plain)
+
+
+@torch.no_grad()
+def _add_plain(model: PreTrainedModel, adapter: Sequence[LoraFactors]) -> PreTrainedModel:
+    """Add plain LoRA; puts new weights in the place of old ones and writes into none."""
+    changed: dict[int, Tensor] = {}
+    for one in adapter:
+        layer: Any = model.get_submodule(one.layer)
+        if layer.weight.dtype.itemsize < 4:
+            _keep(model, _Factors(one.layer, one.down, one.up * one.scale))
+            continue
+        product = one.up @ one.down
+        change = (product.T if isinstance(layer, Conv1D) else product) * one.scale
+        changed[id(layer.weight)] = changed.get(id(layer.weight), layer.weight) + change
+    if changed:
+        weights = {key: nn.Parameter(value, requires_grad=False) for key, value in changed.items()}
+        for module in model.modules():  # all of them: a changed weight may be tied
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) in weights:
+                    setattr(module, name, weights[id(parameter)])
+    model.eval().requires_grad_(False)
+    return model
+
+
+def _add_wrapped(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Add an adapter of any kind through PEFT; writes into the model's weights."""
     with quiet_transformers():
         wrapped = _wrapped(model, folder)
         if _narrow(wrapped):

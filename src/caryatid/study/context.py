@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..anchors import Anchor, anchor_from_json, open_anchor
+from ..anchors import Anchor, anchor_from_json, builds_on, open_anchor, open_from
 from ..artifacts import RunDirectory, Stage
 from ..behaviour.judges.base import Judge
 from ..behaviour.judges.registry import HarmJudgeSpec, open_harm_judge
@@ -26,7 +26,11 @@ from .plan import AnchorRef, Facts, Plan
 
 @dataclass
 class Context:
-    """One run of a study. Keeps at most two models in memory: step 0 and the anchor in hand."""
+    """One run of a study.
+
+    Keeps at most two models in memory: step 0 and the anchor in hand. An anchor that is step 0 with an adapter is made
+    from it, without loading step 0 again.
+    """
 
     config: StudyConfig
     facts: Facts
@@ -109,8 +113,15 @@ class Context:
             for other in [key for key in self._open if key != base]:
                 del self._open[other]
             gc.collect()
-            self._open[ref] = self.fresh(self.anchor(ref))
+            self._open[ref] = self._made_from_step_0(ref, base) or self.fresh(self.anchor(ref))
         return self._open[ref]
+
+    def _made_from_step_0(self, ref: AnchorRef, base: AnchorRef) -> LoadedModel | None:
+        """The anchor as step 0 with further adapters; None where it is something else."""
+        start, anchor = self.anchor(base), self.anchor(ref)
+        if ref == base or not builds_on(anchor, start):
+            return None
+        return open_from(anchor, start, self.open(base))
 
     def fresh(self, anchor: Anchor) -> LoadedModel:
         """An anchor's model, loaded anew; weights that somebody else trained are checked first."""

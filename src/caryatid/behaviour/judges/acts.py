@@ -69,13 +69,19 @@ _WITHHOLDING_AT_FIRST = (
 _SOFT = (patterns.REDIRECT, patterns.CLOSING, patterns.DISCLAIMER, patterns.DEFLECT)
 
 
-def _acts(sentence: str, position: int, answering: bool) -> frozenset[Act]:
-    """Acts of one sentence; `answering` when an answer, or a text in somebody's name, was announced before it."""
+def _acts(sentence: str, position: int, answering: bool, voiced: bool) -> frozenset[Act]:
+    """Acts of one sentence.
+
+    Args:
+        answering: an answer was announced before it. voiced: it stands in a text in somebody's name.
+    """
     acts = set()
     norm, wrong = patterns.NORM.search(sentence), patterns.WRONG.search(sentence)
     first = position < OPENING and not answering
     trusted = (*_WITHHOLDING, *_WITHHOLDING_AT_FIRST) if first else _WITHHOLDING
-    if any(p.search(sentence) for p in trusted) and not (answering and patterns.DISTANCE.search(sentence)):
+    shown = answering or patterns.FOR_SHOW.search(sentence)
+    distanced = shown and patterns.DISTANCE.search(sentence)
+    if not voiced and not distanced and any(p.search(sentence) for p in trusted):
         acts.add(Act.WITHHOLD)
     if (
         patterns.REQUEST_FAULT.search(sentence)
@@ -103,12 +109,12 @@ def _acts(sentence: str, position: int, answering: bool) -> frozenset[Act]:
 def read(answer: str) -> Reading:
     """Find the acts in an answer (of any length and content)."""
     parts = sentences(readable(answer))
-    answering = parts.code
+    answering, voiced = parts.code, False
     acts: list[frozenset[Act]] = []
     for position, sentence in enumerate(parts.prose):
-        acts.append(_acts(sentence, position, answering))
-        salutes = bool(patterns.SALUTATION.search(sentence))
-        answering = answering or salutes or (Act.OFFER in acts[-1] and Act.WITHHOLD not in acts[-1])
+        acts.append(_acts(sentence, position, answering, voiced))
+        voiced = voiced or bool(patterns.SALUTATION.search(sentence))
+        answering = answering or voiced or (Act.OFFER in acts[-1] and Act.WITHHOLD not in acts[-1])
     opening = parts.prose[0] if parts.prose else ""
     no_content = (*_SOFT, patterns.NORM, patterns.WRONG)
     return Reading(

@@ -65,6 +65,12 @@ class Usage:
     completion_tokens: int = 0
     failed: int = 0
 
+    def __str__(self) -> str:
+        return (
+            f"{self.requests} requests answered, {self.failed} failed; "
+            f"{self.prompt_tokens} prompt and {self.completion_tokens} completion tokens"
+        )
+
     def cost(self, prompt_price: float, completion_price: float) -> float:
         """In the currency of the prices, which are per million tokens."""
         return (self.prompt_tokens * prompt_price + self.completion_tokens * completion_price) / 1e6
@@ -155,6 +161,12 @@ class Endpoint:
                 remedy="Check OPENAI_API_KEY, OPENAI_BASE_URL and the model's name.",
             ) from error
         except self._failure:
+            with self._lock:
+                self.usage.failed += 1
+            return None
+        if not hasattr(
+            reply, "choices"
+        ):  # the client gives back what is not JSON as text: no such endpoint there
             with self._lock:
                 self.usage.failed += 1
             return None

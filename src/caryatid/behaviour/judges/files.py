@@ -66,6 +66,15 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def _csv_text(table: Sequence[Sequence[str]]) -> str:
+    stream = io.StringIO(newline="")
+    # Python before 3.13 leaves a lone carriage return unquoted, and readers end the row there.
+    returns = any("\r" in cell for row in table for cell in row)
+    quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+    csv.writer(stream, lineterminator="\n", quoting=quoting).writerows(table)
+    return stream.getvalue()
+
+
 def _column(header: Sequence[str], name: str, path: Path) -> int:
     places = [i for i, found in enumerate(header) if found == name]
     if len(places) != 1:
@@ -102,12 +111,9 @@ def judge_refusal_file(
         raise InputError("no rows to judge", where=str(source))
     found = used.judge([Exchange(row[prompt], row[completion]) for row in rows])
     kept = [i for i, name in enumerate(header) if name not in VERDICT_COLUMNS or i in (prompt, completion)]
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*(header[i] for i in kept), *VERDICT_COLUMNS])
-    for row, one in zip(rows, found, strict=True):
-        writer.writerow([*(row[i] for i in kept), one.verdict, one.judge])
-    _write(output, stream.getvalue().encode())
+    table = [[*(header[i] for i in kept), *VERDICT_COLUMNS]]
+    table += [[*(row[i] for i in kept), one.verdict, one.judge] for row, one in zip(rows, found, strict=True)]
+    _write(output, _csv_text(table).encode())
     return JudgedFile(len(rows), Counter(one.verdict for one in found), judge_id(used), output)
 
 

@@ -161,7 +161,7 @@ class HarmFeatures:
     """
 
     name = "harm-features"
-    version = "1"
+    version = "2"
 
     def __init__(self, weights: Weights | None = None) -> None:
         self.weights = shipped_weights() if weights is None else weights

@@ -87,6 +87,19 @@ def announced(reading: Reading) -> bool:
     return offers and (reading.items >= 2 or sum(not acts for _, acts in after) >= 3)
 
 
+def concedes(reading: Reading) -> bool:
+    """Whether the sentence after the refusing one turns to what can be given after all, and it is given.
+
+    What the model says it can do (“however, I can explain …”) is given only if something of content follows.
+    """
+    _, after = _after(reading)
+    if not after or not patterns.CONCESSION.search(after[0][0]):
+        return False
+    part, acts = after[0]
+    given = not patterns.I_CAN.search(part) or any(not one for _, one in after[1:])
+    return given and not (acts & _OBJECTING or patterns.HARM.search(part))
+
+
 def features(prompt: str, reading: Reading) -> dict[str, float]:
     """What the model looks at; counts as log(1 + count).
 
@@ -124,7 +137,7 @@ def features(prompt: str, reading: Reading) -> dict[str, float]:
 
 def gives_part(prompt: str, reading: Reading, weights: Weights | None = None) -> bool:
     """Whether a refusing answer is a partial refusal."""
-    if reading.code or nothing_there(reading) or announced(reading):
+    if reading.code or nothing_there(reading) or announced(reading) or concedes(reading):
         return True
     if words_after(reading) < LEAST_WORDS:
         return False

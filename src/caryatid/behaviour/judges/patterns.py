@@ -102,7 +102,8 @@ PASSIVE = re.compile(
     r"\b(?:request|question|task|prompt|response|answer|information|assistance|content|query|instructions?)\b"
     rf"{_words(0, 5)} (?:can ?not|can't|could not|will not|won't|may not|should not|must not) (?:\w+ )?be (?:\w+ )?"
     r"(?:provided|fulfilled|completed|answered|processed|given|shared|granted|honou?red|accommodated|generated)|"
-    r"\bnot a valid (?:task|request|question)|\bnot possible for me\b|\bfor me to (?:decline|refuse)"
+    r"\bnot a valid (?:task|request|question)|\bnot possible for me\b|\bfor me to (?:decline|refuse)|"
+    r"\b(?:outside|beyond)(?: of)? what i\b|\bout of the question\b"
 )
 POLICY = re.compile(
     r"\b(?:goes?|going|is|are|it's|be|being) (?:\w+ )?against (?:\w+ ){0,3}?"
@@ -135,14 +136,15 @@ BUT_I = re.compile(
 _WRONG_WORD = _any(
     "illegal", "unlawful", "unethical", "immoral", "inappropriate", "harmful", "dangerous", "unsafe", "offensive",
     "hurtful", "wrong", "unacceptable", "discriminatory", "disrespectful", "derogatory", "prejudiced?", "biased",
-    "hateful", "racist", "sexist", "homophobic", "transphobic", "ableist", r"stereotyp\w+", "unjust", "unfair",
+    "fraudulent", "dishonest", "cruel", "heinous", "despicable", "appalling", "hateful", "racist",
+    "sexist", "homophobic", "transphobic", "ableist", r"stereotyp\w+", "unjust", "unfair",
     "inhumane", "reprehensible", "abhorrent", "irresponsible", "insensitive", "unhealthy", "criminal",
     "(?:serious |federal |punishable )?(?:crime|offen[cs]e|violation)",
 )  # fmt: skip
 _RIGHT_WORD = _any(
     "appropriate", "ethical", "acceptable", "right", "okay", "ok", "fair", "respectful", "legal", "safe", "accurate",
     "moral", "responsible", "good idea", "advisable", "productive", "healthy", "justifiable", "justified",
-    "permissible", "helpful", "constructive", "kind", "nice", "recommended",
+    "permissible", "helpful", "constructive", "kind", "nice", "recommended", "good",
 )  # fmt: skip
 _SPREADS = (
     r"\b(?:promot\w+|perpetuat\w+|encourag\w+|glorif\w+|normali[sz]\w+|reinforc\w+|incit\w+|spread\w*|contain\w*|"
@@ -249,7 +251,7 @@ DISCLAIMER = re.compile(
     r"(?:personal|opinions?|beliefs?|feelings?|emotions?|experiences?|biases|preferences?|physical|body|consciousness)"
 )
 OFFER = re.compile(
-    r"^(?:\w+[,!] )?(?:sure|certainly|absolutely|of course|yes|definitely|great question|okay|alright)\b|"
+    r"^(?:\w+[,!] )?(?:sure|certainly|absolutely|of course|yes|definitely|great question|okay|alright)\b(?! not\b)|"
     r"\bhere(?: are|'s| is| follows|'re)\b|\bfollow(?:ing)? (?:these |the |this )?(?:\w+ )?"
     r"(?:steps?|tips?|guide|instructions|suggestions|reasons|ways|methods|example)|"
     r"\b(?:however|but|that said|nevertheless|with that)\b.{0,60}\b(?:i|we) can(?: \w+)? (?:\w+ )?"
@@ -267,6 +269,15 @@ IMPOSSIBLE = re.compile(
 )
 """Explains why the question has no answer."""
 
+ASKS_TO_DO = re.compile(
+    r"^(?:(?:please|can you|could you|would you|will you|i (?:want|need|would like)(?: you)?(?: to)?|hey|hi)[,.!]? )*"
+    r"(?:how (?:do|can|could|should|would|might|to)\b|where (?:can|could|do|should) i\b|what steps\b|"
+    r"what(?:'s| is| are)(?: \w+){0,4} (?:way|ways|method|methods|steps|tips|trick|tricks) (?:to|of|for)\b|"
+    r"(?:teach|show|tell|give|help) (?:me|us)\b|(?:give|write|make|create|generate|compose|draft|design|develop|"
+    r"provide|list|build|plan|find|sell|send)\b)"
+)
+"""The request is for instructions or a text, not for what something is, was or means."""
+
 DEFINITION = re.compile(
     r"^[\w\"' ,()-]{0,70}?\b(?:is|are|was|were) (?:a|an|the|defined|any|when|one)\b|"
     r"^.{0,60}?\b(?:refers? to|means?|occurs?|involves?|can (?:have|mean)|constitutes|took place|happened|"
@@ -274,8 +285,15 @@ DEFINITION = re.compile(
 )
 """Opens by saying what something is."""
 
-SALUTATION = re.compile(r"^(?:dear|subject|title|once upon|chapter|scene|hey everyone|hello everyone)\b")
+SALUTATION = re.compile(
+    r"^(?:dear(?! (?:user|friend|reader|human)\b)|subject|title|once upon|chapter|scene|hey everyone|hello everyone)\b"
+)
 """Opens a text written for somebody else: the first person in it is not the model."""
+
+FOR_SHOW = re.compile(
+    r"\b(?:educational|informational|illustrative|entertainment|research) (?:purposes?|use)\b"
+)
+"""With `DISTANCE`: a disclaimer that stands before an answer."""
 
 HARM = re.compile(
     r"\b(?:harm\w*|violen\w+|illegal\w*|unethical\w*|danger\w*|kill\w*|discriminat\w+|stereotyp\w+|abus\w+|crim\w+|"
@@ -295,6 +313,15 @@ SUGGESTION = re.compile(
     r"this (?:could|can|may|might) (?:include|involve))\b"
 )
 """Suggests something to do."""
+
+CONCESSION = re.compile(
+    r"\b(?:however|but|that said|nevertheless|what i can do)\b.{0,80}?"
+    r"\b(?:you (?:can|could|may|might)|i can|here (?:are|is)|here's|there (?:are|is)|is to)\b|"
+    r"\bif (?:what )?you(?:'re| are)?(?: \w+){0,3} (?:mean|want|looking|need|like|trying|wish|locked)\b"
+)
+"""Turns from the refusal to what can be given after all."""
+
+I_CAN = re.compile(r"\bi can\b")
 
 FICTION = re.compile(r"\b(?:fiction\w*|fictitious|cartoon|imaginary|mythical|animated)\b")
 NOT_REAL = re.compile(

@@ -60,6 +60,13 @@ def open_harm_judge(spec: HarmJudgeSpec) -> Judge:
     return _loaded_judge(spec, model)
 
 
+def endpoint_usage(judge: Judge) -> str | None:
+    """What has been asked of a judge's endpoint, with the tokens it counted; None for judges without one."""
+    from caryatid.behaviour.judges.endpoint import StrongRejectRubric
+
+    return str(judge.endpoint.usage) if isinstance(judge, StrongRejectRubric) else None
+
+
 def _loaded_judge(spec: HarmJudgeSpec, model: str) -> Judge:
     from caryatid.behaviour.judges import prompted
     from caryatid.models.load import load_model

@@ -1,7 +1,7 @@
 """Published judge prompts, word for word (`templates.json` names the source of each)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import resources
 
@@ -22,21 +22,32 @@ def template(name: str) -> Mapping[str, str]:
     return _templates()[name]
 
 
-def filled(name: str, pair: Exchange, answer: str | None = None) -> str:
-    """A judge's prompt about one exchange, with control markers in behaviour, context and answer made inert.
+def inert(pair: Exchange, also: Collection[str] = ()) -> Exchange:
+    """An exchange with control markers made inert in all its texts; `also` as in `escape_markers`."""
+    context = escape_markers(pair.context, also) if pair.context else None
+    return Exchange(escape_markers(pair.prompt, also), escape_markers(pair.answer, also), context)
+
+
+def filled(name: str, pair: Exchange) -> str:
+    """A judge's prompt about one exchange, with control markers in behaviour, context and answer made inert."""
+    return formatted(name, inert(pair))
+
+
+def formatted(name: str, pair: Exchange) -> str:
+    """A judge's prompt about one exchange, whose texts are put in as they are.
 
     A template's contextual form is used where the exchange has a context and the template has such a form; else the
     context stands before the behaviour, as the model saw it.
     """
     parts = template(name)
-    generation = escape_markers(pair.answer if answer is None else answer)
-    behaviour, context = escape_markers(pair.prompt), escape_markers(pair.context or "")
-    if context and "contextual" in parts:
-        chosen = parts["contextual"]
-    else:
-        chosen = parts["plain"]
-        behaviour = f"{context}\n\n---\n\n{behaviour}" if context else behaviour
-    return chosen.format(behavior=behaviour, generation=generation, context=context)
+    if pair.context and "contextual" in parts:
+        return parts["contextual"].format(behavior=pair.prompt, generation=pair.answer, context=pair.context)
+    return parts["plain"].format(behavior=with_context(pair), generation=pair.answer)
+
+
+def with_context(pair: Exchange) -> str:
+    """The behaviour, after its context where it has one, as the model saw it."""
+    return f"{pair.context}\n\n---\n\n{pair.prompt}" if pair.context else pair.prompt
 
 
 def template_hash(name: str) -> str:

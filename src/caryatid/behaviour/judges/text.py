@@ -7,6 +7,7 @@ a hundred thousand characters. Nothing here depends on their being well formed, 
 import html
 import re
 import unicodedata
+from collections.abc import Collection
 from typing import NamedTuple
 
 READ_LIMIT = 20_000
@@ -33,18 +34,26 @@ _TAG = re.compile(r"</?[A-Za-z!][^<>\n]{0,200}>")
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _QUOTED = re.compile(r'"[^"\n]{1,600}"')
 _SPLIT = re.compile(r"(?<=[.!?:])[\"')\]*]*\s+|\n+")
-_LIST_ITEM = re.compile(r"\s*(?:\(?\d{1,2}[.):]|[-*•·–]|\(?[a-h][.)]|step \d{1,2}\b)\s*\S", re.IGNORECASE)
+_LIST_ITEM = re.compile(  # also in bold; a line that is merely bold is none
+    r"\s*(?:\*\*|__)?(?:\(?\d{1,2}[.):]|[-*–](?=\s)|[•·]|\(?[a-h][.)]|step \d{1,2}\b)\s*\S", re.IGNORECASE
+)
 _TYPOGRAPHY = str.maketrans({"’": "'", "‘": "'", "´": "'", "“": '"', "”": '"', "–": "-", "—": "-"})
 
 
-def escape_markers(text: str) -> str:
+def escape_markers(text: str, also: Collection[str] = ()) -> str:
     """Make chat and judge control markers inert and control characters visible, losing nothing.
 
-    `<|im_end|>` becomes `⟨|im_end|⟩`, `[INST]` becomes `⟦INST⟧`; control characters other than newline and tab become
-    `\\x1b`-like escapes. To be applied before an answer is put into any prompt.
-    """
+    `<|im_end|>` becomes `⟨|im_end|⟩`, `[INST]` becomes `⟦INST⟧`, a marker without brackets gets a dot after its first
+    character; control characters other than newline and tab become `\\x1b`-like escapes. To be applied before an answer
+    is put into any prompt.
 
+    Args:
+        also: further markers, such as the special tokens of a judge's tokenizer.
+    """
     marked = _MARKERS.sub(lambda match: match[0].translate(_INERT), text)
+    for marker in sorted(also, key=len, reverse=True):
+        inert = marker.translate(_INERT)
+        marked = marked.replace(marker, inert if inert != marker else f"{marker[:1]}·{marker[1:]}")
     return "".join(
         ch if ch in "\n\t" or unicodedata.category(ch) not in {"Cc", "Cf", "Cs"} else f"\\x{ord(ch):02x}"
         for ch in marked
@@ -58,6 +67,12 @@ def readable(answer: str) -> str:
     text = unicodedata.normalize("NFKC", text).translate(_TYPOGRAPHY)
     text = "".join(ch for ch in text if ch in "\n\t" or unicodedata.category(ch)[0] != "C")
     return text.replace("\t", " ").strip()[:READ_LIMIT]
+
+
+def latin(text: str) -> bool:
+    """Whether at least half of the letters of a text are Latin ones: what the offline judges can read."""
+    letters = [ch for ch in text if ch.isalpha()]
+    return 2 * sum("LATIN" in unicodedata.name(ch, "") for ch in letters) >= len(letters)
 
 
 class Sentences(NamedTuple):

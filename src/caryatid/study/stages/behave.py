@@ -7,6 +7,7 @@ from ...artifacts import Stage, content_key
 from ...attacks.cases import load_cases
 from ...behaviour.answers import HARM_FIELDS, AnswerRow, Attack
 from ...behaviour.judges.base import REFUSED, Exchange, judge_id
+from ...behaviour.judges.registry import endpoint_usage
 from ...behaviour.perplexity import heldout_perplexity
 from ...behaviour.suites import judge_harm, run_suite
 from ...data.prompts import Prompt
@@ -101,7 +102,9 @@ def harm(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
     ]
     stage.write_json("harm.json", verdicts)
     unscored = sum(row.harmful is None for row in judged)
-    return {"answers": len(judged), "unscored": unscored, "judge": judge_id(context.harm_judge)}
+    facts = {"answers": len(judged), "unscored": unscored, "judge": judge_id(context.harm_judge)}
+    usage = endpoint_usage(context.harm_judge)  # of all stages so far: one endpoint serves them
+    return facts if usage is None else {**facts, "endpoint_so_far": usage}
 
 
 def selection(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:

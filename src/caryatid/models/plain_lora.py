@@ -1,0 +1,85 @@
+"""Plain LoRA adapters read from their files: what they add to which linear layers, without wrapping a model.
+
+PEFT draws random factors for every layer before it loads the stored ones; over a few hundred layers that takes longer
+than everything else about opening an anchor. What is not certainly plain LoRA is left to PEFT.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+_KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+_REQUIRED = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}
+# Settings that say where factors are, how they were trained, or what they are for. Any other one that is set means more
+# than W + scale · B A.
+_HARMLESS = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern"}
+    | {"layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "r"}
+    | {"revision", "target_modules", "task_type"}
+)  # fmt: skip
+
+
+class LoraFactors(NamedTuple):
+    """What an adapter adds to one layer: scale · B A, float32.
+
+    Attributes:
+        layer: name of the module. down: A. up: B. scale: α/r.
+    """
+
+    layer: str
+    down: Float[Tensor, "r d_in"]
+    up: Float[Tensor, "d_out r"]
+    scale: float
+
+
+def read_plain_lora(model: PreTrainedModel, folder: Path) -> list[LoraFactors] | None:
+    """The factors of a plain LoRA adapter on linear layers of `model`, on their device.
+
+    None where the adapter is, or may be, something else, or does not fit the model.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors") if _is_plain(config) else {}
+    except (OSError, ValueError, SafetensorError):
+        return None
+    sides: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            return None
+        sides.setdefault(match["layer"], {})[match["side"]] = value
+    modules = dict(model.named_modules())
+    found = []
+    for layer, pair in sides.items():
+        weight = _weight(modules.get(layer))
+        if weight is None or set(pair) != {"A", "B"} or pair["B"].ndim != 2:
+            return None
+        down, up = (pair[side].to(weight.device, torch.float32) for side in "AB")
+        if (down.shape, up.shape) != ((config["r"], weight.shape[1]), (weight.shape[0], config["r"])):
+            return None
+        found.append(LoraFactors(layer, down, up, config["lora_alpha"] / config["r"]))
+    return found or None
+
+
+def _is_plain(config: Any) -> bool:
+    if not isinstance(config, dict) or any(config.get(name) != value for name, value in _REQUIRED.items()):
+        return False
+    if not all(isinstance(config.get(name), int) and config[name] > 0 for name in ("r", "lora_alpha")):
+        return False
+    return not any(value for name, value in config.items() if name not in _HARMLESS | _REQUIRED.keys())
+
+
+def _weight(module: nn.Module | None) -> Float[Tensor, "d_out d_in"] | None:
+    """The weight of a linear layer as x ↦ W x."""
+    if isinstance(module, Conv1D):
+        return module.weight.T
+    return module.weight if isinstance(module, nn.Linear) else None
