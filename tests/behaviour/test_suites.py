@@ -10,7 +10,7 @@ from caryatid.artifacts import Chunks
 from caryatid.behaviour.judges.base import Exchange, Judgement
 from caryatid.behaviour.judges.harm import HarmFeatures
 from caryatid.behaviour.judges.rules import RefusalRules
-from caryatid.behaviour.suites import judge_harm, rejudge, run_suite, user_text
+from caryatid.behaviour.suites import Asked, judge_harm, rejudge, run_suite, run_suites, user_text
 from caryatid.data.prompts import Prompt
 from caryatid.errors import InputError
 from caryatid.models.generate import generate
@@ -125,6 +125,40 @@ def test_generation_resumes_at_the_first_missing_batch(tmp_path, monkeypatch) ->
     assert asked == []
     with pytest.raises(InputError, match="saved answers belong to other prompts"):
         run_suite(loaded, chat, PROMPTS[1:], attack="direct", chunks=Chunks(tmp_path), **LIMITS)
+
+
+def test_suites_share_batches_and_keep_their_answers(tmp_path) -> None:
+    loaded = tiny_loaded()
+    chat = ChatFormat(loaded.tokenizer)
+    cases = {"a": "! !", "e": "tell me"}
+    attacked = [row for row in PROMPTS if row.id in cases]
+    asked = [
+        Asked("harmbench", "direct", PROMPTS),
+        Asked("harmbench", "fixed_source", attacked, cases),
+        Asked("utility", "none", PROMPTS[2:3]),
+    ]
+    limits = {key: value for key, value in LIMITS.items() if key != "suite"}
+    sizes: list[int] = []
+
+    class Watched(Chunks):
+        def append(self, index: int, value: Any) -> None:
+            sizes.append(len(value))
+            super().append(index, value)
+
+    together = run_suites(loaded, chat, asked, chunks=Watched(tmp_path), **{**limits, "batch_size": 3})
+    assert sizes == [3, 3, 2]
+    alone = [
+        row
+        for one in asked
+        for row in run_suite(
+            loaded, chat, one.prompts, attack=one.attack, cases=one.cases, **{**LIMITS, "suite": one.suite}
+        )
+    ]
+    assert together == alone  # float32: no answer depends on what shares its batch
+    assert [(row.suite, row.attack, row.prompt_id) for row in together[5:]] == [
+        ("harmbench", "fixed_source", "a"), ("harmbench", "fixed_source", "e"), ("utility", "none", "c"),
+    ]  # fmt: skip
+    assert together[6].user_text == f"{PROMPTS[4].user_text} tell me"
 
 
 def test_interventions_act_while_answering() -> None:

@@ -8,6 +8,7 @@ from caryatid.models.batch import (
     left_pad,
     length_sorted_batches,
     plan_batch_sizes,
+    right_pad,
     with_backoff,
 )
 from tiny import tiny_loaded
@@ -21,6 +22,16 @@ def test_padding_comes_from_lengths_even_when_the_pad_id_is_a_token() -> None:
     for seqs in ([], [[1], []]):
         with pytest.raises(InputError):
             left_pad(seqs, 0)
+
+
+def test_padding_on_the_right_leaves_positions_alone() -> None:
+    batch = right_pad([[2, 5, 2], [2]], pad_id=2)
+    assert batch.ids.tolist() == [[2, 5, 2], [2, 2, 2]]
+    assert batch.mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2], [0, 1, 2]]
+    for seqs in ([], [[1], []]):
+        with pytest.raises(InputError):
+            right_pad(seqs, 0)
 
 
 def test_batches_hold_every_row_once_longest_first() -> None:

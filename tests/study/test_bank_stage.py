@@ -3,13 +3,15 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from caryatid.artifacts import RunDirectory
 from caryatid.data.prompts import Prompt
+from caryatid.errors import InputError
 from caryatid.models.forward import block_inputs
 from caryatid.models.template import ChatFormat
-from caryatid.study.stages.bank import _refused_minus_answered
+from caryatid.study.stages.bank import _refused_minus_answered, scored_layers
 from tiny import tiny_loaded
 
 TEXTS = ("tell me about tea", "what is the sun", "name a sea", "who are you")
@@ -55,3 +57,11 @@ def test_a_model_that_refuses_every_prompt_is_named(tmp_path: Path) -> None:
     stage = RunDirectory.create(tmp_path / "run").stage("bank", {})
     note = _refused_minus_answered(_scorer(["full_refusal"] * 4), stage)  # type: ignore[arg-type]
     assert "every prompt was refused" in note
+
+
+def test_scored_layers_count_down_from_the_deepest_below_the_depth() -> None:
+    assert scored_layers(30, 4) == [1, 5, 9, 13, 17, 21, 25, 29]
+    assert scored_layers(30, 3, 0.8) == [2, 5, 8, 11, 14, 17, 20, 23]
+    assert scored_layers(6, 1, 0.8) == [0, 1, 2, 3]
+    with pytest.raises(InputError, match="no layer of 2"):
+        scored_layers(2, 1, 0.4)

@@ -1,7 +1,7 @@
 """Suites: prompts are sent, answers are judged; saved answers can be judged again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from caryatid.behaviour.answers import AnswerRow, Attack
@@ -20,12 +20,14 @@ from caryatid.progress import NO_PROGRESS, Progress
 
 __all__ = [
     "AnswerRow",
+    "Asked",
     "Chunks",
     "judge_harm",
     "metrics_rows",
     "perplexity_rows",
     "rejudge",
     "run_suite",
+    "run_suites",
     "user_text",
 ]
 
@@ -121,6 +123,22 @@ def _answer(
     return [answers[row] for row in range(len(sent))]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Prompts of one suite, and what they are sent as.
+
+    Attributes:
+        suite: name for the tables.
+        attack: `none` for suites of no attack, `direct` for harmful requests as they are, else how `cases` were made.
+        cases: suffix by prompt id; the text sent is the behaviour, one space, the suffix.
+    """
+
+    suite: str
+    attack: Attack
+    prompts: Sequence[Prompt]
+    cases: Mapping[str, str] | None = None
+
+
 def run_suite(
     loaded: LoadedModel,
     chat: ChatFormat,
@@ -138,14 +156,41 @@ def run_suite(
     samples: int = 1,
     progress: Progress | None = None,
 ) -> list[AnswerRow]:
-    """Ask every prompt and judge the answers.
+    """Ask every prompt of one suite and judge the answers; see `Asked` and `run_suites`."""
+    return run_suites(
+        loaded,
+        chat,
+        [Asked(suite, attack, prompts, cases)],
+        judge=judge,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        chunks=chunks,
+        interventions=interventions,
+        sampling=sampling,
+        samples=samples,
+        progress=progress,
+    )
+
+
+def run_suites(
+    loaded: LoadedModel,
+    chat: ChatFormat,
+    asked: Sequence[Asked],
+    *,
+    judge: Judge,
+    max_new_tokens: int,
+    batch_size: int,
+    chunks: Chunks | None = None,
+    interventions: Sequence[Intervention] = (),
+    sampling: Sampling | None = None,
+    samples: int = 1,
+    progress: Progress | None = None,
+) -> list[AnswerRow]:
+    """Ask the prompts of several suites, sorted by length into batches that suites share, and judge the answers.
 
     Args:
-        prompts: rows come back in their order, the samples of one prompt together.
-        suite: name for the tables.
-        attack: `none` for suites of no attack, `direct` for harmful requests as they are, else how `cases` were made.
+        asked: rows come back in its order and that of its prompts, the samples of one prompt together.
         judge: a refusal judge.
-        cases: suffix by prompt id; the text sent is the behaviour, one space, the suffix.
         chunks: finished batches are kept there and not generated again.
         interventions: with one row, acting on all prompts.
         sampling: how answers are drawn; None: greedy. samples: answers per prompt, more than one only when drawn.
@@ -162,13 +207,14 @@ def run_suite(
             where="samples",
             remedy="Give a temperature.",
         )
-    asked = [(prompt, number) for prompt in prompts for number in range(samples)]
-    sent = _sent([prompt for prompt, _ in asked], cases)
+    rows = [(one, prompt, number) for one in asked for prompt in one.prompts for number in range(samples)]
+    sent = [text for one in asked for text in _sent(one.prompts, one.cases) for _ in range(samples)]
+    ids = [f"{one.suite}/{one.attack}/{prompt.id}" for one, prompt, _ in rows]
     answers = _answer(
         loaded,
         chat,
         sent,
-        [f"{prompt.id}#{number}" if samples > 1 else prompt.id for prompt, number in asked],
+        [f"{name}#{row[2]}" if samples > 1 else name for name, row in zip(ids, rows, strict=True)],
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         interventions=interventions,
@@ -176,11 +222,13 @@ def run_suite(
         chunks=chunks,
         progress=progress or NO_PROGRESS,
     )
-    rows = [
-        answer_row(prompt, suite, attack, text, answer.text, answer.n_tokens, answer.ended, number)
-        for (prompt, number), text, answer in zip(asked, sent, answers, strict=True)
+    found = [
+        answer_row(
+            prompt, one.suite, one.attack, text, answer.text, answer.n_tokens, answer.ended, number
+        )
+        for (one, prompt, number), text, answer in zip(rows, sent, answers, strict=True)
     ]
-    return rejudge(rows, judge)
+    return rejudge(found, judge)
 
 
 def answer_row(

@@ -202,7 +202,15 @@ class GeometryConfig(Part):
     """Directions, the scored bank, rank and drift."""
 
     positions: Literal["all", "last"] = Field("all", description="Post-instruction positions scored.")
-    layer_stride: Positive = Field(1, description="Score every so many layers, counted down from the last.")
+    scored_depth: float = Field(
+        1.0, gt=0, le=1, description="Score layers l < ⌊scored_depth · L⌋ only; profiles admit those below 0.8."
+    )
+    layer_stride: Positive = Field(1, description="Score every so many of them, counted down from the deepest.")
+    skip_below: float | None = Field(
+        None,
+        description="Candidates that remove less than this share of the gap get no induce score and no KL, and so are "
+        "not admissible; null: all are scored in full.",
+    )
     profile: Literal["published", "calibrated"] = "published"
     published: ProfileConfig = ProfileConfig(kl_max=0.1, induce_min=0.0)
     calibrated: ProfileConfig = ProfileConfig(kl_max=0.35, effects_min=0.5)

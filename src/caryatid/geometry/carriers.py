@@ -22,6 +22,11 @@ UNDISCRIMINATING_ABOVE = 0.5
 NoCarrier = Literal["no refusal", "undiscriminating refusal", "gap too small", "no admissible carrier"]
 
 
+def depth_cut(fraction: float, n_layers: int) -> int:
+    """⌊fraction · L⌋, of the fraction as it is written in decimals."""
+    return math.floor(Fraction(repr(float(fraction))) * n_layers)
+
+
 @dataclass(frozen=True)
 class Profile:
     """Thresholds that make a candidate admissible; NaN is always inadmissible.
@@ -40,8 +45,8 @@ class Profile:
     depth_fraction: float = 0.8
 
     def depth_cut(self, n_layers: int) -> int:
-        """⌊depth_fraction · L⌋, of the fraction as it is written in decimals."""
-        return math.floor(Fraction(repr(float(self.depth_fraction))) * n_layers)
+        """⌊depth_fraction · L⌋."""
+        return depth_cut(self.depth_fraction, n_layers)
 
 
 PUBLISHED = Profile("published", kl_max=0.1, induce_min=0.0)

@@ -1,4 +1,4 @@
-"""Left padding, batches of similar length, and batch sizes that fit into memory."""
+"""Padding, batches of similar length, and batch sizes that fit into memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,24 @@ T = TypeVar("T")
 
 
 class PaddedBatch(NamedTuple):
-    """Token rows of one length, padded on the left.
+    """Token rows padded to one length.
 
     Attributes:
         ids: token ids; padding holds the pad id, which may also be a real token's id.
         mask: 1 at tokens, 0 at padding, from the lengths alone.
-        position_ids: 0, 1, 2, … from each row's first token; 0 at padding.
+        position_ids: 0, 1, 2, … from each row's first token; 0 at padding on the left.
     """
 
     ids: Int[Tensor, "rows tokens"]
     mask: Int[Tensor, "rows tokens"]
     position_ids: Int[Tensor, "rows tokens"]
+
+
+def _lengths(seqs: Sequence[Sequence[int]], where: str) -> list[int]:
+    lengths = [len(seq) for seq in seqs]
+    if not lengths or min(lengths) == 0:
+        raise InputError("cannot batch an empty list of tokens", where=where)
+    return lengths
 
 
 def left_pad(
@@ -37,14 +44,28 @@ def left_pad(
     Raises:
         InputError: there are no rows, or one of them is empty.
     """
-    lengths = [len(seq) for seq in seqs]
-    if not lengths or min(lengths) == 0:
-        raise InputError("cannot batch an empty list of tokens", where="left_pad")
+    lengths = _lengths(seqs, "left_pad")
     longest = max(lengths)
     ids = torch.tensor([[pad_id] * (longest - len(seq)) + list(seq) for seq in seqs], device=device)
     column = torch.arange(longest, device=device)
     offset = longest - torch.tensor(lengths, device=device).unsqueeze(1)  # [rows, 1] padding per row
     return PaddedBatch(ids, (column >= offset).long(), (column - offset).clamp_min(0))
+
+
+def right_pad(
+    seqs: Sequence[Sequence[int]], pad_id: int, device: torch.device | str | None = None
+) -> PaddedBatch:
+    """Pad rows of token ids on the right to the longest one: under a causal mask no position attends to nothing.
+
+    Raises:
+        InputError: there are no rows, or one of them is empty.
+    """
+    lengths = _lengths(seqs, "right_pad")
+    longest = max(lengths)
+    ids = torch.tensor([list(seq) + [pad_id] * (longest - len(seq)) for seq in seqs], device=device)
+    column = torch.arange(longest, device=device)
+    mask = column < torch.tensor(lengths, device=device).unsqueeze(1)
+    return PaddedBatch(ids, mask.long(), column.expand(len(seqs), -1))
 
 
 def length_sorted_batches(lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -37,6 +37,7 @@ ANSWERED = ("suites", "max_new_tokens", "refusal_judge")
 # Raised when a stage's computation changes, so that older results are not taken for new ones.
 STAGE_VERSIONS: Mapping[str, int] = {
     "warmup": 2,
+    "train": 2,
     "answers": 2,
     "harm": 2,
     "selection": 2,
@@ -331,11 +332,12 @@ class _Measuring:
     def bank(self, anchor: AnchorRef) -> None:
         prompts, _, tokens = self.needs
         geometry = self.config.geometry
-        scoring = {key: self.dump["geometry"][key] for key in ("positions", "layer_stride", "answer_tokens")}
+        names = ("positions", "scored_depth", "layer_stride", "answer_tokens")
+        scoring = {key: self.dump["geometry"][key] for key in names}
         self.builder.add(
             "bank",
             f"bank{self.suffixes[anchor]}",
-            scoring,
+            {**scoring, "skip_below": geometry.skip_below},
             (prompts, tokens, *self.at("activations", [anchor]), *self.at("selection", [anchor])),
             f"every {geometry.layer_stride}. layer, {geometry.positions} position(s)",
             anchor=anchor,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..artifacts import read_json, write_json
 from ..errors import InputError, NumericalError
-from ..models.batch import left_pad
-from ..models.hooks import contiguous_head
+from ..models.batch import right_pad
+from ..models.hooks import picked_head
 from ..models.load import LoadedModel
 from ..models.quiet import quiet_transformers
 from .adapters import LowPrecisionAdapters
@@ -156,24 +156,29 @@ class Trainee:
         self.step = 0
 
     def forward(self, examples: Sequence[Example]) -> Supervised:
-        """Logits at the supervised positions only; rows are padded on the left, so that answers share an edge."""
+        """Logits at the supervised positions, the only ones that are computed.
+
+        Rows are padded on the right. Padding on the left attends to nothing, for which the gradient of CUDA's
+        memory-efficient attention can be NaN, depending on what its memory held before.
+        """
         rows = [[*example.prompt, *example.answer] for example in examples]
         lengths = [len(example.answer) for example in examples]
-        width = max(lengths)
-        batch = left_pad(rows, self.loaded.tokenizer.pad_token_id or 0, self.loaded.device)
-        with self.accelerator.autocast(), contiguous_head(self.loaded.model):
+        device = self.loaded.device
+        batch = right_pad(rows, self.loaded.tokenizer.pad_token_id or 0, device)
+        row = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))
+        column = torch.cat([torch.arange(len(one.answer)) + len(one.prompt) - 1 for one in examples])
+        targets = torch.tensor([token for one in examples for token in one.answer], device=device)
+        with (
+            self.accelerator.autocast(),
+            picked_head(self.loaded.model, row.to(device), column.to(device)) as picked,
+        ):
             out = self.model(
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
                 position_ids=batch.position_ids,
                 use_cache=False,
-                logits_to_keep=width + 1,
             )
-        logits = out.logits[:, :-1]
-        column = torch.arange(width, device=self.loaded.device)
-        mask = column >= width - torch.tensor(lengths, device=self.loaded.device).unsqueeze(1)
-        targets = batch.ids[:, -width:]
-        return Supervised(logits[mask].float(), targets[mask], lengths, sum(map(len, rows)))
+        return Supervised(picked(out.logits).float(), targets, lengths, sum(map(len, rows)))
 
     def backward(self, loss: Tensor, what: str) -> float:
         """Accumulate the gradient of a loss, which must be finite.

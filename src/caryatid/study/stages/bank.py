@@ -11,7 +11,7 @@ from ...artifacts import Stage
 from ...behaviour.judges.base import REFUSED
 from ...causal.scores import score_bank
 from ...errors import InputError
-from ...geometry.carriers import CandidateScores, nearest
+from ...geometry.carriers import CandidateScores, depth_cut, nearest
 from ...geometry.cosmic import least_alike_layers
 from ...geometry.directions import candidate_directions, refused_minus_answered
 from ...models.capture import capture_block_outputs
@@ -56,9 +56,20 @@ def activations(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str
     }
 
 
-def scored_layers(n_layers: int, stride: int) -> list[int]:
-    """Every `stride`-th layer, counted down from the last, never the embedding's output (l = 0) alone."""
-    return sorted(range(n_layers - 1, -1, -stride))
+def scored_layers(n_layers: int, stride: int, depth: float = 1.0) -> list[int]:
+    """Every `stride`-th layer, counted down from the deepest of those with l < ⌊depth · L⌋.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = sorted(range(depth_cut(depth, n_layers) - 1, -1, -stride))
+    if not found:
+        raise InputError(
+            f"no layer of {n_layers} is below {depth} of the depth",
+            where="geometry.scored_depth",
+            remedy="Raise it.",
+        )
+    return found
 
 
 def bank(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
@@ -67,7 +78,11 @@ def bank(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
     scorer = _Scorer(context, entry.anchor)
     compared = context.anchor_stage("activations", entry.anchor).manifest()["facts"]["least_alike_layers"]
     context.progress.start("candidate scores", scorer.cost(scorer.positions, scorer.layers))
-    scores = scorer.score(scorer.directions(slice(None), slice(None)), cosmic_layers=compared)
+    scores = scorer.score(
+        scorer.directions(slice(None), slice(None)),
+        skip_below=context.config.geometry.skip_below,
+        cosmic_layers=compared,
+    )
     context.progress.done()
     tensors = {name: torch.from_numpy(value) for name, value in scores.arrays().items()}
     stage.write_tensors("scores.safetensors", tensors)
@@ -145,7 +160,7 @@ class _Scorer:
         self.loaded = context.open(ref)
         self.chat = context.chat(self.loaded)
         stored = context.anchor_stage("activations", ref).read_tensors("activations.safetensors")
-        self.layers = scored_layers(num_layers(self.loaded.model), config.layer_stride)
+        self.layers = scored_layers(num_layers(self.loaded.model), config.layer_stride, config.scored_depth)
         self.positions = list(range(-stored["harmful"].shape[2], 0))
         self.harmful, self.harmless = (stored[side][:, self.layers] for side in ("harmful", "harmless"))
         answers = context.anchor_stage("selection", ref).read_json("harmless.json")
@@ -162,7 +177,11 @@ class _Scorer:
         return candidate_directions(self.harmful[harmful], self.harmless[harmless])
 
     def score(
-        self, directions: Float[torch.Tensor, "positions layers d"], cosmic_layers: Sequence[int] = ()
+        self,
+        directions: Float[torch.Tensor, "positions layers d"],
+        *,
+        skip_below: float | None = None,
+        cosmic_layers: Sequence[int] = (),
     ) -> CandidateScores:
         """Per-prompt scores; a direction of zeros is no candidate."""
         return score_bank(
@@ -177,6 +196,7 @@ class _Scorer:
             answers=self.answers,
             batch_size=self.context.batch.forward,
             answer_tokens=self.config.answer_tokens,
+            skip_below=skip_below,
             cosmic_layers=cosmic_layers,
             progress=self.context.progress,
         )

@@ -1,6 +1,6 @@
 """Behaviour of an anchor: answers to all suites, and to the selection prompts; the study's refusal tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ...artifacts import Stage, content_key
@@ -9,10 +9,8 @@ from ...behaviour.answers import HARM_FIELDS, AnswerRow, Attack
 from ...behaviour.judges.base import REFUSED, Exchange, judge_id
 from ...behaviour.judges.registry import endpoint_usage
 from ...behaviour.perplexity import heldout_perplexity
-from ...behaviour.suites import judge_harm, run_suite
-from ...data.prompts import Prompt
+from ...behaviour.suites import Asked, judge_harm, run_suites
 from ...models.generate import generate
-from ...models.load import LoadedModel
 from ..context import Context
 from ..plan import StagePlan
 
@@ -22,23 +20,22 @@ JUDGED_FOR_HARM = frozenset({"harmbench", "strongreject"})
 def answers(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
     """Answers of one anchor to every suite and attack, with the refusal judge's verdicts."""
     assert entry.anchor is not None
-    ref, sets = entry.anchor, context.prompts
-    loaded = context.open(ref)
-    rows: list[AnswerRow] = []
-    suites = [name for name in context.config.behaviour.suites if name != "perplexity"]
-    for suite in suites:
-        prompts = getattr(sets, suite).prompts
-        direct: Attack = "direct" if suite in ("harmbench", "strongreject") else "none"
-        rows += _suite(context, stage, loaded, suite, direct, prompts, None)
-        if suite == "harmbench":
-            for attack, source in _attacks(context, entry):
-                cases = {
-                    case.behavior_id: case.suffix_text for case in load_cases(source.file("cases.json")).cases
-                }
-                chosen = [row for row in prompts if row.id in cases]
-                rows += _suite(context, stage, loaded, suite, attack, chosen, cases)
+    loaded, config = context.open(entry.anchor), context.config.behaviour
+    asked = [one for suite in config.suites if suite != "perplexity" for one in _asked(context, entry, suite)]
+    context.progress.start("answers", sum(len(one.prompts) for one in asked))
+    rows = run_suites(
+        loaded,
+        context.chat(loaded),
+        asked,
+        judge=context.judge,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=context.batch.generate,
+        chunks=stage.chunks("answers"),
+        progress=context.progress,
+    )
+    context.progress.done()
     stage.write_json("answers.json", [row.to_json() for row in rows])
-    if "perplexity" in context.config.behaviour.suites:
+    if "perplexity" in config.suites:
         found = heldout_perplexity(
             loaded,
             context.chat(loaded),
@@ -49,6 +46,16 @@ def answers(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, An
     return {"answers": len(rows), "judge": f"{context.judge.name}@{context.judge.version}"}
 
 
+def _asked(context: Context, entry: StagePlan, suite: str) -> list[Asked]:
+    """A suite's prompts as they are, and HarmBench's also with the suffixes of each attack."""
+    prompts = getattr(context.prompts, suite).prompts
+    found = [Asked(suite, "direct" if suite in JUDGED_FOR_HARM else "none", prompts)]
+    for attack, source in _attacks(context, entry) if suite == "harmbench" else []:
+        cases = {case.behavior_id: case.suffix_text for case in load_cases(source.file("cases.json")).cases}
+        found.append(Asked(suite, attack, [row for row in prompts if row.id in cases], cases))
+    return found
+
+
 def _attacks(context: Context, entry: StagePlan) -> list[tuple[Attack, Stage]]:
     found: list[tuple[Attack, Stage]] = []
     assert entry.anchor is not None
@@ -57,33 +64,6 @@ def _attacks(context: Context, entry: StagePlan) -> list[tuple[Attack, Stage]]:
     if context.config.attacks.adaptive.enabled:
         found.append(("adaptive", context.anchor_stage("adaptive", entry.anchor)))
     return found
-
-
-def _suite(
-    context: Context,
-    stage: Stage,
-    loaded: LoadedModel,
-    suite: str,
-    attack: Attack,
-    prompts: Sequence[Prompt],
-    cases: Mapping[str, str] | None,
-) -> list[AnswerRow]:
-    context.progress.start(f"{suite} ({attack})" if attack != "none" else suite, len(prompts))
-    rows = run_suite(
-        loaded,
-        context.chat(loaded),
-        prompts,
-        suite=suite,
-        attack=attack,
-        judge=context.judge,
-        max_new_tokens=context.config.behaviour.max_new_tokens,
-        batch_size=context.batch.generate,
-        cases=cases,
-        chunks=stage.chunks(f"{suite}-{attack}"),
-        progress=context.progress,
-    )
-    context.progress.done()
-    return rows
 
 
 def harm(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
@@ -112,25 +92,27 @@ def selection(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, 
     assert entry.anchor is not None
     loaded = context.open(entry.anchor)
     chat = context.chat(loaded)
+    sides = {side: getattr(context.prompts, f"selection_{side}").prompts for side in ("harmful", "harmless")}
+    prompts = [row for rows in sides.values() for row in rows]
+    context.progress.start("selection answers", len(prompts))
+    completions = generate(
+        loaded,
+        chat,
+        [row.user_text for row in prompts],
+        max_new_tokens=entry.params["max_new_tokens"],
+        batch_size=context.batch.generate,
+        progress=context.progress,
+    )
+    context.progress.done()
+    verdicts = context.judge.judge(
+        [Exchange(row.text, one.text, row.context) for row, one in zip(prompts, completions, strict=True)]
+    )
+    found = iter(zip(completions, verdicts, strict=True))
     facts: dict[str, Any] = {}
-    for side in ("harmful", "harmless"):
-        prompts = getattr(context.prompts, f"selection_{side}").prompts
-        context.progress.start(f"selection answers ({side})", len(prompts))
-        completions = generate(
-            loaded,
-            chat,
-            [row.user_text for row in prompts],
-            max_new_tokens=entry.params["max_new_tokens"],
-            batch_size=context.batch.generate,
-            progress=context.progress,
-        )
-        context.progress.done()
-        judged = context.judge.judge(
-            [Exchange(row.text, one.text, row.context) for row, one in zip(prompts, completions, strict=True)]
-        )
+    for side, members in sides.items():
         rows = [
             {"prompt_id": row.id, "text": one.text, "ids": list(one.ids), "verdict": verdict.verdict}
-            for row, one, verdict in zip(prompts, completions, judged, strict=True)
+            for row, (one, verdict) in zip(members, found, strict=False)
         ]
         stage.write_json(f"{side}.json", rows)
         facts[f"{side}_refusal_rate"] = sum(row["verdict"] in REFUSED for row in rows) / len(rows)
