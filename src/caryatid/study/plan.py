@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from ..artifacts import RunDirectory, Stage, content_key
 from ..config import StudyConfig
+from ..geometry.carriers import PROFILES
 from .series import AnchorRef as AnchorRef
 from .series import anchors_of as anchors_of
 from .series import series_of as series_of
@@ -42,10 +43,11 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "harm": 2,
     "selection": 2,
     "activations": 2,
-    "bank": 2,
+    "bank": 3,
+    "reextract": 2,
     "causal": 3,
     "transfer": 3,
-    "analysis": 2,
+    "analysis": 3,
 }
 
 
@@ -312,7 +314,8 @@ class _Measuring:
         self.anchors = anchors_of(config, seed)
         self.suffixes = {anchor: f"/{anchor.arm}@{anchor.step}/seed{anchor.seed}" for anchor in self.anchors}
         profile = {"profile": config.geometry.profile, **dump["geometry"][config.geometry.profile]}
-        self.choice = {"profile": profile, "rank": config.geometry.rank, "min_gap": config.geometry.min_gap}
+        chosen = ("selector", "rank", "min_gap")
+        self.choice = {"profile": profile, **{key: dump["geometry"][key] for key in chosen}}
         self.sources = transfer_sources(config, seed)
 
     def add(self) -> None:
@@ -330,14 +333,20 @@ class _Measuring:
         return tuple(kind + self.suffixes[anchor] for anchor in anchors)
 
     def bank(self, anchor: AnchorRef) -> None:
-        prompts, _, tokens = self.needs
-        geometry = self.config.geometry
-        names = ("positions", "scored_depth", "layer_stride", "answer_tokens")
+        (prompts, _, tokens), geometry = self.needs, self.config.geometry
+        names = (
+            "positions",
+            "scored_depth",
+            "layer_stride",
+            "answer_tokens",
+            "discard_below",
+            "discard_after",
+        )
         scoring = {key: self.dump["geometry"][key] for key in names}
         self.builder.add(
             "bank",
             f"bank{self.suffixes[anchor]}",
-            {**scoring, "skip_below": geometry.skip_below},
+            scoring,
             (prompts, tokens, *self.at("activations", [anchor]), *self.at("selection", [anchor])),
             f"every {geometry.layer_stride}. layer, {geometry.positions} position(s)",
             anchor=anchor,
@@ -346,15 +355,14 @@ class _Measuring:
             self.reextract(anchor, scoring)
 
     def reextract(self, anchor: AnchorRef, scoring: Mapping[str, Any]) -> None:
-        prompts, _, tokens = self.needs
-        names = ("reextraction_resamples", "reextraction_candidates")
+        (prompts, _, tokens), here = self.needs, self.suffixes[anchor]
+        names = ("reextraction_resamples", "reextraction_candidates", *PROFILES)
         resampling = {key: self.dump["geometry"][key] for key in names}
-        kinds = ("bank", "activations", "selection")
         self.builder.add(
             "reextract",
-            f"reextract{self.suffixes[anchor]}",
-            {**scoring, **resampling, "profile": self.choice["profile"]},
-            (prompts, tokens, *(name for kind in kinds for name in self.at(kind, [anchor]))),
+            f"reextract{here}",
+            {**scoring, **resampling, "choice": self.choice},
+            (prompts, tokens, *(kind + here for kind in ("bank", "activations", "selection"))),
             "{reextraction_resamples} resamples × {reextraction_candidates} candidates".format(**resampling),
             anchor=anchor,
         )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from ...artifacts import Stage, nan_to_none
 from ...behaviour.judges.base import Exchange, Judge, judge_id
@@ -15,37 +15,22 @@ from ...behaviour.judges.phrases import RefusalPhrases
 from ...causal.transfer import TransferRatio, transfer_ratio
 from ...causal.transfer import transfer as transfer_rate
 from ...geometry.angles import ExcessAngle, angle_summary, excess_angle
-from ...geometry.bootstrap import CarrierBootstrap
+from ...geometry.bootstrap import CarrierBootstrap, shift_shares
 from ...geometry.directions import category_directions, mean_difference, subspace
-from ...geometry.rank import SiteActivations, compare_effective_rank, rank_figures
+from ...geometry.rank import SiteActivations, compare_effective_rank
 from ..carrier import common_site, find_carrier, labels_of, profile_of, site_activations
-from ..carrier_tables import NAMES, PROFILES, add_carrier_tables, drift_by_layer
+from ..carrier_tables import BOTH, NAMES, PROFILES, SELECTION, UNITS, add_carrier_tables, drift_by_layer
 from ..context import Context
 from ..evidence import no_carrier, shift_rows
 from ..plan import StagePlan
+from ..rank_tables import Site, bank_rank_rows, site_rank_rows
 from ..series import AnchorRef, anchors_of, transfer_sources, verdict_pairs
 from ..verdict import Evidence, Thresholds, Verdict, agreement, decide, sensitivity
 from .intervene import read_answers
 from .transfer import still_refused
 
 Row = dict[str, Any]
-UNITS = {
-    **dict.fromkeys(("excess_angle", "corrected_angle", "angle_across_halves"), "degrees"),
-    **dict.fromkeys(("angle_within_halves", "subspace_mean", "subspace_max"), "degrees"),
-    "subspace_grassmann": "radians",
-}
-
-
-class Site(NamedTuple):
-    """The one place at which anchors are compared: that of step 0's carrier."""
-
-    layer: int
-    position: int
-    admissible: bool
-
-    @property
-    def columns(self) -> Row:
-        return {"layer": self.layer, "position": self.position, "site_admissible": self.admissible}
+ANY_SHIFT = 1e-6  # of depth, which comes in steps of 1/L
 
 
 class Refused(NamedTuple):
@@ -103,7 +88,7 @@ class _Seed:
             if (base, ref) not in done:
                 self._drift(base, ref)
         for pair in sorted({*done, *((base, ref) for ref in self.anchors[1:])}):
-            self.tables["drift_by_layer"] += drift_by_layer(self.context, *pair)
+            self.tables["drift_by_layer"] += drift_by_layer(self.context, *pair, self.rng)
         for target, sources in transfer_sources(self.context.config, self.seed).items():
             for source in sources:
                 if (source, target) not in done:
@@ -113,36 +98,21 @@ class _Seed:
         return {"seed": self.seed, "arm": ref.arm, "step": ref.step}
 
     def _rank(self, ref: AnchorRef) -> None:
-        base = self.places[self.anchors[0]]
-        compared = compare_effective_rank(base, self.places[ref], self.labels)
-        rows = category_directions(self.places[ref].harmful, self.places[ref].harmless, self.labels).rows
-        figures = rank_figures(rows, unit_norm=True)._asdict()
-        raw = rank_figures(rows)._asdict()
-        common = {**self._where(ref), **self.site.columns, "n": len(rows), "noise": "extraction prompts"}
-        none = {"lo": float("nan"), "hi": float("nan")}
-        measured = {
-            **common,
-            "n": len(rows) - len(compared.left_out),
-            "note": _rank_note(compared.left_out, rows),
-        }
-        self.tables["rank"].append({**measured, "quantity": "effective_rank", **compared.b._asdict()})
-        difference = compared.difference._asdict()
-        self.tables["rank"].append({**measured, "quantity": "effective_rank_change", **difference})
-        for name in ("participation_ratio", "stable_rank"):
-            self.tables["rank"].append({**common, "quantity": name, "value": figures[name], **none})
-        for name, value in raw.items():
-            self.tables["rank"].append({**common, "quantity": f"{name}_raw", "value": value, **none})
+        rows = site_rank_rows(self.places[self.anchors[0]], self.places[ref], self.labels, self.site)
+        rows += bank_rank_rows(self.context, ref, self.profile)
+        self.tables["rank"] += [{**self._where(ref), **row} for row in rows]
 
     def _drift(self, a: AnchorRef, b: AnchorRef) -> ExcessAngle:
         one, two = self.places[a], self.places[b]
         excess = excess_angle(one, two, self.labels, splits=self.config.splits, rng=self.rng())
         pair = {"seed": self.seed, "arm": b.arm, "from": a.step, "to": b.step, **self.site.columns}
         none = {"lo": float("nan"), "hi": float("nan")}
+        halved = {"splits": excess.splits}
         rows: list[tuple[str, Row]] = [
-            ("excess_angle", excess.excess._asdict()),
-            ("corrected_angle", excess.corrected._asdict()),
-            ("angle_across_halves", {"value": excess.across, **none}),
-            ("angle_within_halves", {"value": excess.within, **none}),
+            ("excess_angle", {**excess.excess._asdict(), **halved}),
+            ("corrected_angle", {**excess.corrected._asdict(), **halved}),
+            ("angle_across_halves", {"value": excess.across, **none, **halved}),
+            ("angle_within_halves", {"value": excess.within, **none, **halved}),
         ]
         means = [mean_difference(place.harmful, place.harmless) for place in (one, two)]
         cosine = float(torch.nn.functional.cosine_similarity(means[0], means[1], dim=0))
@@ -152,8 +122,9 @@ class _Seed:
             for p in (one, two)
         ]
         angles = angle_summary(bases[0], bases[1])
+        compared = {**none, "rank": len(angles.angles)}  # below the rank asked for where categories span less
         for name in ("mean", "max", "grassmann", "chordal"):
-            rows.append((f"subspace_{name}", {"value": getattr(angles, name), **none}))
+            rows.append((f"subspace_{name}", {"value": getattr(angles, name), **compared}))
         for name, values in rows:
             unit = UNITS.get(name, "")
             self.tables["drift"].append(
@@ -246,6 +217,7 @@ class _Seed:
         thresholds = Thresholds(**self.context.config.verdict.model_dump())
         verdict = decide(evidence, thresholds)
         self.tables["shifts"] += [{**pair, **row} for row in shift_rows(evidence)]
+        self.tables["drift"] += [{**pair, **row} for row in self._shifted(evidence)]
         self.tables["verdict"].append(
             {
                 **pair,
@@ -253,12 +225,29 @@ class _Seed:
                 "expansion": verdict.expansion,
                 "reasons": " ".join(verdict.reasons),
                 "profile": self.profile.name,
+                "selector": self.profile.selector,
                 "judge": judge_id(self.context.judge),
                 "thresholds": json.dumps(asdict(thresholds), sort_keys=True),
             }
         )
         rows = sensitivity(evidence, thresholds) + self._choices(evidence, thresholds, a, b)
         self.tables["sensitivity"] += [{**pair, **row} for row in rows]
+
+    def _shifted(self, evidence: Evidence) -> list[Row]:
+        """How likely the two anchors differ in depth at all, and by as much as a move takes; draws without a carrier at
+        one of them are in neither."""
+        noise = BOTH if self.config.reextraction_resamples else SELECTION
+        draws = {
+            "depth": (evidence.depth_a, evidence.depth_b),
+            "argmin_depth": (evidence.argmin_a, evidence.argmin_b),
+        }
+        shifts = {"differs": ANY_SHIFT, "moved": self.context.config.verdict.depth_shift}
+        none = {"lo": float("nan"), "hi": float("nan"), "unit": "probability", "noise": noise}
+        return [
+            {"quantity": f"p_{name}_{what}", "value": shift_shares(*pair, shift).moved, **none}
+            for name, pair in draws.items()
+            for what, shift in shifts.items()
+        ]
 
     def _no_carrier(self, ref: AnchorRef) -> str:
         return no_carrier(self.tables, self.seed, ref.arm, ref.step, self.profile.name)
@@ -294,14 +283,6 @@ class _Seed:
             name = judge_id(judge or self.context.judge)
             rows.append({"setting": "judge", "choice": name, **_short(decide(changed, thresholds))})
         return [{"threshold": None, **row} for row in rows]
-
-
-def _rank_note(left_out: Sequence[str], rows: Float[torch.Tensor, "categories d"]) -> str:
-    """What to know about an effective rank: categories without sampling noise to estimate, or a single one."""
-    if left_out:
-        plural = "y" if len(left_out) == 1 else "ies"
-        return f"{len(left_out)} categor{plural} with a single prompt left out"
-    return "a single category: 1 whatever the model" if len(rows) == 1 else ""
 
 
 def _short(verdict: Verdict) -> Row:
