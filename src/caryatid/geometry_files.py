@@ -75,10 +75,10 @@ def metrics_file(path: Path, *, unit_norm: bool = False) -> dict[str, Any]:
             any code in it.
 
     Raises:
-        InputError: not such a file, or one without a floating-point matrix. NumericalError: a matrix is not finite.
+        DataMissingError: there is no file. InputError: it is none of these, or has no floating-point matrix. NumericalError: a matrix is not finite.
     """
     if not path.is_file():
-        raise InputError("there is no such file", where=str(path))
+        raise DataMissingError("there is no such file", where=str(path), remedy="Check the path.")
     tensors = _torch_file(path) if path.suffix in (".pt", ".pth") else _safetensors_file(path)
     if not tensors:
         raise InputError("holds no tensor", where=str(path))
@@ -102,8 +102,6 @@ def _safetensors_file(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise DataMissingError("there is no such file", where=str(path), remedy="Check the path.")
     try:
         tensors: dict[str, Any] = load_file(path)
     except (SafetensorError, OSError) as error:

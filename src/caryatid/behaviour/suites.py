@@ -223,9 +223,7 @@ def run_suites(
         progress=progress or NO_PROGRESS,
     )
     found = [
-        answer_row(
-            prompt, one.suite, one.attack, text, answer.text, answer.n_tokens, answer.ended, number
-        )
+        answer_row(prompt, one.suite, one.attack, text, answer.text, answer.n_tokens, answer.ended, number)
         for (one, prompt, number), text, answer in zip(rows, sent, answers, strict=True)
     ]
     return rejudge(found, judge)

@@ -203,9 +203,14 @@ class GeometryConfig(Part):
 
     positions: Literal["all", "last"] = Field("all", description="Post-instruction positions scored.")
     scored_depth: float = Field(
-        1.0, gt=0, le=1, description="Score layers l < ⌊scored_depth · L⌋ only; profiles admit those below 0.8."
+        1.0,
+        gt=0,
+        le=1,
+        description="Score layers l < ⌊scored_depth · L⌋ only; profiles admit those below 0.8.",
     )
-    layer_stride: Positive = Field(1, description="Score every so many of them, counted down from the deepest.")
+    layer_stride: Positive = Field(
+        1, description="Score every so many of them, counted down from the deepest."
+    )
     profile: Literal["published", "calibrated"] = "published"
     published: ProfileConfig = ProfileConfig(kl_max=0.1, induce_min=0.0)
     calibrated: ProfileConfig = ProfileConfig(kl_max=0.35, effects_min=0.5)

@@ -94,9 +94,9 @@ def contiguous_head(model: nn.Module) -> Iterator[None]:
 def picked_head(
     model: nn.Module, rows: Int[Tensor, "picked"], columns: Int[Tensor, "picked"]
 ) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Hand the output matrix the hidden states at (row, column) only; yields what makes logits [picked, vocab] of its output.
+    """Hand the output matrix the hidden states at (row, column) only.
 
-    A model that does not name its output matrix computes all logits, and these are picked.
+    Yields what makes logits [picked, vocab] of the model's output. A model that does not name its output matrix computes all logits, and these are picked.
     """
     head = _head(model)
     if head is None:
