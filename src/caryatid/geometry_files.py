@@ -75,7 +75,8 @@ def metrics_file(path: Path, *, unit_norm: bool = False) -> dict[str, Any]:
             any code in it.
 
     Raises:
-        DataMissingError: there is no file. InputError: it is none of these, or has no floating-point matrix. NumericalError: a matrix is not finite.
+        DataMissingError: there is no file. InputError: it is none of these, or has no floating-point matrix.
+        NumericalError: a matrix is not finite.
     """
     if not path.is_file():
         raise DataMissingError("there is no such file", where=str(path), remedy="Check the path.")

@@ -96,7 +96,8 @@ def picked_head(
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """Hand the output matrix the hidden states at (row, column) only.
 
-    Yields what makes logits [picked, vocab] of the model's output. A model that does not name its output matrix computes all logits, and these are picked.
+    Yields what makes logits [picked, vocab] of the model's output. A model that does not name its output matrix
+    computes all logits, and these are picked.
     """
     head = _head(model)
     if head is None:
