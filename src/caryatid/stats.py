@@ -212,8 +212,8 @@ def paired_bootstrap_test(
 ) -> PairedTest:
     """`paired_bootstrap` with the p-value of a mean difference of 0 from the same draws.
 
-    p = min(1, 2·(1 + min(#{d* ≤ 0}, #{d* ≥ 0}))/(draws + 1)), the level at which the percentile interval reaches 0, with
-    the observed value counted among the draws; never below 2/(draws + 1).
+    p = min(1, 2·(1 + min(#{d* ≤ 0}, #{d* ≥ 0}))/(draws + 1)), the level at which the percentile interval reaches 0,
+    with the observed value counted among the draws; never below 2/(draws + 1).
 
     Raises:
         InputError: the arrays are not paired.
