@@ -70,8 +70,10 @@ def _csv_text(table: Sequence[Sequence[str]]) -> str:
     stream = io.StringIO(newline="")
     # Python before 3.13 leaves a lone carriage return unquoted, and readers end the row there.
     returns = any("\r" in cell for row in table for cell in row)
-    quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
-    csv.writer(stream, lineterminator="\n", quoting=quoting).writerows(table)
+    plain, quoted = (
+        csv.writer(stream, lineterminator="\n", quoting=q) for q in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    (quoted if returns else plain).writerows(table)
     return stream.getvalue()
 
 
