@@ -40,7 +40,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "bank": 2,
     "causal": 2,
     "transfer": 2,
-    "analysis": 2,
+    "analysis": 3,
 }
 
 
