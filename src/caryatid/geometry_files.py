@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from caryatid.errors import InputError
-from caryatid.geometry.carriers import PROFILES
+from caryatid.errors import InputError, NumericalError
+from caryatid.geometry.profiles import PROFILES, SELECTORS
 from caryatid.geometry.published import TableChoice, select_cosmic_from_table, select_from_table
-
-SELECTORS = ("bypass", "cosmic")
 
 
 def select_file(
@@ -63,44 +61,84 @@ def select_file(
 
 
 def metrics_file(path: Path, *, unit_norm: bool = False) -> dict[str, Any]:
-    """Rank figures of every tensor of a safetensors file, as `geometry metrics --json` prints them.
+    """Rank figures of every matrix of a tensor file, as `geometry metrics --json` prints them.
 
-    With one tensor its result, with several `{"tensors": {name: result}}`. A result has `shape`, and
+    With one matrix its result, with several `{"tensors": {name: result}}`. A result has `shape`, and
     `effective_rank`, `participation_ratio`, `stable_rank`: numbers for a matrix [rows, d], lists for a stack of
     matrices [slices, rows, d] (further leading dimensions are flattened). A vector counts as a matrix of one row.
+    A matrix of zeros has no rank: NaN. Tensors that are no floating-point matrix are left out and named in `skipped`.
+
+    Args:
+        path: a safetensors file; or a `.pt` or `.pth` file with a tensor, or a dictionary of them, read without running
+            any code in it.
 
     Raises:
-        InputError: not a safetensors file, an empty one, or a tensor that is no floating-point matrix.
-        NumericalError: a matrix is not finite.
+        InputError: not such a file, or one without a floating-point matrix. NumericalError: a matrix is not finite.
     """
+    if not path.is_file():
+        raise InputError("there is no such file", where=str(path))
+    tensors = _torch_file(path) if path.suffix in (".pt", ".pth") else _safetensors_file(path)
+    if not tensors:
+        raise InputError("holds no tensor", where=str(path))
+    usable = {name: tensor for name, tensor in sorted(tensors.items()) if _is_matrix(tensor)}
+    skipped = sorted(set(tensors) - set(usable))
+    if not usable:
+        other = tensors[skipped[0]]
+        raise InputError(
+            f"a {other.dtype} tensor of shape {tuple(other.shape)} is no matrix",
+            where=f"{path}: {skipped[0]}",
+        )
+    results = {name: _figures(tensor, f"{path}: {name}", unit_norm) for name, tensor in usable.items()}
+    rest = {"skipped": skipped} if skipped else {}
+    if len(results) == 1:
+        ((name, result),) = results.items()
+        return {"tensor": name, **result, **rest}
+    return {"tensors": results, **rest}
+
+
+def _safetensors_file(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise InputError("there is no such file", where=str(path))
     try:
-        tensors = load_file(path)
+        tensors: dict[str, Any] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"is not a safetensors file: {error}", where=str(path)) from error
-    if not tensors:
+    return tensors
+
+
+def _torch_file(path: Path) -> dict[str, Any]:
+    import pickle
+    import zipfile
+
+    import torch
+
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise InputError(
+            "is not a torch file of plain tensors", where=str(path), remedy="Save them as safetensors."
+        ) from error
+    found = {path.stem: found} if isinstance(found, torch.Tensor) else found
+    if not isinstance(found, dict):
         raise InputError("holds no tensor", where=str(path))
-    results = {
-        name: _figures(tensor, f"{path}: {name}", unit_norm) for name, tensor in sorted(tensors.items())
-    }
-    if len(results) == 1:
-        ((name, result),) = results.items()
-        return {"tensor": name, **result}
-    return {"tensors": results}
+    return {str(name): tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+
+
+def _is_matrix(tensor: Any) -> bool:
+    return bool(tensor.ndim > 0 and tensor.numel() > 0 and tensor.is_floating_point())
 
 
 def _figures(tensor: Any, where: str, unit_norm: bool) -> dict[str, Any]:
     from caryatid.geometry.rank import RankFigures, rank_figures
 
-    if tensor.ndim == 0 or tensor.numel() == 0 or not tensor.is_floating_point():
-        raise InputError(f"a {tensor.dtype} tensor of shape {tuple(tensor.shape)} is no matrix", where=where)
     shared = {"shape": list(tensor.shape), "unit_norm": unit_norm}
+    matrices = tensor.reshape(-1, *tensor.shape[-2:]) if tensor.ndim > 1 else tensor[None, None]
+    try:
+        found = [rank_figures(each, unit_norm) for each in matrices]
+    except NumericalError as error:
+        raise NumericalError(error.what, where=where, remedy="Check what wrote it.") from error
     if tensor.ndim <= 2:
-        return {**shared, **rank_figures(tensor.reshape(-1, tensor.shape[-1]), unit_norm)._asdict()}
-    slices = [rank_figures(each, unit_norm) for each in tensor.flatten(0, -3)]
-    columns = {name: [getattr(each, name) for each in slices] for name in RankFigures._fields}
-    return {**shared, **columns, "slices": [{"slice": i, **each._asdict()} for i, each in enumerate(slices)]}
+        return {**shared, **found[0]._asdict()}
+    columns = {name: [getattr(each, name) for each in found] for name in RankFigures._fields}
+    return {**shared, **columns, "slices": [{"slice": i, **each._asdict()} for i, each in enumerate(found)]}

@@ -12,7 +12,7 @@ from caryatid.causal.capture import activation_sums, at_site, positions_of, prom
 from caryatid.causal.grid import Conditions, evaluate
 from caryatid.causal.scores import refusal_score, score_bank
 from caryatid.errors import InputError, NumericalError
-from caryatid.geometry.carriers import CALIBRATED, CandidateScores, admissible, average
+from caryatid.geometry.carriers import CALIBRATED, CandidateScores, admissible, average, select
 from caryatid.geometry.directions import candidate_directions, category_directions, mean_difference
 from caryatid.models.forward import last_logits
 from caryatid.models.generate import generate
@@ -155,6 +155,17 @@ def test_a_bank_of_zeros_is_scored_as_empty() -> None:
     found = setup.score()
     assert len(found) == 0
     assert np.isfinite(found.harmful).all()
+    cosmic = replace(CALIBRATED, selector="cosmic")
+    assert select(setup.score(cosmic_layers=(1,)), cosmic, min_gap=-99.0).reason == "no admissible carrier"
+
+
+def same_cosines(found: CandidateScores, every: CandidateScores, skipped: np.ndarray) -> None:
+    """The kept candidates' COSMIC scores agree, the others have none."""
+    assert found.cosmic is not None
+    assert every.cosmic is not None
+    for one, whole in zip(found.cosmic.scores(), every.cosmic.scores(), strict=True):
+        np.testing.assert_allclose(one[0][~skipped], whole[0][~skipped], rtol=1e-4, atol=1e-5)
+    assert np.isnan(found.cosmic.scores().total[0][skipped]).all()
 
 
 def test_hopeless_candidates_can_be_skipped() -> None:
@@ -169,10 +180,11 @@ def test_hopeless_candidates_can_be_skipped() -> None:
     np.testing.assert_array_equal(skipped, effect < cut)
     assert 0 < skipped.sum() < len(skipped)
     np.testing.assert_allclose(found.bypass, every.bypass, rtol=1e-5)
-    for name in ("induce", "kl", "kl_answer", "cosmic"):
+    for name in ("induce", "kl", "kl_answer"):
         kept, all_kept = getattr(found, name), getattr(every, name)
         np.testing.assert_allclose(kept[~skipped], all_kept[~skipped], rtol=1e-4, atol=1e-5)
         assert np.isnan(kept[skipped]).all()
+    same_cosines(found, every, skipped)
 
 
 def test_hopeless_candidates_can_be_skipped_after_the_first_prompts() -> None:
@@ -190,13 +202,16 @@ def test_hopeless_candidates_can_be_skipped_after_the_first_prompts() -> None:
     np.testing.assert_array_equal(skipped, effect < cut)
     assert 0 < skipped.sum() < len(skipped)
     np.testing.assert_allclose(found.bypass[:, :2], every.bypass[:, :2], rtol=1e-4)
-    for name in ("bypass", "induce", "kl", "kl_answer", "cosmic"):
+    for name in ("bypass", "induce", "kl", "kl_answer"):
         kept, all_kept = getattr(found, name), getattr(every, name)
         np.testing.assert_allclose(kept[~skipped], all_kept[~skipped], rtol=1e-4, atol=1e-5)
         assert np.isnan(kept[skipped]).any(axis=1).all()
+    same_cosines(found, every, skipped)
     passed = admissible(average(found), found.layers, 4, replace(CALIBRATED, kl_max=99.0, effects_min=None))
     np.testing.assert_array_equal(passed[0], ~skipped & (found.layers < 3))
-    hopeless = setup.score(tokens=tokens, skip_below=1e9, skip_after=2)
+    hopeless = setup.score(tokens=tokens, cosmic_layers=(1, 2), skip_below=1e9, skip_after=2)
+    assert hopeless.cosmic is not None
+    assert np.isnan(hopeless.cosmic.scores().total).all()
     assert np.isnan(hopeless.bypass[:, 2:]).all()
     assert hopeless.bypass.shape == every.bypass.shape
     with pytest.raises(InputError, match="at least 1 prompt"):
@@ -333,6 +348,9 @@ def test_cosmic_scores_equal_one_candidate_at_a_time(arch: str) -> None:
         added = block_outputs(setup, HARMLESS, layers, Add(r[None], torch.tensor([layer]))).mean(0)
         expected.append((cosine(ablated, down), cosine(added, up)))
     assert scores.cosmic is not None
-    np.testing.assert_allclose(scores.cosmic, expected, rtol=1e-4, atol=1e-5)
+    found = scores.cosmic.scores()
+    np.testing.assert_allclose(
+        np.stack([found.ablated[0], found.added[0]], axis=1), expected, rtol=1e-4, atol=1e-5
+    )
     saved = CandidateScores.from_arrays(scores.arrays(), 4)
     assert saved.cosmic is not None

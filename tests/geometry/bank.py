@@ -1,8 +1,12 @@
 """Hand-made banks of candidate scores."""
 
+import dataclasses
+from collections.abc import Sequence
+
 import numpy as np
 
 from caryatid.geometry.carriers import CandidateScores
+from caryatid.geometry.cosmic import CosmicProducts
 
 
 def bank(
@@ -32,3 +36,19 @@ def bank(
         kl=kl,
         kl_answer=2 * kl,
     )
+
+
+def with_cosines(scores: CandidateScores, cosines: Sequence[tuple[float, float]]) -> CandidateScores:
+    """The bank with these cosines (ablated, added) for each candidate, the same for every sample of the prompts."""
+    up, down = len(scores.harmful), len(scores.harmless)
+    ablated, added = np.array(cosines, dtype=np.float64).reshape(-1, 2).T[..., None, None]
+    count = len(cosines)
+    products = CosmicProducts(
+        ablated=np.ones((count, up, up)),
+        ablated_harmless=ablated * np.ones((count, up, down)),
+        added=np.ones((count, down, down)),
+        added_harmful=added * np.ones((count, down, up)),
+        harmful=np.ones((up, up)),
+        harmless=np.ones((down, down)),
+    )
+    return dataclasses.replace(scores, cosmic=products)

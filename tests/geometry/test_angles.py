@@ -13,6 +13,7 @@ from caryatid.geometry.angles import (
     angle_summary,
     chordal,
     excess_angle,
+    excess_angle_value,
     grassmann,
     principal_angles,
 )
@@ -166,6 +167,15 @@ def test_excess_angle_equals_its_definition_split_by_split(monkeypatch: pytest.M
         assert found.across == pytest.approx(across, rel=1e-9)
         assert found.within == pytest.approx(within, rel=1e-9)
         assert found.excess.value == pytest.approx(across - within, abs=1e-9)
+
+
+def test_the_value_alone_is_that_of_the_interval() -> None:
+    a, b, labels = planted(16, 20, 0.5, seed=4, d=80)
+    whole = excess_angle(a, b, labels, splits=30, rng=np.random.default_rng(3)).excess.value
+    alone = excess_angle_value(a, b, labels, splits=30, rng=np.random.default_rng(3))
+    assert alone == pytest.approx(whole, abs=1e-9)
+    with pytest.raises(InputError, match="same labelled prompts"):
+        excess_angle_value(a, b, labels[:-1], rng=np.random.default_rng(0))
 
 
 def test_halves_are_halves_within_every_category() -> None:

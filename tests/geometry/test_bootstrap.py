@@ -1,14 +1,19 @@
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 from bank import bank
 
 from caryatid.geometry.bootstrap import (
     bootstrap_carrier,
     bootstrap_reextracted,
     bypass_effect_interval,
+    most_likely,
     shift_shares,
 )
-from caryatid.geometry.carriers import CALIBRATED, PUBLISHED, CandidateScores, nearest, select
+from caryatid.geometry.carriers import CALIBRATED, PUBLISHED, CandidateScores, Profile, select
+from caryatid.geometry.cosmic import cosmic_products
 from caryatid.stats import bootstrap_indices
 
 CLOSE = [(-1, 2, -5.0, 4.0, 0.05), (-2, 5, -5.1, 4.0, 0.05), (-1, 7, 1.0, 4.0, 0.05)]
@@ -36,6 +41,31 @@ def test_every_draw_is_the_selection_on_the_resampled_prompts() -> None:
         np.testing.assert_allclose(found.depth_draws[draw], choice.depth)
         np.testing.assert_allclose(found.argmin_draws[draw], choice.argmin_depth)
     assert len(set(found.best_draws.tolist())) > 1
+
+
+def test_draws_by_cosmic_are_its_selection_on_the_resampled_prompts() -> None:
+    rng, shape = np.random.default_rng(0), (3, 8, 2, 5)
+    target = rng.normal(size=5)
+    ablated, added = (target + 1.5 * rng.normal(size=shape) for _ in range(2))
+    harmful, harmless = (target + 1.5 * rng.normal(size=shape[1:]) for _ in range(2))
+    products = cosmic_products(*map(torch.tensor, (ablated, added, harmful, harmless)))
+    scores = dataclasses.replace(bank(CLOSE, noise=1.5, seed=1), cosmic=products)
+    profile = dataclasses.replace(CALIBRATED, selector="cosmic")
+    found = bootstrap_carrier(scores, profile, draws=60, rng=np.random.default_rng(5))
+    drawn = np.random.default_rng(5)
+    ups, downs = bootstrap_indices(8, 60, drawn), bootstrap_indices(8, 60, drawn)
+    for draw, (up, down) in enumerate(zip(ups, downs, strict=True)):
+        means = [side.mean((0, 1)) for side in (harmful[up], harmless[down])]
+        total = [
+            cosine(one[up].mean((0, 1)), means[1]) + cosine(other[down].mean((0, 1)), means[0])
+            for one, other in zip(ablated, added, strict=True)
+        ]
+        assert found.best_draws[draw] == np.argmax(total)  # all three are within the KL and depth cuts
+    assert len(set(found.best_draws.tolist())) > 1
+
+
+def cosine(x: np.ndarray, y: np.ndarray) -> float:
+    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
 
 
 def test_shares_and_intervals_describe_the_draws() -> None:
@@ -135,13 +165,54 @@ def test_reextraction_adds_its_own_noise() -> None:
     assert both.argmin_depth == (0.5, 0.2, 0.5)
 
 
-def test_nearest_candidates_are_the_lowest_below_the_depth_cut() -> None:
-    scores = bank(
-        [(-1, 2, 0.0, 4.0, 0.1), (-1, 9, -9.0, 4.0, 0.1), (-2, 5, -5.0, 4.0, 9.0), (-1, 7, -1.0, 4.0, 0.1)]
+def likely(scores: CandidateScores, count: int, *profiles: Profile) -> list[int]:
+    kept = most_likely(scores, profiles or (PUBLISHED,), count, draws=100, rng=np.random.default_rng(0))
+    return [int(index) for index in kept]
+
+
+def test_likely_carriers_come_before_lower_bypasses_that_no_profile_admits() -> None:
+    hopeless = [(-1, layer, -9.0, 4.0, 9.0) for layer in range(1, 7)]  # KL 9: the lowest bypass of all
+    scores = bank([*hopeless, (-2, 5, -5.0, 4.0, 0.05), (-1, 7, -5.2, 4.0, 0.05)], noise=1.0, n=16)
+    assert select(scores, PUBLISHED).best in (6, 7)
+    assert likely(scores, 2) == [6, 7]  # the best, and the earlier one that sets the depth
+    found = bootstrap_reextracted(
+        scores, [only(scores, likely(scores, 2))], PUBLISHED, draws=50, rng=np.random.default_rng(0)
     )
-    assert nearest(scores, PUBLISHED, 2).tolist() == [
-        2,
-        3,
-    ]  # layer 9 of 10 is above the cut; KL does not matter yet
-    assert nearest(scores, PUBLISHED, 9).tolist() == [0, 2, 3]
-    assert nearest(bank([]), PUBLISHED, 3).tolist() == []
+    assert found.none_share < 0.2
+
+
+def only(scores: CandidateScores, kept: list[int]) -> CandidateScores:
+    return CandidateScores(
+        scores.positions[kept],
+        scores.layers[kept],
+        scores.n_layers,
+        scores.harmful,
+        scores.harmless,
+        scores.bypass[kept],
+        scores.induce[kept],
+        scores.kl[kept],
+        scores.kl_answer[kept],
+    )
+
+
+def test_what_is_left_is_filled_with_the_lowest_bypass_below_the_depth_cut() -> None:
+    scores = bank(
+        [(-1, 2, 0.0, 4.0, 9.0), (-1, 9, -9.0, 4.0, 9.0), (-2, 5, -5.0, 4.0, 9.0), (-1, 7, -1.0, 4.0, 9.0)]
+    )
+    assert likely(scores, 2) == [2, 3]  # layer 9 of 10 is above the cut; nothing is admissible
+    assert likely(scores, 9) == [0, 2, 3]
+    assert likely(bank([]), 3) == []
+    broken = dataclasses.replace(scores, bypass=np.where(np.arange(4)[:, None] == 2, np.nan, scores.bypass))
+    assert likely(broken, 9) == [0, 3]
+
+
+def test_the_first_profiles_carriers_come_first_and_the_other_profiles_next() -> None:
+    rows = [
+        (-1, 2, -9.0, 4.0, 9.0),
+        (-1, 3, -5.0, 4.0, 0.3),
+        (-1, 5, -4.0, 4.0, 0.05),
+        (-1, 6, -8.0, 4.0, 9.0),
+    ]
+    assert likely(bank(rows), 1, PUBLISHED, CALIBRATED) == [2]
+    assert likely(bank(rows), 1, CALIBRATED, PUBLISHED) == [1]
+    assert likely(bank(rows), 2, PUBLISHED, CALIBRATED) == [1, 2]

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from bank import bank
+from bank import bank, with_cosines
 
 from caryatid.errors import InputError
 from caryatid.geometry.carriers import (
@@ -134,6 +134,7 @@ def test_candidate_table_has_the_contracts_columns_and_values() -> None:
         "bypass_effect": pytest.approx(0.5),
         "induce_effect": pytest.approx(0.5),
         "profile": "calibrated",
+        "selector": "bypass",
         "admissible": True,
         "best": True,
     }
@@ -165,6 +166,47 @@ def test_threshold_sweep_follows_the_kl_cut() -> None:
     assert (rows[0.6].depth, rows[0.6].admissible) == (0.2, 2)
 
 
+BY_COSMIC = dataclasses.replace(CALIBRATED, selector="cosmic")
+
+
+def test_cosmic_picks_the_highest_sum_of_cosines_and_asks_for_kl_and_depth_alone() -> None:
+    rows = [
+        (-1, 1, 3.9, -9.0, 0.05),  # neither bypasses nor induces
+        (-1, 2, *GOOD),
+        (-1, 3, -6.0, 4.0, 0.36),
+        (-1, 8, *GOOD),
+    ]
+    scores = with_cosines(bank(rows), [(0.9, 0.8), (0.9, 0.7), (1.0, 1.0), (1.0, 1.0)])
+    choice = select(scores, BY_COSMIC)
+    assert (choice.best, choice.layer, choice.admissible, choice.reason) == (0, 1, 2, None)
+    assert select(scores, CALIBRATED).best == 1
+    table = candidate_table(scores, BY_COSMIC)
+    assert [row["admissible"] for row in table] == [True, True, False, False]
+    assert [row["best"] for row in table] == [True, False, False, False]
+    assert {row["selector"] for row in table} == {"cosmic"}
+    assert (table[1]["cosmic_ablated"], table[1]["cosmic_added"]) == pytest.approx((0.9, 0.7))
+    sweep = {row.kl_max: row for row in threshold_sweep(scores, BY_COSMIC, (0.04, 0.1, 0.4))}
+    assert [sweep[cut].argmin_depth for cut in (0.1, 0.4)] == pytest.approx([0.1, 0.3])
+    assert sweep[0.04].reason == "no admissible carrier"
+
+
+def test_depth_under_cosmic_is_the_earliest_layer_that_bypasses_nearly_as_well_as_its_best() -> None:
+    rows = [(-1, 1, -4.9, 4, 0.05), (-1, 2, -5.0, 4, 0.05), (-2, 2, -5.1, 4, 0.05), (-1, 6, -5.5, 4, 0.05)]
+    scores = with_cosines(bank(rows), [(0.1, 0.1), (0.2, 0.1), (0.2, 0.2), (0.9, 0.9)])
+    choice = select(scores, BY_COSMIC)
+    assert (choice.best, choice.layer, choice.depth_layer, choice.earliest) == (3, 6, 2, 2)
+
+
+def test_cosmic_needs_a_gap_and_finite_scores() -> None:
+    rows = [(-1, 1, *GOOD), (-1, 2, *GOOD)]
+    scores = with_cosines(bank(rows), [(np.nan, 1.0), (0.1, 0.1)])
+    assert select(scores, BY_COSMIC).best == 1
+    no_gap = with_cosines(bank(rows, h=-5.5), [(0.9, 0.9), (0.1, 0.1)])
+    assert select(no_gap, BY_COSMIC, harmful_refusal=0.0).reason == "no refusal"
+    with pytest.raises(InputError, match="no COSMIC scores"):
+        select(bank(rows), BY_COSMIC)
+
+
 def test_scores_survive_saving_and_shapes_are_checked() -> None:
     scores = bank([(-1, 2, -1.0, -1.0, 0.3)])
     again = CandidateScores.from_arrays(scores.arrays(), scores.n_layers)
@@ -173,3 +215,9 @@ def test_scores_survive_saving_and_shapes_are_checked() -> None:
         np.testing.assert_array_equal(getattr(again, name), value)
     with pytest.raises((InputError, TypeError)):  # TypeError where jaxtyping checks shapes first
         dataclasses.replace(scores, induce=scores.induce[:, :-1])
+    cosmic = with_cosines(scores, [(0.9, 0.7)])
+    kept = CandidateScores.from_arrays(cosmic.arrays(), scores.n_layers).cosmic
+    assert kept is not None
+    assert kept.scores().total[0] == pytest.approx([1.6])
+    with pytest.raises(InputError, match="cosmic has shape"):
+        dataclasses.replace(bank([(-1, 2, *GOOD), (-1, 3, *GOOD)]), cosmic=cosmic.cosmic)

@@ -98,6 +98,32 @@ def test_null_and_nan_are_inadmissible_and_ties_go_to_the_first() -> None:
     assert select_from_table(rows, 10) == (-2, 3, 2, 4)
 
 
+@pytest.mark.parametrize("value", ["NaN", "nan", "Infinity", "-Infinity", None, math.inf, -math.inf])
+@pytest.mark.parametrize("field", ["refusal_score", "steering_score", "kl_div_score"])
+def test_scores_that_are_not_finite_are_inadmissible_however_they_were_written(
+    tmp_path: Path, field: str, value: Any
+) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([row(-1, 1, -9.0) | {field: value}, row(-1, 2, -1.0)]))
+    assert select_file(file, 10) == (-1, 2, 1, 2)
+
+
+def test_rows_in_any_order_and_places_written_as_floats() -> None:
+    rows = [row(-1, 7, -3.0), row(-1, 8, -9.0), row(-3.0, 2.0, -4.0), row(-2, 0, -1.0)]  # type: ignore[arg-type]
+    assert select_from_table(rows, 10) == (-3, 2, 3, 4)
+    assert select_from_table(rows[::-1], 10) == (-3, 2, 3, 4)
+
+
+def test_thresholds_of_the_released_rule_include_their_bounds() -> None:
+    rows = [
+        row(-1, 3, -5.0, steering=0.0, kl=0.1),
+        row(-1, 4, -9.0, steering=-1e-12),
+        row(-1, 5, -9.0, kl=0.1 + 1e-12),
+    ]
+    assert select_from_table(rows, 10) == (-1, 3, 1, 3)
+    assert released_rule(rows, 10) == (-1, 3)
+
+
 def test_nothing_admissible_is_a_result() -> None:
     assert select_from_table([row(-1, 1, 0.0, kl=0.2)], 10) == (None, None, 0, 1)
 
@@ -109,6 +135,9 @@ def test_calibrated_needs_the_unablated_scores(tmp_path: Path) -> None:
         select_file(file, 10, "calibrated")
     found = select_file(file, 10, "calibrated", harmful_score=4.0, harmless_score=-6.0)
     assert found == (-1, 3, 1, 2)
+    for one in ({"harmful_score": 4.0}, {"harmless_score": -6.0}):
+        with pytest.raises(InputError, match="Give both or neither"):
+            select_file(file, 10, **one)  # type: ignore[arg-type]
 
 
 def cosmic_row(position: int, layer: int, ablated: Any, added: Any, kl: Any = 0.05) -> dict[str, Any]:

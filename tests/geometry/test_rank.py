@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from caryatid.errors import InputError, NumericalError
 from caryatid.geometry.rank import (
     SiteActivations,
+    bank_ranks,
     compare_effective_rank,
+    compare_ranks,
     effective_rank,
     participation_ratio,
     rank_figures,
@@ -160,6 +162,59 @@ def test_other_prompts_are_an_error() -> None:
         compare_effective_rank(site, other, labels)
 
 
+def jackknife(values: list[np.ndarray], strata: list[str]) -> np.ndarray:
+    """Variance by leaving one out within strata (Tukey 1958), written out."""
+    found = np.zeros(3)
+    for name in set(strata):
+        mine = np.array([v for v, label in zip(values, strata, strict=True) if label == name])
+        found += (len(mine) - 1) / len(mine) * ((mine - mine.mean(0)) ** 2).sum(0)
+    return found
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_intervals_of_all_figures_are_jackknives_over_prompts(unit_norm: bool) -> None:
+    site, labels = planted(12, 1.0, seed=1)
+
+    def figures(harmful: np.ndarray, names: list[str], harmless: np.ndarray) -> np.ndarray:
+        rows = np.stack([harmful[[n == name for n in names]].mean(0) for name in "0123"]) - harmless.mean(0)
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True) if unit_norm else rows
+        return np.array(by_definition(rows))
+
+    up, down = site.harmful.numpy(), site.harmless.numpy()
+    kept = [[j for j in range(12) if j != i] for i in range(12)]
+    variance = jackknife([figures(up[k], [labels[j] for j in k], down) for k in kept], labels)
+    variance += jackknife([figures(up, labels, down[k]) for k in kept], ["all"] * 12)
+    half = 1.959963984540054 * np.sqrt(variance)
+    found = compare_ranks(site, site, labels, unit_norm=unit_norm)
+    for index, (name, value) in enumerate(zip(found, figures(up, labels, down), strict=True)):
+        assert found[name].b == pytest.approx((value, value - half[index], value + half[index]), rel=1e-9)
+        assert found[name].difference.value == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_a_banks_ranks_are_those_of_its_directions_with_jackknife_intervals(unit_norm: bool) -> None:
+    generator = np.random.default_rng(0)
+    up, down = generator.normal(size=(6, 5, 9)) + 1, generator.normal(size=(7, 5, 9))
+
+    def figures(harmful: np.ndarray, harmless: np.ndarray) -> np.ndarray:
+        rows = harmful.mean(0) - harmless.mean(0)
+        return np.array(
+            by_definition(rows / np.linalg.norm(rows, axis=1, keepdims=True) if unit_norm else rows)
+        )
+
+    variance = jackknife([figures(np.delete(up, i, 0), down) for i in range(6)], ["all"] * 6)
+    variance += jackknife([figures(up, np.delete(down, i, 0)) for i in range(7)], ["all"] * 7)
+    half = 1.959963984540054 * np.sqrt(variance)
+    found = bank_ranks(torch.tensor(up), torch.tensor(down), unit_norm=unit_norm)
+    for index, value in enumerate(figures(up, down)):
+        expected = (value, value - half[index], value + half[index])
+        assert list(found.values())[index] == pytest.approx(expected, rel=1e-6)
+    none = bank_ranks(torch.tensor(up)[:, :0], torch.tensor(down)[:, :0])
+    assert all(math.isnan(value) for interval in none.values() for value in interval)
+    with pytest.raises(InputError, match="at least 2 prompts"):
+        bank_ranks(torch.tensor(up)[:1], torch.tensor(down))
+
+
 @pytest.mark.slow
 def test_coverage_of_the_intervals_of_effective_rank() -> None:
     samples = [planted(32, 1.0, seed) for seed in range(200)]
@@ -185,6 +240,54 @@ def test_metrics_file(tmp_path: Path) -> None:
     json.dumps(both, allow_nan=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_metrics_of_every_float_type_are_of_the_stored_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    matrix = random_matrix(2, (5, 9)).to(dtype)
+    save_file({"m": matrix}, tmp_path / "m.safetensors")
+    found = metrics_file(tmp_path / "m.safetensors")
+    got = [found[name] for name in ("effective_rank", "participation_ratio", "stable_rank")]
+    np.testing.assert_allclose(got, by_definition(matrix.double().numpy()), rtol=1e-10)
+
+
+def test_metrics_of_zeros_are_null_beside_other_slices(tmp_path: Path) -> None:
+    stack = torch.stack([torch.zeros(3, 4), torch.eye(3, 4)])
+    stack[1, 2] = 0  # a zero row does not count
+    save_file({"m": stack}, tmp_path / "m.safetensors")
+    found = metrics_file(tmp_path / "m.safetensors")
+    assert math.isnan(found["effective_rank"][0])
+    assert found["effective_rank"][1] == pytest.approx(2)
+
+
+def test_metrics_leave_out_what_is_no_matrix_and_say_so(tmp_path: Path) -> None:
+    tensors = {"direction": torch.ones(4), "layer": torch.tensor(3), "ids": torch.arange(6).reshape(2, 3)}
+    save_file(tensors, tmp_path / "carrier.safetensors")
+    found = metrics_file(tmp_path / "carrier.safetensors")
+    assert (found["tensor"], found["skipped"]) == ("direction", ["ids", "layer"])
+    assert found["effective_rank"] == pytest.approx(1)
+
+
+def test_metrics_of_a_torch_file_are_those_of_its_tensors(tmp_path: Path) -> None:
+    stack = random_matrix(3, (2 * 4, 6)).reshape(2, 4, 6)
+    torch.save(stack, tmp_path / "mean_diffs.pt")
+    save_file({"mean_diffs": stack}, tmp_path / "mean_diffs.safetensors")
+    one, other = metrics_file(tmp_path / "mean_diffs.pt"), metrics_file(tmp_path / "mean_diffs.safetensors")
+    assert one == other
+    torch.save({"a": stack[0], "note": "text"}, tmp_path / "more.pt")
+    assert metrics_file(tmp_path / "more.pt")["tensor"] == "a"
+
+
+def test_metrics_never_run_code_in_a_torch_file(tmp_path: Path) -> None:
+    torch.save({"code": Path("anything")}, tmp_path / "code.pt")  # an object, not a tensor
+    (tmp_path / "text.pt").write_text("no tensors here")
+    for name in ("code.pt", "text.pt"):
+        with pytest.raises(InputError, match="not a torch file of plain tensors") as caught:
+            metrics_file(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(InputError, match="holds no tensor"):
+        metrics_file(tmp_path / "list.pt")
+
+
 def test_metrics_file_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         metrics_file(tmp_path / "missing.safetensors")
@@ -195,5 +298,5 @@ def test_metrics_file_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ids: a torch\.int64 tensor"):
         metrics_file(tmp_path / "ids.safetensors")
     save_file({"nan": torch.full((2, 2), torch.nan)}, tmp_path / "nan.safetensors")
-    with pytest.raises(NumericalError):
+    with pytest.raises(NumericalError, match=r"nan\.safetensors: nan: the matrix is not finite"):
         metrics_file(tmp_path / "nan.safetensors")

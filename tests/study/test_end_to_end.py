@@ -62,6 +62,47 @@ def test_every_table_of_the_contract_is_there(finished: Path) -> None:
     )
 
 
+def test_rank_and_drift_are_measured_at_the_site_over_the_bank_and_at_every_layer(finished: Path) -> None:
+    tables = read_tables(finished)
+    figures = ("effective_rank", "participation_ratio", "stable_rank")
+    for arm, step in (("base", 0), ("r2d2", 2)):
+        rows = {r["quantity"]: r for r in tables["rank"] if (r["arm"], r["step"]) == (arm, step)}
+        at_site = {
+            f"{name}{raw}{change}" for name in figures for raw in ("", "_raw") for change in ("", "_change")
+        }
+        in_bank = {f"{name}_bank{raw}" for name in figures for raw in ("", "_raw")}
+        assert set(rows) == at_site | in_bank
+        assert all(rows[name]["lo"] <= rows[name]["value"] <= rows[name]["hi"] for name in at_site)
+        admitted = [
+            r for r in tables["carriers"]
+            if (r["arm"], r["step"], r["profile"], r["admissible"]) == (arm, step, "calibrated", True)
+        ]  # fmt: skip
+        assert {rows[name]["n"] for name in in_bank} == {len(admitted)}
+        assert all((rows[name]["value"] is None) == (not admitted) for name in in_bank)
+    pairs = {(arm, a, b) for arm in ("sft", "r2d2") for a, b in ((0, 1), (1, 2), (0, 2))}
+    distances = {f"subspace_{name}" for name in ("mean", "max", "grassmann", "chordal")}
+    by_layer: dict[tuple[str, int, int], set[tuple[int, str]]] = {}
+    for row in tables["drift_by_layer"]:
+        by_layer.setdefault((row["arm"], row["from"], row["to"]), set()).add((row["layer"], row["quantity"]))
+    assert set(by_layer) == pairs
+    for found in by_layer.values():
+        assert found == {
+            (layer, name) for layer in (1, 2, 3) for name in distances | {"cosine", "excess_angle"}
+        }
+    site = {r["quantity"]: r for r in tables["drift"] if (r["arm"], r["from"], r["to"]) == ("sft", 0, 2)}
+    assert {site[name]["rank"] for name in distances} == {3}
+    same = [
+        r["value"] for r in tables["drift_by_layer"]
+        if (r["arm"], r["from"], r["to"], r["quantity"]) == ("sft", 0, 2, "excess_angle")
+        and r["layer"] == site["excess_angle"]["layer"]
+    ]  # fmt: skip
+    assert same == [pytest.approx(site["excess_angle"]["value"], abs=1e-6)]
+    for name in ("depth", "argmin_depth"):
+        differs, moved = (site[f"p_{name}_{what}"]["value"] for what in ("differs", "moved"))
+        assert 0 <= moved <= differs <= 1
+        assert site[f"p_{name}_moved"]["noise"] == "selection and extraction prompts"
+
+
 def test_verdicts_follow_from_the_tables_alone(finished: Path) -> None:
     tables = read_tables(finished)
     assert tables["verdict"]
@@ -169,6 +210,21 @@ def test_damaged_artifact_is_made_again(place: Path, tmp_path: Path) -> None:
     again = run_study(small_config(place), out)
     assert again.executed == 1
     assert _comparable(out) == before
+
+
+def test_early_discard_leaves_candidates_unscored_and_the_study_goes_on(place: Path, tmp_path: Path) -> None:
+    short = ("arms=[sft]", "anchors=[0, 1]", "geometry.discard_after=2", "geometry.reextraction_resamples=0")
+    config = small_config(place, *short, "geometry.discard_below=1.0e9")
+    tables = read_tables(run_study(config, tmp_path / "run").directory)
+    for arm, step in (("base", 0), ("sft", 1)):
+        rows = [r for r in tables["carriers"] if (r["arm"], r["step"]) == (arm, step)]
+        unscored = [r["kl"] is None for r in rows]
+        gap = {r["gap"] for r in tables["carrier_summary"] if (r["arm"], r["step"]) == (arm, step)}
+        assert all(unscored) or (
+            not any(unscored) and len(gap) == 1
+        )  # without a positive gap nothing is discarded
+        assert not any(r["admissible"] for r in rows if r["kl"] is None)
+    assert tables["verdict"]
 
 
 def test_all_four_arms_two_seeds_and_adaptive_attacks(place: Path, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Anchors without a carrier through the stages, tables and report of a study; studies with too little to measure."""
 
+import dataclasses
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small import reseal, small_config, stage_of
@@ -12,7 +15,9 @@ from small import reseal, small_config, stage_of
 from caryatid.artifacts import RunDirectory
 from caryatid.config import StudyConfig
 from caryatid.errors import CaryatidError, InputError, NumericalError
+from caryatid.geometry.carriers import CALIBRATED, CandidateScores
 from caryatid.report.tables import read_tables
+from caryatid.study.carrier import plain_scores, scores_from_plain, strongest
 from caryatid.study.runner import planned, run_study
 
 CHEAP = (
@@ -141,8 +146,44 @@ def test_step_0_without_a_carrier_still_gives_every_table(place: Path, planted: 
         "no admissible carrier"
     }
     assert {row["label"] for row in tables["verdict"]} == {"undetermined"}
-    assert {row["site_admissible"] for row in tables["rank"]} == {False}
+    at_site = [row for row in tables["rank"] if "_bank" not in row["quantity"]]
+    assert {row["site_admissible"] for row in at_site} == {False}
+    in_bank = [row for row in of_anchor(tables["rank"], "base", 0) if "_bank" in row["quantity"]]
+    assert {(row["value"], row["n"], row["note"]) for row in in_bank} == {
+        (None, 0, "calibrated admits no candidate")
+    }
     assert (run / "report" / "index.html").stat().st_size > 0
+
+
+def test_a_study_can_choose_its_carriers_by_cosmic(place: Path, planted: Path, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", small_config(place, *CHEAP, "geometry.selector=cosmic")
+    shutil.copytree(planted, run)
+    before = {path.name for path in (run / "stages" / "bank").iterdir()}
+    run_study(config, run)
+    assert {
+        path.name for path in (run / "stages" / "bank").iterdir()
+    } == before  # scores serve both selectors
+    tables = read_tables(run)
+    for name in ("carriers", "carrier_summary", "threshold_sweep", "verdict"):
+        assert {row["selector"] for row in tables[name]} == {"cosmic"}, name
+    for arm, step in CASES:
+        rows = [row for row in of_anchor(tables["carriers"], arm, step) if row["profile"] == "calibrated"]
+        admissible = [row for row in rows if row["admissible"]]
+        assert admissible == [row for row in rows if row["kl"] <= 0.35 and row["layer"] < 3]
+        best = max(admissible, key=lambda row: row["cosmic_ablated"] + row["cosmic_added"], default=None)
+        expected = [] if best is None or REASONS[arm, step] else [best["layer"]]
+        assert [row["layer"] for row in rows if row["best"]] == expected
+        summary = of_anchor(tables["carrier_summary"], arm, step)
+        assert {row["reason"] for row in summary} == {REASONS[arm, step]}
+        used = [row for row in of_anchor(tables["selectors"], arm, step) if row["used"]]
+        assert {row["selector"] for row in used} == {"cosmic"}
+        if expected:
+            causal = [
+                row["layer"] for row in of_anchor(tables["causal"], arm, step) if row["control"] == "carrier"
+            ]
+            assert set(causal) == set(expected)
+    by_bypass = read_tables(planted)
+    assert {row["selector"] for row in by_bypass["carriers"]} == {"bypass"}
 
 
 @pytest.mark.parametrize("draws", [100, 101])
@@ -159,6 +200,37 @@ def test_anchors_with_and_without_resamples_are_compared(
     assert {row["label"] for row in tables["verdict"] if row["arm"] == "sft"} == {"undetermined"}
     pair = [row for row in tables["shifts"] if (row["arm"], row["to"]) == ("refusal_sft", 1)]
     assert sum(row["draws"] for row in pair) == draws
+
+
+def scored(layers: list[int], bypass: list[float]) -> CandidateScores:
+    """Candidates at the last position with these mean bypasses, eight prompts each."""
+    rng = np.random.default_rng(0)
+    each = [rng.normal(size=(len(layers), 8)) for _ in range(4)]
+    each[0] += np.array(bypass)[:, None] - each[0].mean(axis=1, keepdims=True)
+    place = np.full(len(layers), -1), np.array(layers)
+    return CandidateScores(*place, 10, rng.normal(size=8), rng.normal(size=8), *each)
+
+
+def test_scores_that_are_not_finite_survive_as_json() -> None:
+    scores = scored([2, 3], [-1.0, 0.5])
+    broken = dataclasses.replace(scores, kl=np.where(np.arange(8) == 3, [[np.nan], [np.inf]], scores.kl))
+    again = scores_from_plain(json.loads(json.dumps(plain_scores(broken), allow_nan=False)), 10)
+    assert again.positions.dtype == np.int64
+    for name, value in broken.arrays().items():
+        np.testing.assert_array_equal(
+            getattr(again, name), np.where(np.isfinite(value), value, np.nan), err_msg=name
+        )
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_what_early_discard_left_unscored_is_no_broken_model(early: bool) -> None:
+    scores = scored([2, 3, 9], [9.0, 5.0, 0.0])
+    discarded = dataclasses.replace(scores, bypass=np.where(np.arange(8) < 4, scores.bypass, np.nan))
+    if early:
+        assert strongest(discarded, CALIBRATED, early_discard=True) == 1
+    else:
+        with pytest.raises(NumericalError, match="no finite bypass"):
+            strongest(discarded, CALIBRATED)
 
 
 @pytest.mark.parametrize(

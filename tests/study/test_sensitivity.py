@@ -44,10 +44,18 @@ def plant_scores(config: StudyConfig, run: Path, arm: str, step: int) -> None:
     noise = torch.linspace(-0.1, 0.1, scores["harmful"].shape[0], dtype=torch.float64)
     scores["harmful"], scores["harmless"] = 4 + noise, -4 + noise
     scores["induce"] = (4 + noise).expand_as(scores["induce"]).clone()
+    for name in (
+        "ablated",
+        "added",
+        "harmful",
+        "harmless",
+    ):  # all activations alike, but for what is set below
+        scores[f"cosmic_{name}"] = torch.ones_like(scores[f"cosmic_{name}"])
     for row, layer in enumerate(scores["layers"].tolist()):
         scores["bypass"][row] = BYPASS.get(layer, 3.0) + noise
         scores["kl"][row] = KL[arm, step].get(layer, 3.0)
-        scores["cosmic"][row] = 2.0 - abs(layer - 1)
+        cosine = 1.0 - abs(layer - 1) / 4
+        scores["cosmic_ablated_harmless"][row] = scores["cosmic_added_harmful"][row] = cosine
     bank.write_tensors("scores.safetensors", scores)
     reseal(bank, gap=8.0)
     reseal(stage_of(config, run, "selection", arm, step), harmful_refusal_rate=1.0, harmless_refusal_rate=0.0)
@@ -125,17 +133,14 @@ def test_the_studys_own_choices_repeat_the_verdict(run: Path) -> None:
     for verdict in read_tables(run)["verdict"]:
         rows = rows_of(run, verdict["from"], verdict["to"])
         assert verdict["label"] == "no change", verdict["reasons"]
-        for choice in (
-            ("profile", "calibrated"),
-            ("selector", "depth and arg-min"),
-            ("judge", verdict["judge"]),
-        ):
+        own = [("profile", "calibrated"), ("selector", "depth and arg-min"), ("selector", "bypass")]
+        for choice in (*own, ("judge", verdict["judge"])):
             assert (rows[choice]["label"], rows[choice]["note"]) == ("no change", "")
         assert ("kept_above", "0.52") in rows  # a threshold that is not on the grid
 
 
 def test_another_profile_has_its_own_places_and_site(config: StudyConfig, run: Path) -> None:
-    note = "transfer of the calibrated profile's carriers"
+    note = "transfer of the study's own carriers"
     found = {end: rows_of(run, 0, end)["profile", "published"] for end in (1, 2)}
     assert {end: (row["label"], row["note"]) for end, row in found.items()} == {
         1: ("drift only", note),  # where its carrier is, at layer 1, the directions differ
@@ -146,7 +151,8 @@ def test_another_profile_has_its_own_places_and_site(config: StudyConfig, run: P
     assert label_at(config, run, 2, 1, (0.25, 0.25)) == "no change"  # at the calibrated site nothing does
 
 
-def test_cosmic_has_its_places_and_says_what_it_leaves(run: Path) -> None:
+def test_the_other_selector_has_its_own_too(run: Path) -> None:
+    """COSMIC takes layer 1 at step 0 and at step 1, and layer 2 at step 2, where layer 1 costs too much KL."""
     rows = {end: rows_of(run, 0, end)["selector", "cosmic"] for end in (1, 2)}
-    assert {end: row["label"] for end, row in rows.items()} == {1: "no change", 2: "re-siting"}
-    assert all("as they were" in row["note"] for row in rows.values())
+    assert {end: row["label"] for end, row in rows.items()} == {1: "drift only", 2: "re-siting"}
+    assert {row["note"] for row in rows.values()} == {"transfer of the study's own carriers"}

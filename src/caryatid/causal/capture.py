@@ -4,14 +4,14 @@ Read at block inputs, at the last `n_positions` tokens of each prompt (its post-
 them, a BOS token included, never enter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caryatid.errors import InputError
+from caryatid.errors import InputError, NumericalError
 from caryatid.geometry.rank import SiteActivations
 from caryatid.models.forward import block_inputs
 from caryatid.models.layout import num_layers
@@ -87,8 +87,13 @@ def activation_sums(
     batch_size: int,
     layers: Sequence[int] | None = None,
     progress: Progress | None = None,
+    keep: Callable[[Float[Tensor, "prompts layers positions d"]], None] | None = None,
 ) -> ActivationSums:
-    """Sums per category in one pass that holds one batch of activations at a time. Errors as `prompt_activations`."""
+    """Sums per category in one pass that holds one batch of activations at a time. Errors as `prompt_activations`.
+
+    Args:
+        keep: is given each batch's activations, in the prompts' order.
+    """
     if len(categories) != len(texts) or not texts:
         raise InputError(
             f"{len(categories)} category labels for {len(texts)} prompts", where="activation_sums"
@@ -104,13 +109,45 @@ def activation_sums(
             batch_size=batch_size,
             layers=layers,
             progress=progress,
-        ).double()
+        )
+        if keep is not None:
+            keep(rows)
         if sums is None:
-            sums = rows.new_zeros(len(names), *rows.shape[1:])
+            sums = torch.zeros(len(names), *rows.shape[1:], dtype=torch.float64)
         labels = [names.index(category) for category in categories[start : start + batch_size]]
-        sums.index_add_(0, torch.tensor(labels), rows)
+        sums.index_add_(0, torch.tensor(labels), rows.double())
     assert sums is not None
     return ActivationSums(names, tuple(list(categories).count(name) for name in names), sums)
+
+
+@dataclass(frozen=True)
+class SummedDirections:
+    """Directions from sums alone, float64.
+
+    Attributes:
+        overall: r[p, l]. categories: one direction per category of the harmful prompts, `names`.
+    """
+
+    overall: Float[Tensor, "positions layers d"]
+    names: tuple[str, ...]
+    categories: Float[Tensor, "categories layers positions d"]
+
+
+def summed_directions(harmful: ActivationSums, harmless: ActivationSums) -> SummedDirections:
+    """Differences in means of all harmful prompts, and of each category of them, against all harmless ones.
+
+    Raises:
+        NumericalError: an activation is not finite.
+    """
+    for side, sums in (("harmful", harmful.sums), ("harmless", harmless.sums)):
+        if not torch.isfinite(sums).all():
+            raise NumericalError(
+                f"{side} activations are not finite",
+                where="directions",
+                remedy="Check the model's weights, or measure it in float32.",
+            )
+    overall = (harmful.mean - harmless.mean).transpose(0, 1)
+    return SummedDirections(overall, harmful.names, harmful.category_means - harmless.mean)
 
 
 def at_site(

@@ -14,7 +14,7 @@ from caryatid.causal.grid import UNTOUCHED, Conditions, GridReduce, evaluate
 from caryatid.causal.watched import Watched, evaluate_watched
 from caryatid.errors import InputError, NumericalError
 from caryatid.geometry.carriers import CandidateScores
-from caryatid.geometry.cosmic import cosmic_scores
+from caryatid.geometry.cosmic import CosmicProducts, cosmic_products
 from caryatid.geometry.directions import is_candidate, unit
 from caryatid.models.layout import num_layers
 from caryatid.models.load import LoadedModel
@@ -158,7 +158,7 @@ def score_bank(
     ablated, rows = _bypass_scores(measure, harmful_ids, bank.vectors, h, s, skip_below, skip_after)
     base = AnswerReference(loaded, harmless_ids, answers, answer_tokens=answer_tokens, batch_size=batch_size)
     kl = _kl_scores(loaded, base, bank.vectors, rows, batch_size, progress)
-    induce, cosmic = _induce_scores(measure, harmless_ids, bank, rows, plain, ablated, cosmic_layers)
+    added = _induce_scores(measure, harmless_ids, bank, rows, plain.harmless, cosmic_layers)
     return CandidateScores(
         positions=np.array(bank.positions, dtype=np.int64),
         layers=np.array(bank.layers, dtype=np.int64),
@@ -166,10 +166,10 @@ def score_bank(
         harmful=h.double().numpy(),
         harmless=s.double().numpy(),
         bypass=ablated.scores.double().numpy(),
-        induce=induce.double().numpy(),
+        induce=added.scores.double().numpy(),
         kl=kl[..., LAST_KL].double().numpy(),
         kl_answer=kl[..., MEAN_KL].double().numpy(),
-        cosmic=cosmic.numpy() if cosmic_layers else None,
+        cosmic=_cosmic(plain, ablated, added),
     )
 
 
@@ -208,42 +208,32 @@ def _induce_scores(
     harmless_ids: Sequence[Sequence[int]],
     bank: _Candidates,
     rows: Int[Tensor, "kept"],
-    untouched: _Untouched,
-    ablated: Watched,
+    untouched: Watched,
     cosmic_layers: Sequence[int],
-) -> tuple[Float[Tensor, "candidates harmless"], Float[Tensor, "candidates 2"]]:
-    """Induce of the candidates `rows`, and both cosines where outputs were watched; NaN for the other candidates."""
-    count = len(bank.layers)
-    induce = torch.full((count, len(harmless_ids)), torch.nan)
-    cosmic = torch.full((count, 2), torch.nan, dtype=torch.float64)
+) -> Watched:
+    """Harmless prompts with each of the candidates `rows` added at its layer; NaN for the others."""
+    scores = torch.full((len(bank.layers), len(harmless_ids)), torch.nan)
+    own, outputs = untouched.outputs, None
+    if own is not None:
+        outputs = torch.full((len(bank.layers), *own.shape[1:]), torch.nan)
     groups = additions(bank.vectors[rows], [bank.layers[row] for row in rows])
-    added = measure(harmless_ids, [group for _, group in groups]) if groups else []
-    harmful, harmless = untouched.harmful.outputs, untouched.harmless.outputs
-    for (members, group), found in zip(groups, added, strict=True):
+    found = measure(harmless_ids, [group for _, group in groups]) if groups else []
+    for (members, group), added in zip(groups, found, strict=True):
         here = rows[members]
-        induce[here] = found.scores
-        if harmful is not None and harmless is not None:
-            assert ablated.outputs is not None
-            cosmic[here] = _cosmic(
-                ablated.outputs[here], found, group.start, cosmic_layers, harmful[0], harmless[0]
-            )
-    return induce, cosmic
+        scores[here] = added.scores
+        if outputs is not None and own is not None and added.outputs is not None:
+            # Blocks before the one at whose input is added put out what they always do.
+            before = torch.tensor([layer < group.start for layer in cosmic_layers])
+            outputs[here] = torch.where(before[:, None], own, added.outputs)
+    return Watched(scores, outputs)
 
 
-def _cosmic(
-    ablated: Float[Tensor, "members layers d"],
-    added: Watched,
-    start: int,
-    layers: Sequence[int],
-    harmful: Float[Tensor, "layers d"],
-    harmless: Float[Tensor, "layers d"],
-) -> Float[Tensor, "members 2"]:
-    """Both cosines of each candidate that is added at `start`; blocks before it put out what they always do."""
-    assert added.outputs is not None
-    before = torch.tensor([layer < start for layer in layers])
-    outputs = torch.where(before[None, :, None], harmless, added.outputs)
-    found = cosmic_scores(ablated, outputs, harmful, harmless)
-    return torch.from_numpy(np.stack([found.ablated, found.added], axis=1))
+def _cosmic(untouched: _Untouched, ablated: Watched, added: Watched) -> CosmicProducts | None:
+    """What COSMIC's scores follow from; None where no outputs were watched, or there is no candidate."""
+    harmful, harmless = untouched.harmful.outputs, untouched.harmless.outputs
+    if harmful is None or harmless is None or ablated.outputs is None or added.outputs is None:
+        return None
+    return cosmic_products(ablated.outputs, added.outputs, harmful[0], harmless[0])
 
 
 def _bypass_scores(
@@ -266,10 +256,12 @@ def _bypass_scores(
     rows = _worth_scoring(ablated.scores, float(h[:first].mean()), float(s.mean()), skip_below)
     if first == total:
         return ablated, rows
-    if not len(rows):
-        missing = ablated.scores.new_full((len(vectors), total - first), torch.nan)
-        return Watched(torch.cat([ablated.scores, missing], dim=1), ablated.outputs), rows
-    (rest,) = measure(harmful[first:], [ablations(vectors[rows])])
+    if len(rows):
+        (rest,) = measure(harmful[first:], [ablations(vectors[rows])])
+    else:
+        outputs = ablated.outputs
+        none = None if outputs is None else outputs.new_zeros(0, total - first, *outputs.shape[2:])
+        rest = Watched(torch.zeros(0, total - first), none)
     return _joined(ablated, rest, rows), rows
 
 
@@ -279,9 +271,9 @@ def _joined(first: Watched, rest: Watched, rows: Int[Tensor, "kept"]) -> Watched
     scores[rows] = rest.scores
     outputs = None
     if first.outputs is not None and rest.outputs is not None:
-        share = first.scores.shape[1] / (first.scores.shape[1] + rest.scores.shape[1])
-        outputs = torch.full_like(first.outputs, torch.nan)
-        outputs[rows] = share * first.outputs[rows] + (1 - share) * rest.outputs
+        later = rest.outputs.new_full((len(first.outputs), *rest.outputs.shape[1:]), torch.nan)
+        later[rows] = rest.outputs
+        outputs = torch.cat([first.outputs, later], dim=1)
     return Watched(torch.cat([first.scores, scores], dim=1), outputs)
 
 

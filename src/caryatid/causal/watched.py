@@ -18,11 +18,11 @@ class Watched(NamedTuple):
 
     Attributes:
         scores: one value per condition and prompt.
-        outputs: mean over prompts of the watched blocks' outputs at the last position, float32; None: none watched.
+        outputs: the watched blocks' outputs at the last position, float32; None: none watched.
     """
 
     scores: Float[Tensor, "conditions prompts"]
-    outputs: Float[Tensor, "conditions layers d"] | None
+    outputs: Float[Tensor, "conditions prompts layers d"] | None
 
 
 def evaluate_watched(
@@ -35,10 +35,10 @@ def evaluate_watched(
     batch_size: int,
     progress: Progress | None = None,
 ) -> list[Watched]:
-    """`evaluate` of a reduction to one value, with the mean outputs of blocks `layers` (empty: none).
+    """`evaluate` of a reduction to one value, with the outputs of blocks `layers` (empty: none).
 
     What a block before a group's `start` puts out is not computed under its conditions, and is no output of theirs:
-    read the untouched model's there. Holds conditions × prompts × layers × d floats on the CPU while it runs.
+    read the untouched model's there. Holds conditions × prompts × layers × d floats on the CPU.
 
     Raises:
         InputError: as `evaluate`; an unknown layer.
@@ -54,6 +54,4 @@ def evaluate_watched(
             return torch.cat([reduce(batch)[:, None].float(), outputs.flatten(1)], dim=1)
 
         found = evaluate(loaded, seqs, groups, reduce=both, batch_size=batch_size, progress=progress)
-    return [
-        Watched(each[..., 0], each[..., 1:].mean(dim=1).unflatten(1, (len(layers), -1))) for each in found
-    ]
+    return [Watched(each[..., 0], each[..., 1:].unflatten(-1, (len(layers), -1))) for each in found]

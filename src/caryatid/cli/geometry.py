@@ -23,6 +23,9 @@ def extract(
         ..., "-o", "--output", help="Safetensors file: `directions` [positions, layers, d]."
     ),
     prompts: int = typer.Option(128, "--prompts", min=2, help="Extraction prompts of each kind."),
+    activations: Path | None = typer.Option(
+        None, "--activations", help="Also write every prompt's activations to this safetensors file."
+    ),
     source: str = options.Source,
     seed: int = typer.Option(0, "--seed", help="Seed of the choice of prompts."),
     dtype: str | None = options.Dtype,
@@ -39,7 +42,14 @@ def extract(
     progress = TerminalProgress()
     try:
         facts = extract_directions(
-            loaded, output, prompts=prompts, source=source, seed=seed, system=system, progress=progress
+            loaded,
+            output,
+            prompts=prompts,
+            source=source,
+            seed=seed,
+            system=system,
+            activations=activations,
+            progress=progress,
         )
     finally:
         progress.done()
@@ -89,7 +99,7 @@ def select(
 
 @metrics_app.command(epilog="Example: caryatid geometry metrics directions.safetensors --json")
 def metrics(
-    file: Path = typer.Argument(help="Safetensors file with matrices [rows, d] or stacks of them."),
+    file: Path = typer.Argument(help="Safetensors (or .pt) file with matrices [rows, d] or stacks of them."),
     unit_norm: bool = typer.Option(False, "--unit-norm", help="Normalise the rows first."),
     as_json: bool = options.Json,
 ) -> None:
@@ -99,5 +109,10 @@ def metrics(
     found = metrics_file(file, unit_norm=unit_norm)
     if as_json:
         print_json(found)
-    else:
-        print_table(list(found), [list(found.values())])
+        return
+    columns = ("effective_rank", "participation_ratio", "stable_rank")
+    rows: list[list[object]] = []
+    for name, result in found.get("tensors", {found.get("tensor"): found}).items():
+        for one in result.get("slices", [result]):
+            rows.append([name, one.get("slice"), *(one[column] for column in columns)])
+    print_table(("tensor", "slice", *columns), rows)

@@ -207,17 +207,29 @@ class GeometryConfig(Part):
     profile: Literal["published", "calibrated"] = "published"
     published: ProfileConfig = ProfileConfig(kl_max=0.1, induce_min=0.0)
     calibrated: ProfileConfig = ProfileConfig(kl_max=0.35, effects_min=0.5)
+    selector: Literal["bypass", "cosmic"] = Field(
+        "bypass",
+        description="What picks the carrier among admissible candidates: lowest bypass, or COSMIC's highest score, "
+        "which asks for KL and depth alone.",
+    )
     min_gap: float = Field(
         1.0, gt=0, description="Nats between h and s below which no carrier is looked for."
     )
     answer_tokens: Positive = Field(8, description="First answer tokens over which the second KL is taken.")
+    discard_below: float | None = Field(
+        None,
+        description="Early discard: candidates that remove less than this share of the gap on the first "
+        "`discard_after` harmful prompts are not scored further; null: all are scored.",
+    )
+    discard_after: Positive = Field(8, description="Harmful prompts on which early discard is decided.")
     rank: Positive = Field(3, description="k of the rank-k subspaces.")
     bootstrap_draws: Annotated[int, Field(ge=100)] = 1000
     reextraction_resamples: NonNegative = Field(
         20, description="Resamples of the extraction prompts whose directions are scored anew; 0: none."
     )
     reextraction_candidates: Positive = Field(
-        8, description="Candidates scored in each of these, those of lowest bypass."
+        8,
+        description="Candidates scored in each of these, those most often chosen over the selection prompts.",
     )
     splits: Annotated[int, Field(ge=20)] = 200
 

@@ -119,7 +119,8 @@ def _draw(
 ) -> _Draws:
     harmful = bootstrap_indices(len(scores.harmful), draws, rng)
     harmless = bootstrap_indices(len(scores.harmless), draws, rng)
-    picks = pick(average(scores, harmful, harmless), scores.layers, scores.n_layers, profile, min_gap)
+    means = average(scores, harmful, harmless, cosmic=profile.selector == "cosmic")
+    picks = pick(means, scores.layers, scores.n_layers, profile, min_gap)
     if len(scores) == 0:
         missing = np.full(draws, np.nan)
         return _Draws(picks.best, missing, missing, picks.best, picks.best)
@@ -128,6 +129,46 @@ def _draw(
         for index in (picks.earliest, picks.best)
     )
     return _Draws(picks.best, depth, argmin, scores.layers[picks.best], scores.positions[picks.best])
+
+
+def most_likely(
+    scores: CandidateScores,
+    profiles: Sequence[Profile],
+    count: int,
+    *,
+    draws: int,
+    rng: np.random.Generator,
+    min_gap: float = MIN_GAP,
+) -> Int[np.ndarray, "kept"]:
+    """The `count` candidates that a carrier may turn out to be with directions extracted anew, in the bank's order.
+
+    First those that are the best candidate or set the depth in most resamples of the selection prompts under the first
+    profile (those over all prompts before any other), then under the next; what is left is filled with the lowest mean
+    bypass below the first profile's depth cut.
+    """
+    harmful = bootstrap_indices(len(scores.harmful), draws, rng)
+    harmless = bootstrap_indices(len(scores.harmless), draws, rng)
+    if not len(scores):
+        return np.arange(0)
+    wins = []
+    for profile in profiles:
+        sampled, point = (
+            pick(
+                average(scores, *indices, cosmic=profile.selector == "cosmic"),
+                scores.layers,
+                scores.n_layers,
+                profile,
+                min_gap,
+            )
+            for indices in ((harmful, harmless), (None, None))
+        )
+        found = np.concatenate([*sampled, *(np.repeat(each, 2 * draws + 1) for each in point)])
+        wins.append(np.bincount(found[found >= 0], minlength=len(scores)))
+    bypass = average(scores).bypass[0]
+    usable = (scores.layers < profiles[0].depth_cut(scores.n_layers)) & np.isfinite(bypass)
+    usable |= np.any(wins, axis=0)
+    order = np.lexsort((bypass, *(-each for each in reversed(wins))))  # the last key counts most
+    return np.sort(order[usable[order]][:count])
 
 
 def bypass_effect_interval(

@@ -6,47 +6,26 @@ Reads scores only; `caryatid.causal.scores` computes them.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from caryatid.errors import InputError
+from caryatid.geometry.cosmic import CosmicProducts
+from caryatid.geometry.profiles import CALIBRATED as CALIBRATED
+from caryatid.geometry.profiles import PROFILES as PROFILES
+from caryatid.geometry.profiles import PUBLISHED as PUBLISHED
+from caryatid.geometry.profiles import Profile as Profile
 
 MIN_GAP = 1.0  # nats
 TIE = 0.05  # share of the gap within which an earlier layer counts as as good as the best
 NO_REFUSAL_BELOW = 0.1
 UNDISCRIMINATING_ABOVE = 0.5
 
+_COSMIC = "cosmic_"  # prefix of the names of COSMIC's arrays
+
 NoCarrier = Literal["no refusal", "undiscriminating refusal", "gap too small", "no admissible carrier"]
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Thresholds that make a candidate admissible; NaN is always inadmissible.
-
-    Attributes:
-        kl_max: largest KL(base ‖ ablated) at the last position.
-        induce_min: least induce score in nats, or None.
-        effects_min: least gap-normalised bypass effect and induce effect, or None.
-        depth_fraction: only layers l < ⌊depth_fraction · L⌋.
-    """
-
-    name: str
-    kl_max: float
-    induce_min: float | None = None
-    effects_min: float | None = None
-    depth_fraction: float = 0.8
-
-    def depth_cut(self, n_layers: int) -> int:
-        """⌊depth_fraction · L⌋, of the fraction as it is written in decimals."""
-        return math.floor(Fraction(repr(float(self.depth_fraction))) * n_layers)
-
-
-PUBLISHED = Profile("published", kl_max=0.1, induce_min=0.0)
-CALIBRATED = Profile("calibrated", kl_max=0.35, effects_min=0.5)
-PROFILES: Mapping[str, Profile] = {profile.name: profile for profile in (PUBLISHED, CALIBRATED)}
 
 
 @dataclass(frozen=True)
@@ -60,8 +39,7 @@ class CandidateScores:
         induce: refusal score of harmless prompts with the direction added at its layer.
         kl: KL(base ‖ ablated) of the next token on harmless prompts. kl_answer: its mean over the first answer tokens.
             NaN in any of these: not scored.
-        cosmic: the two cosines of COSMIC (harmful prompts with the direction ablated, harmless ones with it added),
-            or None where they were not asked for.
+        cosmic: from which the cosines of COSMIC follow, or None where they were not asked for.
     """
 
     positions: Int[np.ndarray, "candidates"]
@@ -73,7 +51,7 @@ class CandidateScores:
     induce: Float[np.ndarray, "candidates harmless"]
     kl: Float[np.ndarray, "candidates harmless"]
     kl_answer: Float[np.ndarray, "candidates harmless"]
-    cosmic: Float[np.ndarray, "candidates 2"] | None = None
+    cosmic: CosmicProducts | None = None
 
     def __post_init__(self) -> None:
         candidates, up, down = len(self.layers), len(self.harmful), len(self.harmless)
@@ -84,13 +62,14 @@ class CandidateScores:
             "kl": (candidates, down),
             "kl_answer": (candidates, down),
         }
+        found = {name: getattr(self, name).shape for name in expected}
         if self.cosmic is not None:
-            expected["cosmic"] = (candidates, 2)
+            expected["cosmic"] = (candidates, up, down)
+            found["cosmic"] = self.cosmic.ablated_harmless.shape
         for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
+            if found[name] != shape:
                 raise InputError(
-                    f"{name} has shape {getattr(self, name).shape} instead of {shape}",
-                    where="CandidateScores",
+                    f"{name} has shape {found[name]} instead of {shape}", where="CandidateScores"
                 )
         if not up or not down:
             raise InputError("candidates need harmful and harmless prompts", where="CandidateScores")
@@ -105,22 +84,27 @@ class CandidateScores:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything but `n_layers` and what there is not, for saving."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        own = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        products = {} if self.cosmic is None else self.cosmic._asdict()
+        return {**own, **{_COSMIC + name: value for name, value in products.items()}}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], n_layers: int) -> "CandidateScores":
         """Read back what `arrays` gave."""
-        return cls(n_layers=n_layers, **arrays)
+        own = {name: value for name, value in arrays.items() if not name.startswith(_COSMIC)}
+        rest = {name.removeprefix(_COSMIC): value for name, value in arrays.items() if name not in own}
+        return cls(n_layers=n_layers, cosmic=CosmicProducts(**rest) if rest else None, **own)
 
 
 class Means(NamedTuple):
-    """Scores averaged over prompts, one row per sample of the prompts."""
+    """Scores averaged over prompts, one row per sample of the prompts. `cosmic`: the sum of COSMIC's cosines."""
 
     bypass: Float[np.ndarray, "samples candidates"]
     induce: Float[np.ndarray, "samples candidates"]
     kl: Float[np.ndarray, "samples candidates"]
     h: Float[np.ndarray, "samples"]
     s: Float[np.ndarray, "samples"]
+    cosmic: Float[np.ndarray, "samples candidates"] | None = None
 
     @property
     def gap(self) -> Float[np.ndarray, "samples 1"]:
@@ -145,8 +129,14 @@ def average(
     scores: CandidateScores,
     harmful: Int[np.ndarray, "samples harmful"] | None = None,
     harmless: Int[np.ndarray, "samples harmless"] | None = None,
+    *,
+    cosmic: bool = False,
 ) -> Means:
-    """Mean scores over all prompts, or over each row of prompt indices."""
+    """Mean scores over all prompts, or over each row of prompt indices; COSMIC's too where they are asked for.
+
+    Raises:
+        InputError: COSMIC's are asked for and the bank has none.
+    """
 
     def weights(index: np.ndarray | None, n: int) -> np.ndarray:
         if index is None:
@@ -156,6 +146,11 @@ def average(
         return counts / index.shape[1]
 
     up, down = weights(harmful, len(scores.harmful)), weights(harmless, len(scores.harmless))
+    total = None
+    if cosmic:
+        if scores.cosmic is None and len(scores):
+            raise InputError("the candidates have no COSMIC scores", where="selector cosmic")
+        total = np.zeros((len(up), 0)) if scores.cosmic is None else scores.cosmic.scores(up, down).total
     # In float64; an infinite or missing score makes the candidate's mean NaN in every sample, as it should.
     with np.errstate(invalid="ignore"):
         return Means(
@@ -164,22 +159,34 @@ def average(
             kl=down @ scores.kl.T.astype(np.float64),
             h=up @ scores.harmful.astype(np.float64),
             s=down @ scores.harmless.astype(np.float64),
+            cosmic=total,
         )
 
 
 def admissible(
     means: Means, layers: Int[np.ndarray, "candidates"], n_layers: int, profile: Profile
 ) -> Bool[np.ndarray, "samples candidates"]:
-    """Which candidates pass the profile's thresholds in each sample."""
+    """Which candidates pass the profile's thresholds in each sample. A score that is not finite passes none."""
     finite = np.isfinite(means.bypass) & np.isfinite(means.induce) & np.isfinite(means.kl)
     with np.errstate(invalid="ignore"):
         passed = finite & (means.kl <= profile.kl_max) & (layers < profile.depth_cut(n_layers))
+        if profile.selector == "cosmic":
+            return passed & np.isfinite(_merit(means, profile))
         if profile.induce_min is not None:
             passed &= means.induce >= profile.induce_min
         if profile.effects_min is not None:
             size = effects(means)
             passed &= (size.bypass >= profile.effects_min) & (size.induce >= profile.effects_min)
     return passed
+
+
+def _merit(means: Means, profile: Profile) -> Float[np.ndarray, "samples candidates"]:
+    """What the profile's selector picks the lowest of."""
+    if profile.selector == "bypass":
+        return means.bypass
+    if means.cosmic is None:
+        raise InputError("these means have no COSMIC scores", where="selector cosmic")
+    return -means.cosmic
 
 
 class Picks(NamedTuple):
@@ -196,7 +203,8 @@ def pick(
     profile: Profile,
     min_gap: float = MIN_GAP,
 ) -> Picks:
-    """Best = admissible with the lowest bypass. Earliest = the first layer within 5 % of the gap of the best.
+    """Best = admissible with the lowest bypass, or with COSMIC's highest score where the profile's selector is that.
+    Earliest = the first admissible layer whose bypass is within 5 % of the gap of the best's, or lower.
 
     Of equal candidates the first listed wins; of several at the earliest layer the one with the lowest bypass.
     """
@@ -205,12 +213,13 @@ def pick(
         return Picks(none, none)
     passed = admissible(means, layers, n_layers, profile) & (means.gap >= min_gap)
     found = passed.any(axis=1)
+    best = np.where(passed, _merit(means, profile), np.inf).argmin(axis=1)
     bypass = np.where(passed, means.bypass, np.inf)
-    lowest = bypass.min(axis=1, keepdims=True)
-    near = passed & (bypass <= lowest + TIE * means.gap + 1e-12)
+    of_best = np.take_along_axis(bypass, best[:, None], axis=1)
+    near = passed & (bypass <= of_best + TIE * means.gap + 1e-12)
     first_layer = np.where(near, layers, n_layers).min(axis=1, keepdims=True)
     at_first = np.where(near & (layers == first_layer), bypass, np.inf)
-    return Picks(np.where(found, bypass.argmin(axis=1), -1), np.where(found, at_first.argmin(axis=1), -1))
+    return Picks(np.where(found, best, -1), np.where(found, at_first.argmin(axis=1), -1))
 
 
 @dataclass(frozen=True)
@@ -258,7 +267,7 @@ def select(
         harmful_refusal, harmless_refusal: refusal rates of the anchor's answers to the selection prompts, which tell
             a model that refuses nothing from one that refuses everything.
     """
-    means = average(scores)
+    means = average(scores, cosmic=profile.selector == "cosmic")
     gap = float(means.gap[0, 0])
     count = int(admissible(means, scores.layers, scores.n_layers, profile).sum())
     if not gap >= min_gap:
@@ -292,17 +301,21 @@ def candidate_table(
 ) -> list[dict[str, object]]:
     """One row per scored candidate with the columns of the contract's `carriers` table, arm and step left out.
 
-    `best` marks the choice, by default that of `select`. Where the gap was too small to look for a carrier, effects
-    (shares of that gap) are NaN. The two cosines of COSMIC are there where they were measured.
+    `best` marks the choice, by default that of `select`; `admissible` and `best` are the selector's. Where the gap was
+    too small to look for a carrier, effects (shares of that gap) are NaN. The two cosines of COSMIC are there where
+    they were measured.
     """
     choice = choice or select(scores, profile)
-    means = average(scores)
+    means = average(scores, cosmic=profile.selector == "cosmic")
     passed = admissible(means, scores.layers, scores.n_layers, profile)[0]
     size = effects(means if choice.gap_suffices else means._replace(s=means.h))
     with np.errstate(invalid="ignore"):
         answer = scores.kl_answer.astype(np.float64).mean(axis=1)
-    pairs = [] if scores.cosmic is None else scores.cosmic.tolist()
-    cosines = [{"cosmic_ablated": one, "cosmic_added": other} for one, other in pairs] or [{}] * len(scores)
+    cosines: list[dict[str, float]] = [{}] * len(scores)
+    if scores.cosmic is not None:
+        ablated, added, _ = scores.cosmic.scores()
+        pairs = zip(ablated[0].tolist(), added[0].tolist(), strict=True)
+        cosines = [{"cosmic_ablated": one, "cosmic_added": other} for one, other in pairs]
     return [
         {
             "position": int(scores.positions[index]),
@@ -315,6 +328,7 @@ def candidate_table(
             "bypass_effect": float(size.bypass[0, index]),
             "induce_effect": float(size.induce[0, index]),
             "profile": profile.name,
+            "selector": profile.selector,
             "admissible": bool(passed[index]),
             "best": index == choice.best,
             **cosines[index],
@@ -350,14 +364,3 @@ def threshold_sweep(
             )
         )
     return rows
-
-
-def nearest(scores: CandidateScores, profile: Profile, count: int) -> Int[np.ndarray, "kept"]:
-    """The `count` candidates below the profile's depth cut with the lowest mean bypass, in the bank's order.
-
-    These are the ones among which a carrier is found when directions are extracted anew from other prompts.
-    """
-    below = np.flatnonzero(scores.layers < profile.depth_cut(scores.n_layers))
-    bypass = average(scores).bypass[0][below] if len(scores) else np.zeros(0)
-    order = np.argsort(bypass, kind="stable")[: min(count, int(np.isfinite(bypass).sum()))]
-    return np.sort(below[order])

@@ -14,9 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from caryatid.errors import InputError
-from caryatid.geometry.carriers import Profile
-
-COSMIC = Profile("cosmic", kl_max=0.1)
+from caryatid.geometry.profiles import COSMIC, Profile
 
 
 def _cosine(a: Float[Tensor, "*batch d"], b: Float[Tensor, "*other d"]) -> Float[Tensor, "*batch"]:
@@ -43,27 +41,88 @@ def least_alike_layers(harmful: Float[Tensor, "layers d"], harmless: Float[Tenso
 
 
 class CosmicScores(NamedTuple):
-    """Per candidate: cosine after ablation, cosine after addition, and their sum, the score (higher is better)."""
+    """Cosine after ablation, cosine after addition, and their sum, the score (higher is better)."""
 
-    ablated: Float[np.ndarray, "candidates"]
-    added: Float[np.ndarray, "candidates"]
-    total: Float[np.ndarray, "candidates"]
+    ablated: Float[np.ndarray, "*samples candidates"]
+    added: Float[np.ndarray, "*samples candidates"]
+    total: Float[np.ndarray, "*samples candidates"]
 
 
-def cosmic_scores(
-    ablated_harmful: Float[Tensor, "candidates layers d"],
-    added_harmless: Float[Tensor, "candidates layers d"],
-    harmful: Float[Tensor, "layers d"],
-    harmless: Float[Tensor, "layers d"],
-) -> CosmicScores:
-    """cos(ablated harmful, harmless) + cos(added harmless, harmful), each of means over prompts and chosen layers.
+class CosmicProducts(NamedTuple):
+    """Inner products of prompts' activations, from which the scores follow for any sample of the prompts.
 
-    Args: means over selection prompts of last-position block outputs at the chosen layers.
+    An activation is the mean over the compared layers of last-position block outputs: `ablated` of harmful prompts with
+    the direction ablated, `added` of harmless ones with it added, `harmful` and `harmless` of the untouched model.
     """
-    reference, target = harmless.double().mean(dim=0), harmful.double().mean(dim=0)
-    ablated = _cosine(ablated_harmful.double().mean(dim=1), reference)
-    added = _cosine(added_harmless.double().mean(dim=1), target)
-    return CosmicScores(ablated.numpy(), added.numpy(), (ablated + added).numpy())
+
+    ablated: Float[np.ndarray, "candidates harmful harmful"]
+    ablated_harmless: Float[np.ndarray, "candidates harmful harmless"]
+    added: Float[np.ndarray, "candidates harmless harmless"]
+    added_harmful: Float[np.ndarray, "candidates harmless harmful"]
+    harmful: Float[np.ndarray, "harmful harmful"]
+    harmless: Float[np.ndarray, "harmless harmless"]
+
+    def scores(
+        self,
+        up: Float[np.ndarray, "samples harmful"] | None = None,
+        down: Float[np.ndarray, "samples harmless"] | None = None,
+    ) -> CosmicScores:
+        """cos(ablated harmful, harmless) + cos(added harmless, harmful) of means with these weights; without any, of
+        plain means (one sample)."""
+        up = np.full((1, len(self.harmful)), 1.0) if up is None else up
+        down = np.full((1, len(self.harmless)), 1.0) if down is None else down
+        ablated = _cosines(up, self.ablated, self.ablated_harmless, self.harmless, down)
+        added = _cosines(down, self.added, self.added_harmful, self.harmful, up)
+        return CosmicScores(ablated, added, ablated + added)
+
+
+def _cosines(
+    weights: Float[np.ndarray, "samples prompts"],
+    own: Float[np.ndarray, "candidates prompts prompts"],
+    across: Float[np.ndarray, "candidates prompts others"],
+    target: Float[np.ndarray, "others others"],
+    other_weights: Float[np.ndarray, "samples others"],
+) -> Float[np.ndarray, "samples candidates"]:
+    """Cosine of Σ wᵢ xᵢ and Σ vⱼ yⱼ from ⟨xᵢ, xₖ⟩, ⟨xᵢ, yⱼ⟩ and ⟨yⱼ, yₖ⟩; NaN where one of the sums is zero."""
+
+    def form(left: np.ndarray, matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return ((left @ matrix) * right).sum(axis=1)
+
+    norms = form(other_weights, target, other_weights)
+    found = np.full((len(weights), len(own)), np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for candidate, (square, mixed) in enumerate(zip(own, across, strict=True)):
+            lengths = np.sqrt(form(weights, square, weights) * norms)
+            found[:, candidate] = form(weights, mixed, other_weights) / lengths
+    return found
+
+
+def cosmic_products(
+    ablated: Float[Tensor, "candidates harmful layers d"],
+    added: Float[Tensor, "candidates harmless layers d"],
+    harmful: Float[Tensor, "harmful layers d"],
+    harmless: Float[Tensor, "harmless layers d"],
+) -> CosmicProducts:
+    """Products of last-position block outputs of the selection prompts at the chosen layers."""
+    up, down = harmful.double().mean(dim=1), harmless.double().mean(dim=1)
+    rows = [
+        (each.double().mean(dim=1), other.double().mean(dim=1))
+        for each, other in zip(ablated, added, strict=True)
+    ]
+
+    def stacked(pairs: Sequence[tuple[Tensor, Tensor]], shape: tuple[int, int]) -> np.ndarray:
+        products = [(one @ other.T).numpy() for one, other in pairs]
+        return np.stack(products) if products else np.zeros((0, *shape))
+
+    n_up, n_down = len(up), len(down)
+    return CosmicProducts(
+        ablated=stacked([(one, one) for one, _ in rows], (n_up, n_up)),
+        ablated_harmless=stacked([(one, down) for one, _ in rows], (n_up, n_down)),
+        added=stacked([(other, other) for _, other in rows], (n_down, n_down)),
+        added_harmful=stacked([(other, up) for _, other in rows], (n_down, n_up)),
+        harmful=(up @ up.T).numpy(),
+        harmless=(down @ down.T).numpy(),
+    )
 
 
 def cosmic_admissible(

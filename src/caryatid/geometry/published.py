@@ -14,9 +14,18 @@ from jaxtyping import Float
 
 from caryatid.errors import InputError
 from caryatid.geometry.carriers import PUBLISHED, Means, Profile, admissible, pick
-from caryatid.geometry.cosmic import COSMIC, CosmicScores, cosmic_admissible, select_cosmic
+from caryatid.geometry.cosmic import CosmicScores, cosmic_admissible, select_cosmic
+from caryatid.geometry.profiles import COSMIC
 
 FIELDS = ("position", "layer", "refusal_score", "steering_score", "kl_div_score")
+_NOT_FINITE = (
+    "NaN",
+    "nan",
+    "Infinity",
+    "-Infinity",
+    "inf",
+    "-inf",
+)  # as JSON writers without these numbers put them
 COSMIC_FIELDS = ("position", "layer", "kl_div_score", "cosmic_ablated", "cosmic_added")
 
 
@@ -35,6 +44,8 @@ def _number(row: Mapping[str, object], field: str, where: str, fields: Sequence[
     value = row[field]
     if value is None:
         return math.nan
+    if isinstance(value, str) and value in _NOT_FINITE:
+        return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{field} is {value!r}, not a number", where=where)
     return float(value)
@@ -77,15 +88,21 @@ def select_from_table(
     harmful_score: float | None = None,
     harmless_score: float | None = None,
 ) -> TableChoice:
-    """The best admissible row of a table of mean scores. NaN or null makes a row inadmissible.
+    """The best admissible row of a table of mean scores. NaN, null or an infinite score makes a row inadmissible.
 
     Args:
         n_layers: L of the model, from which the depth cut follows.
         harmful_score, harmless_score: unablated means h and s; needed by profiles with least effects.
 
     Raises:
-        InputError: a malformed row, a layer outside the model, or h and s missing where they are needed.
+        InputError: a malformed row, a layer outside the model, h and s missing where they are needed, or one alone.
     """
+    if (harmful_score is None) != (harmless_score is None):
+        raise InputError(
+            "one of --harmful-score and --harmless-score without the other",
+            where="directions select",
+            remedy="Give both or neither.",
+        )
     if profile.effects_min is not None and (harmful_score is None or harmless_score is None):
         raise InputError(
             f"profile {profile.name!r} needs the unablated mean scores, which the table does not have",

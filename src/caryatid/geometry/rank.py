@@ -14,7 +14,7 @@ from caryatid.geometry.directions import unit
 from caryatid.geometry.jackknife import LeaveOneOut, jackknife_interval
 from caryatid.stats import Interval
 
-_ROUNDING = 1e-6  # of effective ranks of float32 activations: a smaller difference between anchors is none
+_ROUNDING = 1e-6  # of rank figures of float32 activations: a smaller difference between anchors is none
 
 
 class RankFigures(NamedTuple):
@@ -41,10 +41,12 @@ def _effective(values: Float[Tensor, "*batch values"]) -> Float[Tensor, "*batch"
     return torch.special.entr(shares).sum(dim=-1).exp()
 
 
-def _relative_power(matrix: Float[Tensor, "rows d"], unit_norm: bool) -> Float[Tensor, "values"]:
-    """σ²/σ_max²: scale-free, so that fourth powers neither overflow nor vanish; NaN for zeros."""
-    values = _singular_values(matrix, unit_norm)
-    return (values / values.max()).square()
+def _figures(values: Float[Tensor, "*batch values"]) -> Float[Tensor, "*batch 3"]:
+    """The three measures, in the order of `RankFigures`, from singular values; NaN for zeros."""
+    # σ²/σ_max²: scale-free, so that fourth powers neither overflow nor vanish
+    power = (values / values.amax(dim=-1, keepdim=True)).square()
+    participation = power.sum(dim=-1) ** 2 / (power**2).sum(dim=-1)
+    return torch.stack([_effective(values), participation, power.sum(dim=-1)], dim=-1)
 
 
 def effective_rank(matrix: Float[Tensor, "rows d"], unit_norm: bool = False) -> float:
@@ -56,27 +58,22 @@ def effective_rank(matrix: Float[Tensor, "rows d"], unit_norm: bool = False) -> 
     Raises:
         InputError: not a matrix. NumericalError: not finite.
     """
-    return float(_effective(_singular_values(matrix, unit_norm)))
+    return rank_figures(matrix, unit_norm).effective_rank
 
 
 def participation_ratio(matrix: Float[Tensor, "rows d"], unit_norm: bool = False) -> float:
     """(Σσ²)²/Σσ⁴ of the singular values σ. Arguments and errors as `effective_rank`."""
-    power = _relative_power(matrix, unit_norm)
-    return float(power.sum() ** 2 / (power**2).sum())
+    return rank_figures(matrix, unit_norm).participation_ratio
 
 
 def stable_rank(matrix: Float[Tensor, "rows d"], unit_norm: bool = False) -> float:
     """Σσ²/σ_max² of the singular values σ. Arguments and errors as `effective_rank`."""
-    return float(_relative_power(matrix, unit_norm).sum())
+    return rank_figures(matrix, unit_norm).stable_rank
 
 
 def rank_figures(matrix: Float[Tensor, "rows d"], unit_norm: bool = False) -> RankFigures:
     """All three measures. Arguments and errors as `effective_rank`."""
-    return RankFigures(
-        effective_rank(matrix, unit_norm),
-        participation_ratio(matrix, unit_norm),
-        stable_rank(matrix, unit_norm),
-    )
+    return RankFigures(*_figures(_singular_values(matrix, unit_norm)).tolist())
 
 
 class SiteActivations(NamedTuple):
@@ -87,11 +84,20 @@ class SiteActivations(NamedTuple):
 
 
 class _RankSample(NamedTuple):
-    """An effective rank, and the same with each prompt left out."""
+    """The three figures, and the same with each prompt left out."""
 
-    point: float
-    without_harmful: Float[np.ndarray, "harmful"]
-    without_harmless: Float[np.ndarray, "harmless"]
+    point: Float[np.ndarray, "3"]
+    without_harmful: Float[np.ndarray, "harmful 3"]
+    without_harmless: Float[np.ndarray, "harmless 3"]
+
+    def intervals(self, labels: Sequence[object], confidence: float) -> list[Interval]:
+        """Of each figure; `labels` are the strata of the harmful prompts."""
+        harmless: list[object] = [None] * len(self.without_harmless)
+        found = []
+        for point, up, down in zip(self.point, self.without_harmful.T, self.without_harmless.T, strict=True):
+            parts: list[LeaveOneOut] = [(up, labels), (down, harmless)]
+            found.append(jackknife_interval(float(point), parts, confidence))
+        return found
 
 
 def _leave_one_out(site: SiteActivations, labels: Sequence[str], unit_norm: bool) -> _RankSample:
@@ -102,19 +108,25 @@ def _leave_one_out(site: SiteActivations, labels: Sequence[str], unit_norm: bool
     counts = member.sum(dim=0)
     means = (member.T @ harmful) / counts[:, None]
     reference = harmless.mean(dim=0)
-    point = float(_effective(_singular_values(means - reference, unit_norm)))
+
+    def figures(rows: Tensor) -> list[float]:
+        found: list[float] = _figures(_singular_values(rows, unit_norm)).tolist()
+        return found
+
     without_harmful = []
     for row, category in zip(harmful, label.tolist(), strict=True):
         changed = means.clone()
         changed[category] = (means[category] * counts[category] - row) / (counts[category] - 1)
-        without_harmful.append(float(_effective(_singular_values(changed - reference, unit_norm))))
+        without_harmful.append(figures(changed - reference))
     others = (reference * len(harmless) - harmless) / (len(harmless) - 1)  # [harmless, d]
-    without_harmless = [float(_effective(_singular_values(means - other, unit_norm))) for other in others]
-    return _RankSample(point, np.array(without_harmful), np.array(without_harmless))
+    without_harmless = [figures(means - other) for other in others]
+    return _RankSample(
+        np.array(figures(means - reference)), np.array(without_harmful), np.array(without_harmless)
+    )
 
 
 class RankComparison(NamedTuple):
-    """Effective ranks at two anchors and the paired difference b − a.
+    """One figure at two anchors and the paired difference b − a.
 
     Intervals contain the noise of which prompts were sampled, the same prompts at both anchors; no other.
 
@@ -128,15 +140,15 @@ class RankComparison(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def compare_effective_rank(
+def compare_ranks(
     a: SiteActivations,
     b: SiteActivations,
     categories: Sequence[str],
     *,
     unit_norm: bool = True,
     confidence: float = 0.95,
-) -> RankComparison:
-    """Effective rank of the per-category directions at one site of two anchors, with jackknife intervals.
+) -> dict[str, RankComparison]:
+    """Each of `RankFigures` of the per-category directions at one site of two anchors, with jackknife intervals.
 
     With fewer than two prompts in every category there is nothing to compare: all values are NaN.
 
@@ -149,40 +161,85 @@ def compare_effective_rank(
     shapes = {(len(site.harmful), len(site.harmless)) for site in (a, b)}
     if len(shapes) != 1 or len(categories) != len(a.harmful) or len(a.harmless) < 2:
         raise InputError(
-            "the two anchors were not measured on the same labelled prompts", where="compare_effective_rank"
+            "the two anchors were not measured on the same labelled prompts", where="compare_ranks"
         )
     alone = tuple(sorted(name for name in set(categories) if list(categories).count(name) < 2))
     kept = [i for i, name in enumerate(categories) if name not in alone]
     if not kept:
         nothing = Interval(math.nan, math.nan, math.nan)
-        return RankComparison(nothing, nothing, nothing, alone)
+        return {name: RankComparison(nothing, nothing, nothing, alone) for name in RankFigures._fields}
     labels = [categories[i] for i in kept]
     one, two = (
         _leave_one_out(SiteActivations(site.harmful[kept], site.harmless), labels, unit_norm)
         for site in (a, b)
     )
+    difference = _RankSample(*(later - earlier for earlier, later in zip(one, two, strict=True)))
+    found = [sample.intervals(labels, confidence) for sample in (one, two, difference)]
+    return {
+        name: RankComparison(
+            first, second, Interval(paired.value, paired.lo - _ROUNDING, paired.hi + _ROUNDING), alone
+        )
+        for name, first, second, paired in zip(RankFigures._fields, *found, strict=True)
+    }
 
-    def interval(sample: _RankSample) -> Interval:
-        harmless: list[object] = [None] * len(sample.without_harmless)
-        parts: list[LeaveOneOut] = [(sample.without_harmful, labels), (sample.without_harmless, harmless)]
-        return jackknife_interval(sample.point, parts, confidence)
 
-    difference = _RankSample(
-        two.point - one.point,
-        two.without_harmful - one.without_harmful,
-        two.without_harmless - one.without_harmless,
-    )
-    paired = interval(difference)
-    return RankComparison(
-        interval(one),
-        interval(two),
-        Interval(paired.value, paired.lo - _ROUNDING, paired.hi + _ROUNDING),
-        alone,
-    )
+def compare_effective_rank(
+    a: SiteActivations,
+    b: SiteActivations,
+    categories: Sequence[str],
+    *,
+    unit_norm: bool = True,
+    confidence: float = 0.95,
+) -> RankComparison:
+    """The effective ranks alone of `compare_ranks`, with its arguments, noise and errors."""
+    found = compare_ranks(a, b, categories, unit_norm=unit_norm, confidence=confidence)
+    return found["effective_rank"]
 
 
 def site_effective_rank(
     site: SiteActivations, categories: Sequence[str], *, unit_norm: bool = True, confidence: float = 0.95
 ) -> Interval:
-    """Effective rank at one site of one anchor. Arguments, noise and errors as `compare_effective_rank`."""
+    """Effective rank at one site of one anchor. Arguments, noise and errors as `compare_ranks`."""
     return compare_effective_rank(site, site, categories, unit_norm=unit_norm, confidence=confidence).a
+
+
+def bank_ranks(
+    harmful: Float[Tensor, "harmful candidates d"],
+    harmless: Float[Tensor, "harmless candidates d"],
+    *,
+    unit_norm: bool = True,
+    confidence: float = 0.95,
+) -> dict[str, Interval]:
+    """Each of `RankFigures` of a bank's directions, one row per candidate (protocol §5: the picture).
+
+    Jackknife intervals over the prompts; which candidates these are is held fixed. All NaN without any candidate.
+
+    Raises:
+        InputError: fewer than 2 prompts of a kind. NumericalError: not finite.
+    """
+    if min(len(harmful), len(harmless)) < 2:
+        raise InputError("at least 2 prompts of each kind are needed", where="bank_ranks")
+    if harmful.shape[1] == 0:
+        return dict.fromkeys(RankFigures._fields, Interval(math.nan, math.nan, math.nan))
+    up, down = harmful.double().cpu(), harmless.double().cpu()
+    means = up.mean(dim=0), down.mean(dim=0)
+
+    def figures(rows: Float[Tensor, "candidates d"]) -> list[float]:
+        # Values from the Gram matrix, which is small; their rounding (1e-8 of the largest) is far below the noise.
+        scaled = unit(rows) if unit_norm else rows / rows.norm()
+        values = torch.linalg.eigvalsh(scaled @ scaled.T).clamp(min=0).sqrt()
+        found: list[float] = _figures(values).tolist()
+        return found
+
+    sample = _RankSample(
+        np.array(rank_figures(means[0] - means[1], unit_norm)),
+        np.array([figures(_without(row, means[0], len(up)) - means[1]) for row in up]),
+        np.array([figures(means[0] - _without(row, means[1], len(down))) for row in down]),
+    )
+    unlabelled: list[object] = [None] * len(up)
+    return dict(zip(RankFigures._fields, sample.intervals(unlabelled, confidence), strict=True))
+
+
+def _without(row: Tensor, mean: Tensor, count: int) -> Tensor:
+    """The mean of `count` rows with one of them left out."""
+    return mean + (mean - row) / (count - 1)

@@ -136,8 +136,8 @@ def _figures(tables: figures.Tables, manifest: Mapping[str, Any], seed: int) -> 
         none = _none_admissible(tables, seed, arm, profile)
         yield Figure(
             f"bypass-{arm}{suffix}",
-            f"Profile: {profile}. Numbers: gap-normalised bypass effect (1 = ablation removes the whole gap between "
-            f"harmful and harmless prompts).{none}",
+            f"Profile: {profile}, selector: {_selector(tables)}. Numbers: gap-normalised bypass effect (1 = ablation "
+            f"removes the whole gap between harmful and harmless prompts).{none}",
             Markup(figures.heat_map(tables, seed, arm, profile)),
         )
     if any(row["seed"] == seed for row in tables.get("threshold_sweep", ())):
@@ -193,6 +193,11 @@ def _causal_figures(tables: figures.Tables, seed: int, suffix: str) -> Iterator[
 def _profile(tables: figures.Tables) -> str:
     """The profile that the verdict used."""
     return next((row["profile"] for row in tables["verdict"] if row.get("profile")), "published")
+
+
+def _selector(tables: figures.Tables) -> str:
+    """By what carriers were picked."""
+    return next((row["selector"] for row in tables["verdict"] if row.get("selector")), "bypass")
 
 
 def _none_admissible(tables: figures.Tables, seed: int, arm: str, profile: str) -> str:

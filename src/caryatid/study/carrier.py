@@ -1,7 +1,8 @@
 """The carrier that a study intervenes with at an anchor, and the activations at its site."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from ..causal.capture import at_site
 from ..config import StudyConfig
 from ..data.prompts import PromptSet
 from ..errors import InputError, NumericalError
-from ..geometry.carriers import CandidateScores, CarrierChoice, Profile, average, select
+from ..geometry.carriers import PROFILES, CandidateScores, CarrierChoice, Profile, average, select
 from ..geometry.directions import category_directions, mean_difference, subspace
 from ..geometry.rank import SiteActivations
 from .context import Context
@@ -43,9 +44,16 @@ class Carrier:
 
 
 def profile_of(config: StudyConfig, name: str | None = None) -> Profile:
-    """The study's profile, or the one that is named, with its settings."""
+    """The study's profile, or the one that is named, with its settings and the study's selector."""
     name = name or config.geometry.profile
-    return Profile(name, **getattr(config.geometry, name).model_dump())
+    thresholds = getattr(config.geometry, name).model_dump()
+    return Profile(name, **thresholds, selector=config.geometry.selector)
+
+
+def profiles_of(config: StudyConfig) -> list[Profile]:
+    """Every profile with its settings, the study's first."""
+    names = dict.fromkeys((config.geometry.profile, *PROFILES))
+    return [profile_of(config, name) for name in names]
 
 
 def labels_of(prompts: PromptSet) -> list[str]:
@@ -72,10 +80,24 @@ def read_resamples(context: Context, ref: AnchorRef) -> list[CandidateScores]:
         return []
     stage = context.anchor_stage("reextract", ref)
     n_layers = int(stage.manifest()["facts"]["n_layers"])
-    return [
-        CandidateScores.from_arrays({name: np.array(value) for name, value in row.items()}, n_layers)
-        for row in stage.read_json("resamples.json")
-    ]
+    return [scores_from_plain(row, n_layers) for row in stage.read_json("resamples.json")]
+
+
+def plain_scores(scores: CandidateScores) -> dict[str, Any]:
+    """Scores for JSON, which has no NaN: what is not finite is null."""
+    plain: dict[str, Any] = {}
+    for name, value in scores.arrays().items():
+        cells = value.astype(object)
+        cells[~np.isfinite(value)] = None
+        plain[name] = cells.tolist()
+    return plain
+
+
+def scores_from_plain(row: Mapping[str, Any], n_layers: int) -> CandidateScores:
+    """Read back what `plain_scores` gave; null is NaN."""
+    whole = {name: np.array(row[name], dtype=np.int64) for name in ("positions", "layers")}
+    real = {name: np.array(value, dtype=np.float64) for name, value in row.items() if name not in whole}
+    return CandidateScores.from_arrays({**whole, **real}, n_layers)
 
 
 def choose(context: Context, ref: AnchorRef, scores: CandidateScores, profile: Profile) -> CarrierChoice:
@@ -96,8 +118,10 @@ def site_activations(context: Context, ref: AnchorRef, layer: int, position: int
     return at_site(stored["harmful"], stored["harmless"], layer, position)
 
 
-def strongest(scores: CandidateScores, profile: Profile) -> int:
+def strongest(scores: CandidateScores, profile: Profile, *, early_discard: bool = False) -> int:
     """The candidate with the lowest mean bypass below the profile's depth cut, admissible or not.
+
+    Where `early_discard` left no candidate, over the prompts that all were scored on.
 
     Raises:
         InputError: no candidate is below the cut. NumericalError: none there has a finite score.
@@ -110,6 +134,9 @@ def strongest(scores: CandidateScores, profile: Profile) -> int:
             remedy="Score more layers.",
         )
     bypass = np.where(below, average(scores).bypass[0], np.nan)
+    first = np.isfinite(scores.bypass).all(axis=0)  # prompts
+    if early_discard and not np.isfinite(bypass).any() and first.any():
+        bypass = np.where(below, scores.bypass[:, first].mean(axis=1), np.nan)
     if not np.isfinite(bypass).any():
         raise NumericalError(
             "no finite bypass score below the depth cut",
@@ -131,7 +158,9 @@ def carrier_place(context: Context, ref: AnchorRef, profile: Profile) -> Place:
     """The place of an anchor's carrier under a profile."""
     scores = read_bank(context, ref)
     choice = choose(context, ref, scores, profile)
-    index = strongest(scores, profile) if choice.best is None else choice.best
+    index = choice.best
+    if index is None:
+        index = strongest(scores, profile, early_discard=context.config.geometry.discard_below is not None)
     return Place(choice, int(scores.layers[index]), int(scores.positions[index]))
 
 

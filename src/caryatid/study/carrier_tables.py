@@ -1,12 +1,15 @@
 """Tables about each anchor's carrier: candidates, the best with its uncertainty, its place, and the threshold sweep."""
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..geometry.angles import angle_summary
+from ..causal.capture import at_site
+from ..geometry.angles import angle_summary, excess_angle_value
 from ..geometry.bootstrap import (
     CarrierBootstrap,
     bootstrap_carrier,
@@ -19,10 +22,11 @@ from ..geometry.carriers import (
     Profile,
     average,
     candidate_table,
+    select,
     threshold_sweep,
 )
-from ..geometry.cosmic import CosmicScores, select_cosmic
 from ..geometry.directions import category_directions, mean_difference, subspace
+from ..geometry.profiles import SELECTORS
 from ..stats import Interval
 from .carrier import choose, labels_of, profile_of, read_bank, read_resamples
 from .context import Context
@@ -32,6 +36,11 @@ Row = dict[str, Any]
 Tables = Mapping[str, list[Row]]
 PROFILES = ("published", "calibrated")
 SELECTION, BOTH = "selection prompts", "selection and extraction prompts"
+UNITS = {
+    **dict.fromkeys(("excess_angle", "corrected_angle", "angle_across_halves"), "degrees"),
+    **dict.fromkeys(("angle_within_halves", "subspace_mean", "subspace_max"), "degrees"),
+    "subspace_grassmann": "radians",
+}
 NAMES = ("carriers", "carrier_summary", "carrier_places", "selectors", "threshold_sweep")
 
 
@@ -64,12 +73,16 @@ def add_carrier_tables(
             ]
             effect = _effect(scores, choice, config.bootstrap_draws, rng) if noise == SELECTION else None
             tables["carrier_summary"] += [
-                {**where, **row} for row in _summary(profile, choice, one, noise, effect, note)
+                {**where, **row, "resamples": len(resamples) if noise == BOTH else 0}
+                for row in _summary(profile, choice, one, noise, effect, note)
             ]
         used[name] = found.get(BOTH, found[SELECTION])
     profile = profile_of(context.config)
+    own = choose(context, ref, scores, profile)
     for sweep in threshold_sweep(scores, profile, min_gap=config.min_gap):
-        row = {**sweep._asdict(), "reason": sweep.reason or "", "profile": profile.name}
+        named = own if not own.gap_suffices else sweep  # the sweep alone does not know the refusal rates
+        row = {**sweep._asdict(), "reason": named.reason or "", "profile": profile.name}
+        row["selector"] = profile.selector
         tables["threshold_sweep"].append({**where, **row})
     return used
 
@@ -78,34 +91,33 @@ def selector_rows(scores: CandidateScores, profile: Profile, choice: CarrierChoi
     """Where each selector puts the carrier, under the same KL and depth cuts; point values.
 
     `score` is the mean bypass in nats (lower is better) for `bypass`, the sum of the two cosines (higher is better) for
-    `cosmic`, which asks nothing of the refusal gap and of induce.
+    `cosmic`. `used` marks the study's own selector, whose choice is `choice`.
     """
-    picks: dict[str, int | None] = {"bypass": choice.best}
-    bypass, kl = average(scores).bypass[0], average(scores).kl[0]
-    value = {"bypass": bypass}
-    if scores.cosmic is not None:
-        cosines = CosmicScores(scores.cosmic[:, 0], scores.cosmic[:, 1], scores.cosmic.sum(axis=1))
-        layers = scores.layers.tolist()
-        picks["cosmic"] = select_cosmic(cosines, kl, layers, scores.n_layers, profile)
-        value["cosmic"] = cosines.total
+    means = average(scores, cosmic=scores.cosmic is not None)
+    value = {"bypass": means.bypass[0]}
+    if means.cosmic is not None:
+        value["cosmic"] = means.cosmic[0]
     rows: list[Row] = []
-    for name, index in picks.items():
-        row: Row = {"selector": name, "profile": profile.name}
-        if index is None:
-            reason = choice.reason if name == "bypass" else "no admissible carrier"
-            found = dict.fromkeys(("position", "layer", "depth", "score", "bypass", "kl"))
-        else:
-            reason = None
-            layer = int(scores.layers[index])
-            found = {
-                "position": int(scores.positions[index]),
-                "layer": layer,
-                "depth": layer / scores.n_layers,
-                "score": float(value[name][index]),
-                "bypass": float(bypass[index]),
-                "kl": float(kl[index]),
+    for name in SELECTORS:
+        if name not in value:
+            continue
+        found = choice
+        if name != profile.selector and choice.gap_suffices:
+            found = select(scores, replace(profile, selector=name), min_gap=-math.inf)
+        index = found.best
+        row: Row = {"selector": name, "used": name == profile.selector, "profile": profile.name}
+        measured = ("score", value[name]), ("bypass", means.bypass[0]), ("kl", means.kl[0])
+        rows.append(
+            {
+                **row,
+                "position": found.position,
+                "layer": found.layer,
+                "depth": found.argmin_depth,
+                **{key: math.nan if index is None else float(array[index]) for key, array in measured},
+                "agrees": index == choice.best,
+                "reason": found.reason or "",
             }
-        rows.append({**row, **found, "agrees": index == choice.best, "reason": reason or ""})
+        )
     return rows
 
 
@@ -127,10 +139,11 @@ def _summary(
 ) -> list[Row]:
     facts = {
         "profile": profile.name,
+        "selector": profile.selector,
         "gap": choice.gap,
         "admissible": choice.admissible,
         "reason": choice.reason or "",
-        "note": note,
+        "note": note if choice.reason == "undiscriminating refusal" else "",
         "position": choice.position,
         "argmin_layer": choice.layer,
         "depth_layer": choice.depth_layer,
@@ -150,30 +163,35 @@ def _places(found: CarrierBootstrap) -> list[Row]:
     return [{"axis": axis, "place": place, "probability": share} for axis, place, share in rows]
 
 
-def drift_by_layer(context: Context, a: AnchorRef, b: AnchorRef) -> list[Row]:
-    """Drift a → b at every layer, last position: cosine of the directions, and mean and largest principal angle.
+def drift_by_layer(
+    context: Context, a: AnchorRef, b: AnchorRef, rng: Callable[[], np.random.Generator]
+) -> list[Row]:
+    """Drift a → b at every layer, last position: cosine and excess angle of the directions, and principal angles and
+    distances of the subspaces.
 
     Layers at which nothing differs are left out. Point values, angles in degrees; the carrier's site alone has
     intervals (table `drift`).
     """
-    labels = labels_of(context.prompts.extraction_harmful)
-    rank = context.config.geometry.rank
+    config, labels = context.config.geometry, labels_of(context.prompts.extraction_harmful)
     sides = [
         context.anchor_stage("activations", ref).read_tensors("activations.safetensors") for ref in (a, b)
     ]
     pair: Row = {"seed": b.seed, "arm": b.arm, "from": a.step, "to": b.step}
     rows: list[Row] = []
     for layer in range(sides[0]["harmful"].shape[1]):
-        at = [(side["harmful"][:, layer, -1], side["harmless"][:, layer, -1]) for side in sides]
-        one, two = (mean_difference(*place) for place in at)
+        here, there = (at_site(side["harmful"], side["harmless"], layer, -1) for side in sides)
+        one, two = mean_difference(*here), mean_difference(*there)
         if not one.any() or not two.any():
             continue  # the last template token's own embedding: nothing differs yet
-        spans = [subspace(category_directions(*place, labels).rows, rank).basis for place in at]
+        spans = [subspace(category_directions(*at, labels).rows, config.rank).basis for at in (here, there)]
         angles = angle_summary(*spans)
         values = {
             "cosine": float(torch.nn.functional.cosine_similarity(one, two, dim=0)),
-            "subspace_mean": angles.mean,
-            "subspace_max": angles.max,
+            "excess_angle": excess_angle_value(here, there, labels, splits=config.splits, rng=rng()),
+            **{f"subspace_{name}": getattr(angles, name) for name in ("mean", "max", "grassmann", "chordal")},
         }
-        rows += [{**pair, "layer": layer, "quantity": name, "value": value} for name, value in values.items()]
+        rows += [
+            {**pair, "layer": layer, "quantity": name, "value": value, "unit": UNITS.get(name, "")}
+            for name, value in values.items()
+        ]
     return rows

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from ..artifacts import write_bytes
+from ..causal.capture import activation_sums, summed_directions
 from ..data.study_prompts import build_study_prompts
 from ..errors import UsageError
-from ..geometry.directions import candidate_directions, category_directions
 from ..models.batch import plan_batch_sizes
-from ..models.forward import block_inputs
-from ..models.layout import num_layers
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
 from ..paths import hub_offline
@@ -28,12 +28,17 @@ def extract_directions(
     source: str,
     seed: int,
     system: str | None,
+    activations: Path | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
     """Write `directions` [positions, layers, d] and `category_directions` [categories, layers, positions, d], float32.
 
+    From sums in float64: one batch of activations is held at a time.
+
     Args:
         prompts: extraction prompts of each kind, at most.
+        activations: a file for those of every prompt, `harmful` and `harmless` [prompts, layers, positions, d],
+            float32; these are all held in memory then.
 
     Raises:
         UsageError: unknown source, or the file cannot be written.
@@ -48,39 +53,46 @@ def extract_directions(
     )
     chat = ChatFormat(loaded.tokenizer, system)
     size = plan_batch_sizes(loaded, 256).forward
-    progress.start("activations", 2)
-    captured = []
-    for rows in (sets.extraction_harmful, sets.extraction_harmless):
-        captured.append(
-            block_inputs(
-                loaded,
-                chat.ids_many([row.user_text for row in rows]),
-                layers=range(num_layers(loaded.model)),
-                n_positions=chat.n_post,
-                batch_size=size,
-            )
+    sides = {"harmful": sets.extraction_harmful, "harmless": sets.extraction_harmless}
+    kept: dict[str, list[Tensor]] = {side: [] for side in sides}
+    progress.start("activations", sum(map(len, sides.values())))
+    harmful, harmless = (
+        activation_sums(
+            loaded,
+            chat,
+            [row.user_text for row in rows],
+            [row.category or "unlabelled" for row in rows],
+            n_positions=chat.n_post,
+            batch_size=size,
+            progress=progress,
+            keep=kept[side].append if activations is not None else None,
         )
-        progress.advance()
-    harmful, harmless = captured
-    directions = candidate_directions(harmful, harmless).float().contiguous()
-    categories = category_directions(
-        harmful, harmless, [row.category or "unlabelled" for row in sets.extraction_harmful]
+        for side, rows in sides.items()
     )
-    tensors = {"directions": directions, "category_directions": categories.rows.float().contiguous()}
+    found = summed_directions(harmful, harmless)
+    metadata = {"model": loaded.identity, "categories": ",".join(found.names)}
+    directions = found.overall.float().contiguous()
+    _save(output, {"directions": directions, "category_directions": found.categories.float()}, metadata, "-o")
+    if activations is not None:
+        whole = {side: torch.cat(parts) for side, parts in kept.items()}
+        _save(activations, whole, {"model": loaded.identity}, "--activations")
+    return {
+        "output": str(output),
+        "activations": None if activations is None else str(activations),
+        "shape": list(directions.shape),
+        "positions": chat.post_tokens,
+        "categories": list(found.names),
+        "prompts": [sum(harmful.counts), sum(harmless.counts)],
+        "source": sets.source,
+    }
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], option: str) -> None:
     try:
         write_bytes(
-            output,
-            save(tensors, metadata={"model": loaded.identity, "categories": ",".join(categories.names)}),
+            path, save({name: each.contiguous() for name, each in tensors.items()}, metadata=metadata)
         )
     except OSError as error:
         raise UsageError(
-            f"cannot be written ({error.strerror})", where=str(output), remedy="Choose another -o."
+            f"cannot be written ({error.strerror})", where=str(path), remedy=f"Choose another {option}."
         ) from error
-    return {
-        "output": str(output),
-        "shape": list(directions.shape),
-        "positions": chat.post_tokens,
-        "categories": list(categories.names),
-        "prompts": [len(harmful), len(harmless)],
-        "source": sets.source,
-    }

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from ..artifacts import RunDirectory, Stage, content_key
 from ..config import StudyConfig
+from ..geometry.carriers import PROFILES
 from .series import AnchorRef as AnchorRef
 from .series import anchors_of as anchors_of
 from .series import series_of as series_of
@@ -37,7 +38,8 @@ ANSWERED = ("suites", "max_new_tokens", "refusal_judge")
 # Raised when a stage's computation changes, so that older results are not taken for new ones.
 STAGE_VERSIONS: Mapping[str, int] = {
     "activations": 2,
-    "bank": 2,
+    "bank": 3,
+    "reextract": 2,
     "causal": 2,
     "transfer": 2,
     "analysis": 3,
@@ -310,7 +312,8 @@ class _Measuring:
         self.anchors = anchors_of(config, seed)
         self.suffixes = {anchor: f"/{anchor.arm}@{anchor.step}/seed{anchor.seed}" for anchor in self.anchors}
         profile = {"profile": config.geometry.profile, **dump["geometry"][config.geometry.profile]}
-        self.choice = {"profile": profile, "rank": config.geometry.rank, "min_gap": config.geometry.min_gap}
+        chosen = ("selector", "rank", "min_gap")
+        self.choice = {"profile": profile, **{key: dump["geometry"][key] for key in chosen}}
         self.sources = transfer_sources(config, seed)
 
     def add(self) -> None:
@@ -328,9 +331,9 @@ class _Measuring:
         return tuple(kind + self.suffixes[anchor] for anchor in anchors)
 
     def bank(self, anchor: AnchorRef) -> None:
-        prompts, _, tokens = self.needs
-        geometry = self.config.geometry
-        scoring = {key: self.dump["geometry"][key] for key in ("positions", "layer_stride", "answer_tokens")}
+        (prompts, _, tokens), geometry = self.needs, self.config.geometry
+        names = ("positions", "layer_stride", "answer_tokens", "discard_below", "discard_after")
+        scoring = {key: self.dump["geometry"][key] for key in names}
         self.builder.add(
             "bank",
             f"bank{self.suffixes[anchor]}",
@@ -343,15 +346,14 @@ class _Measuring:
             self.reextract(anchor, scoring)
 
     def reextract(self, anchor: AnchorRef, scoring: Mapping[str, Any]) -> None:
-        prompts, _, tokens = self.needs
-        names = ("reextraction_resamples", "reextraction_candidates")
+        (prompts, _, tokens), here = self.needs, self.suffixes[anchor]
+        names = ("reextraction_resamples", "reextraction_candidates", *PROFILES)
         resampling = {key: self.dump["geometry"][key] for key in names}
-        kinds = ("bank", "activations", "selection")
         self.builder.add(
             "reextract",
-            f"reextract{self.suffixes[anchor]}",
-            {**scoring, **resampling, "profile": self.choice["profile"]},
-            (prompts, tokens, *(name for kind in kinds for name in self.at(kind, [anchor]))),
+            f"reextract{here}",
+            {**scoring, **resampling, "choice": self.choice},
+            (prompts, tokens, *(kind + here for kind in ("bank", "activations", "selection"))),
             "{reextraction_resamples} resamples × {reextraction_candidates} candidates".format(**resampling),
             anchor=anchor,
         )

@@ -34,7 +34,8 @@ def verdict_lines(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         agree = f", {row['agree']} of {row['seeds']} seeds" if row["seeds"] > 1 else ""
         yield f"{row['arm']} {row['from']} → {row['to']}: {row['label']}{agree}{flag}"
     yield from dict.fromkeys(
-        f"thresholds {row['thresholds']}, profile {row['profile']}, judge {row['judge']}" for row in verdicts
+        f"thresholds {row['thresholds']}, profile {row['profile']}, selector {row['selector']}, judge {row['judge']}"
+        for row in verdicts
     )
     if len({row["seed"] for row in verdicts}) == 1:
         yield "one seed: about these checkpoints, not about the training regimes"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from ...artifacts import Stage, nan_to_none
 from ...behaviour.judges.base import Exchange, Judge, judge_id
@@ -15,38 +15,23 @@ from ...behaviour.judges.phrases import RefusalPhrases
 from ...causal.transfer import TransferRatio, transfer_ratio
 from ...causal.transfer import transfer as transfer_rate
 from ...geometry.angles import ExcessAngle, angle_summary, excess_angle
-from ...geometry.bootstrap import CarrierBootstrap
-from ...geometry.carriers import Profile
+from ...geometry.bootstrap import CarrierBootstrap, bootstrap_carrier, shift_shares
 from ...geometry.directions import category_directions, mean_difference, subspace
-from ...geometry.rank import SiteActivations, compare_effective_rank, rank_figures
-from ..carrier import Place, carrier_place, find_carrier, labels_of, profile_of, site_activations
-from ..carrier_tables import NAMES, PROFILES, add_carrier_tables, drift_by_layer
+from ...geometry.profiles import SELECTORS, Profile
+from ...geometry.rank import SiteActivations, compare_effective_rank
+from ..carrier import Place, carrier_place, find_carrier, labels_of, profile_of, read_bank, site_activations
+from ..carrier_tables import BOTH, NAMES, PROFILES, SELECTION, UNITS, add_carrier_tables, drift_by_layer
 from ..context import Context
 from ..evidence import no_carrier, shift_rows
 from ..plan import StagePlan
+from ..rank_tables import Site, bank_rank_rows, site_rank_rows
 from ..series import AnchorRef, anchors_of, transfer_sources, verdict_pairs
 from ..verdict import Evidence, Thresholds, agreement, decide, sensitivity
 from .intervene import read_answers
 from .transfer import still_refused
 
 Row = dict[str, Any]
-UNITS = {
-    **dict.fromkeys(("excess_angle", "corrected_angle", "angle_across_halves"), "degrees"),
-    **dict.fromkeys(("angle_within_halves", "subspace_mean", "subspace_max"), "degrees"),
-    "subspace_grassmann": "radians",
-}
-
-
-class Site(NamedTuple):
-    """The one place at which anchors are compared: that of step 0's carrier."""
-
-    layer: int
-    position: int
-    admissible: bool
-
-    @property
-    def columns(self) -> Row:
-        return {"layer": self.layer, "position": self.position, "site_admissible": self.admissible}
+ANY_SHIFT = 1e-6  # of depth, which comes in steps of 1/L
 
 
 class Refused(NamedTuple):
@@ -114,7 +99,7 @@ class _Seed:
             if (base, ref) not in done:
                 self._drift(base, ref)
         for pair in sorted({*done, *((base, ref) for ref in self.anchors[1:])}):
-            self.tables["drift_by_layer"] += drift_by_layer(self.context, *pair)
+            self.tables["drift_by_layer"] += drift_by_layer(self.context, *pair, self.rng)
         for target, sources in transfer_sources(self.context.config, self.seed).items():
             for source in sources:
                 if (source, target) not in done:
@@ -124,36 +109,21 @@ class _Seed:
         return {"seed": self.seed, "arm": ref.arm, "step": ref.step}
 
     def _rank(self, ref: AnchorRef) -> None:
-        base = self.places[self.anchors[0]]
-        compared = compare_effective_rank(base, self.places[ref], self.labels)
-        rows = category_directions(self.places[ref].harmful, self.places[ref].harmless, self.labels).rows
-        figures = rank_figures(rows, unit_norm=True)._asdict()
-        raw = rank_figures(rows)._asdict()
-        common = {**self._where(ref), **self.site.columns, "n": len(rows), "noise": "extraction prompts"}
-        none = {"lo": float("nan"), "hi": float("nan")}
-        measured = {
-            **common,
-            "n": len(rows) - len(compared.left_out),
-            "note": _rank_note(compared.left_out, rows),
-        }
-        self.tables["rank"].append({**measured, "quantity": "effective_rank", **compared.b._asdict()})
-        difference = compared.difference._asdict()
-        self.tables["rank"].append({**measured, "quantity": "effective_rank_change", **difference})
-        for name in ("participation_ratio", "stable_rank"):
-            self.tables["rank"].append({**common, "quantity": name, "value": figures[name], **none})
-        for name, value in raw.items():
-            self.tables["rank"].append({**common, "quantity": f"{name}_raw", "value": value, **none})
+        rows = site_rank_rows(self.places[self.anchors[0]], self.places[ref], self.labels, self.site)
+        rows += bank_rank_rows(self.context, ref, self.profile)
+        self.tables["rank"] += [{**self._where(ref), **row} for row in rows]
 
     def _drift(self, a: AnchorRef, b: AnchorRef) -> ExcessAngle:
         one, two = self.places[a], self.places[b]
         excess = self._excess(one, two)
         pair = {"seed": self.seed, "arm": b.arm, "from": a.step, "to": b.step, **self.site.columns}
         none = {"lo": float("nan"), "hi": float("nan")}
+        halved = {"splits": excess.splits}
         rows: list[tuple[str, Row]] = [
-            ("excess_angle", excess.excess._asdict()),
-            ("corrected_angle", excess.corrected._asdict()),
-            ("angle_across_halves", {"value": excess.across, **none}),
-            ("angle_within_halves", {"value": excess.within, **none}),
+            ("excess_angle", {**excess.excess._asdict(), **halved}),
+            ("corrected_angle", {**excess.corrected._asdict(), **halved}),
+            ("angle_across_halves", {"value": excess.across, **none, **halved}),
+            ("angle_within_halves", {"value": excess.within, **none, **halved}),
         ]
         means = [mean_difference(place.harmful, place.harmless) for place in (one, two)]
         cosine = float(torch.nn.functional.cosine_similarity(means[0], means[1], dim=0))
@@ -163,8 +133,9 @@ class _Seed:
             for p in (one, two)
         ]
         angles = angle_summary(bases[0], bases[1])
+        compared = {**none, "rank": len(angles.angles)}  # below the rank asked for where categories span less
         for name in ("mean", "max", "grassmann", "chordal"):
-            rows.append((f"subspace_{name}", {"value": getattr(angles, name), **none}))
+            rows.append((f"subspace_{name}", {"value": getattr(angles, name), **compared}))
         for name, values in rows:
             unit = UNITS.get(name, "")
             self.tables["drift"].append(
@@ -247,7 +218,7 @@ class _Seed:
         )
         ratio = self._transfer(a, b)
         evidence = Evidence(
-            **self._places(self.profile.name, a, b),
+            **self._places(self.profile, a, b),
             transfer_ratio=ratio.ratio,
             transfer_reason=ratio.reason,
             excess_angle=drift.excess,
@@ -257,6 +228,7 @@ class _Seed:
         thresholds = Thresholds(**self.context.config.verdict.model_dump())
         verdict = decide(evidence, thresholds)
         self.tables["shifts"] += [{**pair, **row} for row in shift_rows(evidence)]
+        self.tables["drift"] += [{**pair, **row} for row in self._shifted(evidence)]
         self.tables["verdict"].append(
             {
                 **pair,
@@ -264,6 +236,7 @@ class _Seed:
                 "expansion": verdict.expansion,
                 "reasons": " ".join(verdict.reasons),
                 "profile": self.profile.name,
+                "selector": self.profile.selector,
                 "judge": judge_id(self.context.judge),
                 "thresholds": json.dumps(asdict(thresholds), sort_keys=True),
             }
@@ -271,11 +244,40 @@ class _Seed:
         rows = sensitivity(evidence, thresholds) + self._choices(evidence, thresholds, a, b)
         self.tables["sensitivity"] += [{**pair, **row} for row in rows]
 
+    def _shifted(self, evidence: Evidence) -> list[Row]:
+        """How likely the two anchors differ in depth at all, and by as much as a move takes; draws without a carrier at
+        one of them are in neither."""
+        noise = BOTH if self.config.reextraction_resamples else SELECTION
+        draws = {
+            "depth": (evidence.depth_a, evidence.depth_b),
+            "argmin_depth": (evidence.argmin_a, evidence.argmin_b),
+        }
+        shifts = {"differs": ANY_SHIFT, "moved": self.context.config.verdict.depth_shift}
+        none = {"lo": float("nan"), "hi": float("nan"), "unit": "probability", "noise": noise}
+        return [
+            {"quantity": f"p_{name}_{what}", "value": shift_shares(*pair, shift).moved, **none}
+            for name, pair in draws.items()
+            for what, shift in shifts.items()
+        ]
+
+    def _draws(self, profile: Profile, ref: AnchorRef) -> CarrierBootstrap:
+        """Draws of a carrier's place; under another selector than the study's with directions as extracted."""
+        if profile.selector == self.profile.selector:
+            return self.depths[profile.name, ref]
+        config = self.config
+        return bootstrap_carrier(
+            read_bank(self.context, ref),
+            profile,
+            draws=config.bootstrap_draws,
+            rng=self.rng(),
+            min_gap=config.min_gap,
+        )
+
     def _no_carrier(self, ref: AnchorRef) -> str:
         return no_carrier(self.tables, self.seed, ref.arm, ref.step, self.profile.name)
 
-    def _places(self, profile: str, a: AnchorRef, b: AnchorRef) -> dict[str, Any]:
-        one, two = self.depths[profile, a], self.depths[profile, b]
+    def _places(self, profile: Profile, a: AnchorRef, b: AnchorRef) -> dict[str, Any]:
+        one, two = self._draws(profile, a), self._draws(profile, b)
         return {
             "depth_a": one.depth_draws,
             "depth_b": two.depth_draws,
@@ -292,16 +294,15 @@ class _Seed:
             found = {"label": verdict.label, "expansion": verdict.expansion, "note": note}
             rows.append({"setting": setting, "threshold": None, "choice": choice, **found})
 
-        places = self._places(self.profile.name, a, b)
+        places = self._places(self.profile, a, b)
         by_depth = {**places, "argmin_a": places["depth_a"], "argmin_b": places["depth_b"]}
         by_argmin = {**places, "depth_a": places["argmin_a"], "depth_b": places["argmin_b"]}
         add("selector", "depth and arg-min", evidence)
         add("selector", "depth", replace(evidence, **by_depth))
         add("selector", "arg-min", replace(evidence, **by_argmin))
-        cosmic = self._cosmic(a, b)
-        if cosmic:
-            note = "place without its noise; transfer, angle and rank as they were"
-            add("selector", "cosmic", replace(evidence, **cosmic), note)
+        for name in SELECTORS:
+            if name == "bypass" or all(read_bank(self.context, ref).cosmic is not None for ref in (a, b)):
+                add("selector", name, *self._under(replace(self.profile, selector=name), evidence, a, b))
         for name in PROFILES:
             add("profile", name, *self._under(profile_of(self.context.config, name), evidence, a, b))
         for judge in (None, RefusalPhrases()):
@@ -314,7 +315,7 @@ class _Seed:
         self, profile: Profile, evidence: Evidence, a: AnchorRef, b: AnchorRef
     ) -> tuple[Evidence, str]:
         """The evidence under a profile: places, and angle and rank at its site. Directions are not ablated anew."""
-        changed = replace(evidence, **self._places(profile.name, a, b))
+        changed = replace(evidence, **self._places(profile, a, b))
         if np.isnan(changed.depth_a).all() or np.isnan(changed.depth_b).all():
             return changed, "an anchor without a carrier"  # whatever the rest is
         site = self._site(profile)
@@ -323,24 +324,4 @@ class _Seed:
             difference = compare_effective_rank(one, two, self.labels).difference
             changed = replace(changed, excess_angle=self._excess(one, two).excess, rank_difference=difference)
         same = all(self._place(ref, profile)[1:] == self._place(ref, self.profile)[1:] for ref in (a, b))
-        return changed, "" if same else f"transfer of the {self.profile.name} profile's carriers"
-
-    def _cosmic(self, a: AnchorRef, b: AnchorRef) -> dict[str, Any] | None:
-        """Places of COSMIC's choices, as one draw; None where it was not measured."""
-        found = []
-        for ref in (a, b):
-            wanted = {**self._where(ref), "selector": "cosmic", "profile": self.profile.name}
-            rows = [row for row in self.tables["selectors"] if all(row[k] == v for k, v in wanted.items())]
-            if not rows:
-                return None
-            depth = rows[0]["depth"]
-            found.append(np.array([np.nan if depth is None else depth]))
-        return dict(zip(("depth_a", "depth_b", "argmin_a", "argmin_b"), found * 2, strict=True))
-
-
-def _rank_note(left_out: Sequence[str], rows: Float[torch.Tensor, "categories d"]) -> str:
-    """What to know about an effective rank: categories without sampling noise to estimate, or a single one."""
-    if left_out:
-        plural = "y" if len(left_out) == 1 else "ies"
-        return f"{len(left_out)} categor{plural} with a single prompt left out"
-    return "a single category: 1 whatever the model" if len(rows) == 1 else ""
+        return changed, "" if same else "transfer of the study's own carriers"

@@ -11,16 +11,19 @@ from ...artifacts import Stage
 from ...behaviour.judges.base import REFUSED
 from ...causal.scores import score_bank
 from ...errors import InputError
-from ...geometry.carriers import CandidateScores, nearest
+from ...geometry.bootstrap import most_likely
+from ...geometry.carriers import UNDISCRIMINATING_ABOVE, CandidateScores
 from ...geometry.cosmic import least_alike_layers
 from ...geometry.directions import candidate_directions, refused_minus_answered
 from ...models.capture import capture_block_outputs
 from ...models.forward import block_inputs
 from ...models.layout import num_layers
 from ...stats import bootstrap_indices
-from ..carrier import choose, labels_of, profile_of, read_bank
+from ..carrier import labels_of, plain_scores, profiles_of, read_bank, refusal_rates
 from ..context import Context
 from ..plan import AnchorRef, StagePlan
+
+LIKELY_DRAWS = 1000  # resamples of the selection prompts over which the likeliest carriers are found
 
 
 def activations(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
@@ -65,14 +68,15 @@ def bank(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
     """Bypass, induce and KL of every candidate, per selection prompt, and both cosines of COSMIC."""
     assert entry.anchor is not None
     scorer = _Scorer(context, entry.anchor)
-    compared = context.anchor_stage("activations", entry.anchor).manifest()["facts"]["least_alike_layers"]
     context.progress.start("candidate scores", scorer.cost(scorer.positions, scorer.layers))
-    scores = scorer.score(scorer.directions(slice(None), slice(None)), cosmic_layers=compared)
+    scores = scorer.score(
+        scorer.directions(slice(None), slice(None)), scorer.cosmic_layers, scorer.config.discard_below
+    )
     context.progress.done()
     tensors = {name: torch.from_numpy(value) for name, value in scores.arrays().items()}
     stage.write_tensors("scores.safetensors", tensors)
     facts: dict[str, Any] = {"n_layers": scores.n_layers, "candidates": len(scores), "gap": scores.gap}
-    if choose(context, entry.anchor, scores, profile_of(context.config)).reason == "undiscriminating refusal":
+    if refusal_rates(context, entry.anchor)[1] > UNDISCRIMINATING_ABOVE:
         facts["refused_minus_answered"] = _refused_minus_answered(scorer, stage)
     return facts
 
@@ -102,7 +106,7 @@ def _refused_minus_answered(scorer: "_Scorer", stage: Stage) -> str:
 
 
 def reextract(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
-    """The candidates nearest to a carrier, with directions from resamples of the extraction prompts, scored anew.
+    """The likeliest carriers, with directions from resamples of the extraction prompts, scored anew.
 
     The resamples (within categories) depend on the seed alone: they are the same prompts at every anchor.
     """
@@ -110,7 +114,14 @@ def reextract(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, 
     config = context.config.geometry
     scorer = _Scorer(context, entry.anchor)
     scores = read_bank(context, entry.anchor)
-    kept = nearest(scores, profile_of(context.config), config.reextraction_candidates)
+    kept = most_likely(
+        scores,
+        profiles_of(context.config),
+        config.reextraction_candidates,
+        draws=LIKELY_DRAWS,
+        rng=np.random.default_rng(entry.anchor.seed),
+        min_gap=config.min_gap,
+    )
     mask = torch.zeros(len(scorer.positions), len(scorer.layers), dtype=torch.bool)
     for index in kept:
         mask[
@@ -121,6 +132,7 @@ def reextract(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, 
     labels = labels_of(context.prompts.extraction_harmful)
     up = bootstrap_indices(len(scorer.harmful), config.reextraction_resamples, rng, strata=labels)
     down = bootstrap_indices(len(scorer.harmless), config.reextraction_resamples, rng)
+    compared = scorer.cosmic_layers if config.selector == "cosmic" else ()
     chunks = stage.chunks("resamples")
     done = len(chunks.load())
     context.progress.start(
@@ -129,8 +141,8 @@ def reextract(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, 
     context.progress.advance(done * scorer.cost(range(1), range(len(kept))))
     for number in range(done, config.reextraction_resamples if len(kept) else 0):
         directions = scorer.directions(up[number], down[number]) * mask[..., None]
-        found = scorer.score(directions)
-        chunks.append(number, {name: value.tolist() for name, value in found.arrays().items()})
+        found = scorer.score(directions, compared)
+        chunks.append(number, plain_scores(found))
     context.progress.done()
     stage.write_json("resamples.json", chunks.load())
     return {"resamples": config.reextraction_resamples, "candidates": len(kept), "n_layers": scores.n_layers}
@@ -144,7 +156,9 @@ class _Scorer:
         self.context, self.config, self.sets = context, config, context.prompts
         self.loaded = context.open(ref)
         self.chat = context.chat(self.loaded)
-        stored = context.anchor_stage("activations", ref).read_tensors("activations.safetensors")
+        captured = context.anchor_stage("activations", ref)
+        stored = captured.read_tensors("activations.safetensors")
+        self.cosmic_layers: list[int] = captured.manifest()["facts"]["least_alike_layers"]
         self.layers = scored_layers(num_layers(self.loaded.model), config.layer_stride)
         self.positions = list(range(-stored["harmful"].shape[2], 0))
         self.harmful, self.harmless = (stored[side][:, self.layers] for side in ("harmful", "harmless"))
@@ -162,7 +176,10 @@ class _Scorer:
         return candidate_directions(self.harmful[harmful], self.harmless[harmless])
 
     def score(
-        self, directions: Float[torch.Tensor, "positions layers d"], cosmic_layers: Sequence[int] = ()
+        self,
+        directions: Float[torch.Tensor, "positions layers d"],
+        cosmic_layers: Sequence[int] = (),
+        discard_below: float | None = None,
     ) -> CandidateScores:
         """Per-prompt scores; a direction of zeros is no candidate."""
         return score_bank(
@@ -177,6 +194,8 @@ class _Scorer:
             answers=self.answers,
             batch_size=self.context.batch.forward,
             answer_tokens=self.config.answer_tokens,
+            skip_below=discard_below,
+            skip_after=self.config.discard_after,
             cosmic_layers=cosmic_layers,
             progress=self.context.progress,
         )
