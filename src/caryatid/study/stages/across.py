@@ -300,9 +300,13 @@ class _Seed:
         add("selector", "depth and arg-min", evidence)
         add("selector", "depth", replace(evidence, **by_depth))
         add("selector", "arg-min", replace(evidence, **by_argmin))
-        for name in SELECTORS:
-            if name == "bypass" or all(read_bank(self.context, ref).cosmic is not None for ref in (a, b)):
-                add("selector", name, *self._under(replace(self.profile, selector=name), evidence, a, b))
+        for selector in SELECTORS:
+            if selector == "bypass" or all(read_bank(self.context, ref).cosmic is not None for ref in (a, b)):
+                add(
+                    "selector",
+                    selector,
+                    *self._under(replace(self.profile, selector=selector), evidence, a, b),
+                )
         for name in PROFILES:
             add("profile", name, *self._under(profile_of(self.context.config, name), evidence, a, b))
         for judge in (None, RefusalPhrases()):
