@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from scipy.optimize import minimize_scalar
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -20,6 +21,7 @@ from caryatid.stats import (
     mcnemar_exact,
     paired_bootstrap,
     paired_bootstrap_test,
+    paired_ratio,
     quantile_interval,
     wilson,
 )
@@ -192,3 +194,42 @@ def test_the_paired_bootstraps_p_value() -> None:
         assert found[:3] == paired_bootstrap(a, b, 4000, np.random.default_rng(1))
     assert paired_bootstrap_test([1, 1], [1, 1], 100, rng).p == 1
     assert math.isnan(paired_bootstrap_test([math.nan], [1], 100, rng).p)
+def log_likelihood(theta: float, share: float, counts: tuple[int, int, int]) -> float:
+    """Of items with both, a alone, b alone under p_a = θ·p_b, a alone in `share` of those with either."""
+    fewer = theta * share - (theta - 1)
+    cells = (1 - share - fewer, share, fewer)
+    return sum(n * math.log(max(p, 1e-300)) for n, p in zip(counts, cells, strict=True))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    both=st.integers(0, 20), only_a=st.integers(0, 20), only_b=st.integers(0, 20), neither=st.integers(0, 5)
+)
+def test_the_bounds_of_a_paired_ratio_are_where_the_score_is_z(
+    both: int, only_a: int, only_b: int, neither: int
+) -> None:
+    """The constrained likelihood maximised numerically, and the score statistic from its definition."""
+    counts = (both, only_a, only_b)
+    if both + only_b == 0:
+        return
+    a, b = (np.repeat(flags, (*counts, neither)) for flags in ([1, 1, 0, 0], [1, 0, 1, 0]))
+    found = paired_ratio(a, b, 0.9)
+    assert found.value == a.sum() / b.sum()
+    assert found.lo <= found.value <= found.hi
+    assert (found.lo == 0) == (a.sum() == 0)
+    either = sum(counts)
+    for theta in {found.lo, found.hi} - {0.0}:
+        low, high = max(0.0, (theta - 1) / theta), theta / (1 + theta)
+        best = minimize_scalar(
+            lambda share, theta=theta: -log_likelihood(theta, share, counts),
+            bounds=(low, high), method="bounded", options={"xatol": 1e-12},
+        ).x  # fmt: skip
+        variance = theta * either * (best + theta * best - (theta - 1))
+        score = (a.sum() - theta * b.sum()) / math.sqrt(variance)
+        assert abs(score) == pytest.approx(1.6448536, rel=1e-3)
+
+
+def test_a_paired_ratio_without_a_denominator_is_undefined() -> None:
+    assert all(math.isnan(value) for value in paired_ratio([True, False], [False, False]))
+    with pytest.raises(InputError, match="not paired"):
+        paired_ratio([True], [True, False])

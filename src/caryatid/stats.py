@@ -229,6 +229,46 @@ def paired_bootstrap_test(
     return PairedTest(*interval, min(1.0, 2 * (1 + beyond) / (draws + 1)))
 
 
+def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Ratio p_a/p_b of two rates of the same items, with its score interval (Nam and Blackwelder 2002).
+
+    The bounds are the θ at which z(θ) = (x_a − θ·x_b)/√(θ·(m₁₀ + m₀₁)) is ±z, where m₁₀ and m₀₁ are the expected
+    counts of items with a alone and with b alone, estimated by maximum likelihood under p_a = θ·p_b:
+    m₁₀ = (√((x_a − θ²x_b)² + 4θ²x₁₀x₀₁) − x_a + θ²(x_b + 2x₁₀))/(2θ(θ + 1)) and m₀₁ = θ·m₁₀ − (θ − 1)(x₁₁ + x₁₀ + x₀₁).
+    Unlike a bootstrap's, the bounds have a width when all items agree, and when there are few. Items with neither do
+    not matter. All NaN when b is never true.
+
+    Raises:
+        InputError: the arrays are not paired.
+    """
+    left, right = (side.astype(bool) for side in _paired(a, b, "paired_ratio"))
+    _check_confidence(confidence)
+    x_a, x_b = int(left.sum()), int(right.sum())
+    if x_b == 0:
+        return Interval(_NAN, _NAN, _NAN)
+    only_a, only_b, either = int((left & ~right).sum()), int((right & ~left).sum()), int((left | right).sum())
+    z, point = float(scipy_stats.norm.ppf(0.5 + confidence / 2)), x_a / x_b
+
+    def excluded(theta: float) -> bool:
+        root = math.sqrt((x_a - theta**2 * x_b) ** 2 + 4 * theta**2 * only_a * only_b)
+        more = (root - x_a + theta**2 * (x_b + 2 * only_a)) / (2 * theta * (theta + 1))
+        fewer = theta * more - (theta - 1) * either
+        return abs(x_a - theta * x_b) > z * math.sqrt(max(0.0, theta * (more + fewer)))
+
+    far = max(2 * point, 1.0)
+    while not excluded(far):
+        far *= 2
+    return Interval(point, _edge(0.0, point, excluded) if x_a else 0.0, _edge(far, point, excluded))
+
+
+def _edge(outside: float, inside: float, excluded: Callable[[float], bool]) -> float:
+    """Where between two points exclusion ends, by bisection."""
+    for _ in range(60):
+        middle = (outside + inside) / 2
+        outside, inside = (middle, inside) if excluded(middle) else (outside, middle)
+    return (outside + inside) / 2
+
+
 def _paired(a: ArrayLike, b: ArrayLike, where: str) -> tuple[NDArray, NDArray]:
     left, right = np.asarray(a), np.asarray(b)
     if left.shape != right.shape or left.ndim != 1:

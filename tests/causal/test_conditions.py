@@ -157,13 +157,23 @@ def test_mixed_rows_of_one_batch_equal_each_condition_alone() -> None:
 
 def test_groups_share_where_they_begin_and_lose_no_condition() -> None:
     conditions = some_conditions()
-    groups = grouped(conditions)
+    groups = grouped(conditions, 4)
     assert sorted(i for group in groups for i in group.members) == list(range(len(conditions)))
     for group in groups:
         starts = {conditions[i].start for i in group.members}
         assert starts == {group.conditions.start}
         assert group.conditions.count == len(group.members)
-    assert [group.conditions.start for group in groups] == [0, 0, 2, 1, 3]
+    assert [group.conditions.start for group in groups] == [0, 2, 1, 3]
+
+
+def test_one_group_where_a_base_run_would_cost_more_than_it_saves() -> None:
+    """Together the late conditions leave out 6 · 2 + 1 + 3 = 16 blocks."""
+    conditions = some_conditions()
+    (everything,) = grouped(conditions, 16)
+    assert everything.members == list(range(len(conditions)))
+    assert everything.conditions.start == 0
+    assert len(grouped(conditions, 15)) == 4
+    assert grouped([], 4) == []
 
 
 def test_impossible_conditions_are_refused() -> None:

@@ -284,7 +284,7 @@ def verdict(a: Anchor, b: Anchor, *, seed: int = 0, thresholds: Thresholds | Non
     carriers = [Condition("ablate", "carrier", unit(each.direction)[None]) for each in (a, b)]
     texts = harmful_texts(EVALUATION, 50_000 + seed)
     plain, under_a, under_b = refusals(b, [Condition(), *carriers], texts)
-    ratio = transfer_ratio(plain, under_a, under_b, draws=300, rng=np.random.default_rng(seed))
+    ratio = transfer_ratio(plain, under_a, under_b)
     evidence = Evidence(
         depth_a=draws[0].depth_draws,
         depth_b=draws[1].depth_draws,

@@ -184,10 +184,19 @@ def test_directions_from_extract_to_intervene(
     assert {row["intervention"] for row in rows} == {"none", "ablate", "add"}
     assert {row["rank"] for row in rows} == {0, 1, 2}
     suites = {"harmbench_any_refusal", "xstest_safe_any_refusal", "xstest_unsafe_any_refusal", "utility_pass"}
-    forced = {"refusal_score", "benign_kl", "benign_perplexity", "utility_coupling"}
+    forced = {"refusal_score", "benign_kl", "benign_perplexity", "utility_coupling", "benign_energy"}
     assert suites | forced | {"harmbench_degenerate"} <= {row["read_out"] for row in rows}
+    energies = [(r["rank"], r["control"], r["draw"]) for r in rows if r["read_out"] == "benign_energy"]
+    kinds = [("carrier", None), ("random", 0), ("random", 1)]
+    assert energies == [(rank, *kind) for rank in (2, 1) for kind in kinds]
+    assert {row["draw"] for row in rows if row["read_out"] == "utility_pass"} == {None}
+    arguments += ["--generated-controls", "1"]
     assert run(["intervene", model, *arguments, "--alpha", "-0.5", "--json"]) == 0  # the layer is chosen
     found = json.loads(capsys.readouterr().out)
+    answered = {(r["intervention"], r["draw"]) for r in found["rows"] if r["read_out"] == "utility_pass"}
+    assert answered == {("none", None), ("ablate", None), ("ablate", 0), ("add", None), ("add", 0)}
+    judges = {row["judge"] for row in found["rows"] if row["read_out"] == "utility_coupling"}
+    assert judges == {"teacher-forced", "refusal-rules@2"}
     assert found["layer"] in range(3)  # below the depth cut of four layers
     assert isinstance(found["admissible"], bool)
     assert {row["alpha"] for row in found["rows"] if row["intervention"] == "add"} == {-0.5}

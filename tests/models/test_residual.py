@@ -357,6 +357,11 @@ def test_hooks_come_off_after_an_error() -> None:
         forward(model)
     with pytest.raises(InputError, match="8 positions"), capture_block_inputs(model, [0], 8):
         forward(model)
+    with (
+        pytest.raises(ZeroDivisionError),
+        intervening(model, Ablate(basis(1, 1)), Add(draw(1, WIDTH), torch.tensor([1]))),
+    ):
+        1 / 0  # noqa: B018
     assert torch.equal(forward(model), plain)
     assert not any(block._forward_pre_hooks or block._forward_hooks for block in model.modules())
 

@@ -1,8 +1,11 @@
 """A study small enough for tests: a tiny random model through every stage."""
 
 from pathlib import Path
+from typing import Any
 
+from caryatid.artifacts import RunDirectory, Stage
 from caryatid.config import StudyConfig, load_config
+from caryatid.study.runner import planned
 from tiny import save_tiny
 
 LIMITS = {
@@ -56,3 +59,14 @@ def small_config(tmp_path: Path, *overrides: str) -> StudyConfig:
     limits = "{" + ", ".join(f"{name}: {count}" for name, count in LIMITS.items()) + "}"
     file.write_text(SETTINGS.replace("MODEL", str(model)).replace("LIMITS", limits))
     return load_config(file=file, overrides=overrides)
+
+
+def stage_of(config: StudyConfig, run: Path, kind: str, arm: str, step: int) -> Stage:
+    return planned(config, run)[0][f"{kind}/{arm}@{step}/seed0"].stage(RunDirectory(run))
+
+
+def reseal(stage: Stage, **facts: Any) -> None:
+    """Finish a stage again with what now lies in it and with other facts."""
+    kept = {key: value for key, value in stage.manifest().items() if key not in ("stage", "key", "inputs")}
+    kept.pop("files")
+    stage.finish({**kept, "facts": {**kept["facts"], **facts}})

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import small_config
+from small import reseal, small_config, stage_of
 
-from caryatid.artifacts import RunDirectory, Stage
+from caryatid.artifacts import RunDirectory
 from caryatid.config import StudyConfig
 from caryatid.errors import CaryatidError, InputError, NumericalError
 from caryatid.geometry.carriers import CALIBRATED, CandidateScores
@@ -43,17 +43,6 @@ REASONS = {
     ("refusal_sft", 1): "gap too small",
     ("refusal_sft", 2): "no admissible carrier",
 }
-
-
-def stage_of(config: StudyConfig, run: Path, kind: str, arm: str, step: int) -> Stage:
-    return planned(config, run)[0][f"{kind}/{arm}@{step}/seed0"].stage(RunDirectory(run))
-
-
-def reseal(stage: Stage, **facts: Any) -> None:
-    """Finish a stage again with what now lies in it and with other facts."""
-    kept = {key: value for key, value in stage.manifest().items() if key not in ("stage", "key", "inputs")}
-    kept.pop("files")
-    stage.finish({**kept, "facts": {**kept["facts"], **facts}})
 
 
 def plant(config: StudyConfig, run: Path, arm: str, step: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from caryatid.stats import Interval
-from caryatid.study.verdict import LABELS, Evidence, Thresholds, Verdict, decide, sensitivity
+from caryatid.study.verdict import LABELS, Evidence, Thresholds, Verdict, agreement, decide, sensitivity
 
 T = Thresholds()
 
@@ -211,3 +211,23 @@ def test_sensitivity_varies_one_threshold_at_a_time() -> None:
     for name, default in vars(T).items():
         own = [row["label"] for row in rows if row["setting"] == name and row["threshold"] == default]
         assert own == [decide(given, T).label]
+
+
+def test_the_thresholds_in_use_are_among_those_varied() -> None:
+    used = Thresholds(0.22, 0.93, 0.45, 0.75, 12.0)
+    rows = sensitivity(evidence(), used)
+    assert {(row["setting"], row["threshold"]) for row in rows} >= set(vars(used).items())
+
+
+def test_seeds_that_agree_are_counted_and_never_pooled() -> None:
+    def row(seed: int, end: int, label: str, expansion: bool = False) -> dict[str, object]:
+        return {"seed": seed, "arm": "r2d2", "from": 0, "to": end, "label": label, "expansion": expansion}
+
+    found = agreement(
+        [row(0, 5, "relocation"), row(1, 5, "no change", True), row(2, 5, "relocation", True), row(0, 9, "drift only")]
+    )  # fmt: skip
+    assert [(r["to"], r["label"], r["agree"], r["seeds"], r["which"], r["expansions"]) for r in found] == [
+        (5, "relocation", 2, 3, "0, 2", 2),
+        (5, "no change", 1, 3, "1", 2),
+        (9, "drift only", 1, 1, "0", 0),
+    ]

@@ -112,14 +112,19 @@ class ConditionGroup(NamedTuple):
     conditions: Conditions
 
 
-def grouped(conditions: Sequence[Condition]) -> list[ConditionGroup]:
-    """The conditions in groups of one first block and one kind, for the grid."""
-    keys = [(c.intervention, c.start) for c in conditions]
+def grouped(conditions: Sequence[Condition], n_layers: int) -> list[ConditionGroup]:
+    """The conditions in groups of one first block, for the grid; kinds share batches, whose rows are independent.
+
+    What is not run before first blocks costs one pass of the untouched model. Where that is more than it saves, all
+    conditions are one group that starts at block 0.
+    """
+    saves = sum(c.start for c in conditions) > n_layers
+    starts = [c.start if saves else 0 for c in conditions]
     groups = []
-    for key in dict.fromkeys(keys):
-        members = [i for i, each in enumerate(keys) if each == key]
+    for start in dict.fromkeys(starts):
+        members = [i for i, each in enumerate(starts) if each == start]
         rows = row_interventions([conditions[i] for i in members])
-        groups.append(ConditionGroup(members, Conditions(rows, count=len(members), start=key[1])))
+        groups.append(ConditionGroup(members, Conditions(rows, count=len(members), start=start)))
     return groups
 
 

@@ -13,6 +13,7 @@ from caryatid.causal.grid import evaluate
 from caryatid.causal.scores import refusal_tokens, score_reduce
 from caryatid.errors import InputError
 from caryatid.models.generate import Completion, generate
+from caryatid.models.layout import num_layers
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 from caryatid.progress import Progress
@@ -78,7 +79,8 @@ def teacher_forced(
     refusal = refusal_scores(
         loaded, chat, conditions, harmful, tokens, batch_size=batch_size, progress=progress
     )
-    groups = [group for group in grouped(conditions) if group.conditions.interventions]
+    working = [number for number, each in enumerate(conditions) if each.intervention != "none"]
+    groups = grouped([conditions[number] for number in working], num_layers(loaded.model))
     along = evaluate(
         loaded,
         reference.seqs,
@@ -90,7 +92,7 @@ def teacher_forced(
     )
     compared = reference.base.repeat(len(conditions), 1, 1)  # what an untouched model gives is known already
     for group, values in zip(groups, along, strict=True):
-        compared[group.members] = values
+        compared[[working[number] for number in group.members]] = values
     return TeacherForced(
         refusal=refusal,
         nll=compared[..., NLL].double().numpy(),
@@ -110,7 +112,7 @@ def refusal_scores(
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "conditions harmful"]:
     """Refusal score of every prompt under every condition. Arguments and errors as `teacher_forced`."""
-    groups = grouped(conditions)
+    groups = grouped(conditions, num_layers(loaded.model))
     found = evaluate(
         loaded,
         chat.ids_many(harmful),

@@ -1,15 +1,12 @@
 """Transfer: how many of one anchor's refusals another anchor's carrier removes (protocol §6)."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 
 from caryatid.errors import InputError
-from caryatid.stats import Interval, Rate, bootstrap_indices, quantile_interval, wilson
-
-_UNDEFINED_SHARE = 0.05
+from caryatid.stats import Interval, Rate, paired_ratio, wilson
 
 
 def transfer(refused: Bool[np.ndarray, "prompts"], refused_under: Bool[np.ndarray, "prompts"]) -> Rate:
@@ -29,8 +26,8 @@ def transfer(refused: Bool[np.ndarray, "prompts"], refused_under: Bool[np.ndarra
 class TransferRatio(NamedTuple):
     """T[a, b]/T[b, b] with one-sided bounds, each of 95 %: how much of b's control a's carrier still has.
 
-    The bounds contain the sampling noise of the evaluation prompts. NaN, with a reason, when b's own carrier removes
-    nothing, or b refuses nothing, in more than 5 % of the resamples.
+    The bounds contain the sampling noise of the evaluation prompts. NaN, with a reason, when b refuses nothing, or its
+    own carrier removes nothing.
     """
 
     ratio: Interval
@@ -42,11 +39,13 @@ def transfer_ratio(
     under_a: Bool[np.ndarray, "prompts"],
     under_b: Bool[np.ndarray, "prompts"],
     *,
-    draws: int,
-    rng: np.random.Generator,
     confidence: float = 0.95,
 ) -> TransferRatio:
     """T[a, b]/T[b, b] from the same prompts at anchor b: as it is, under a's carrier and under b's own.
+
+    Score bounds of a ratio of paired rates: with few refusals they are far apart even where all of them agree, so that
+    two refusals that stay cannot show that a carrier was replaced (six can), nor two that go that it was kept (at 0.8,
+    eleven can).
 
     Args:
         confidence: of each one-sided bound.
@@ -56,17 +55,10 @@ def transfer_ratio(
     """
     if not (refused.shape == under_a.shape == under_b.shape) or refused.ndim != 1 or not len(refused):
         raise InputError("the three conditions were not measured on the same prompts", where="transfer_ratio")
-    nothing = Interval(math.nan, math.nan, math.nan)
+    removed_a, removed_b = refused & ~under_a, refused & ~under_b
+    reason = None
     if not refused.any():
-        return TransferRatio(nothing, "the anchor refuses nothing")
-    removed_a = (refused & ~under_a).astype(np.float64)
-    removed_b = (refused & ~under_b).astype(np.float64)
-    if not removed_b.any():
-        return TransferRatio(nothing, "the anchor's own carrier removes no refusal")
-    index = bootstrap_indices(len(refused), draws, rng)
-    own = removed_b[index].sum(axis=1)
-    ratios = removed_a[index].sum(axis=1) / np.where(own == 0, np.nan, own)
-    if np.isnan(ratios).mean() > _UNDEFINED_SHARE:
-        return TransferRatio(nothing, "the anchor's own carrier removes too few refusals")
-    point = float(removed_a.sum() / removed_b.sum())
-    return TransferRatio(quantile_interval(ratios, point, 2 * confidence - 1), None)
+        reason = "the anchor refuses nothing"
+    elif not removed_b.any():
+        reason = "the anchor's own carrier removes no refusal"
+    return TransferRatio(paired_ratio(removed_a, removed_b, 2 * confidence - 1), reason)

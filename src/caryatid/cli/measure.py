@@ -32,7 +32,15 @@ def intervene(
     ranks: list[int] = typer.Option([1], "--rank", help="Ranks ablated; may be repeated."),
     alphas: list[float] = typer.Option([1.0], "--alpha", help="Added, in units of ‖r‖; may be repeated."),
     prompts: int = typer.Option(32, "--prompts", min=2, help="Prompts of each kind."),
-    draws: int = typer.Option(8, "--draws", min=1, help="Random controls."),
+    draws: int = typer.Option(
+        8,
+        "--draws",
+        min=1,
+        help="Random controls, matched on the benign activations they hold (read-out `benign_energy`).",
+    ),
+    generated_controls: int = typer.Option(
+        0, "--generated-controls", min=0, help="Random controls that answer too, for coupling by answers."
+    ),
     max_new_tokens: int = typer.Option(64, "--max-new-tokens", min=1, help="Token limit of answers."),
     source: str = options.Source,
     seed: int = typer.Option(0, "--seed", help="Seed of prompts and controls."),
@@ -54,6 +62,7 @@ def intervene(
         prompts=prompts,
         alphas=tuple(dict.fromkeys(alphas)),
         draws=draws,
+        generated_controls=generated_controls,
         max_new_tokens=max_new_tokens,
         source=cast("object", source),  # type: ignore[arg-type]
         seed=seed,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from transformers import GenerationConfig, PreTrainedModel
 
 from caryatid.errors import InputError
@@ -91,6 +92,19 @@ def _plain_decoding(
         model.generation_config = own
 
 
+def _run_last(model: Any, made: Any, mask: Int[torch.Tensor, "rows prompt"]) -> None:
+    """One more decoding step: the last column of what `generate` made goes through the model, nothing is sampled."""
+    tokens = made.sequences[:, mask.shape[1] :]
+    whole = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+    model(
+        input_ids=tokens[:, -1:],
+        attention_mask=whole,
+        position_ids=whole.sum(dim=1, keepdim=True) - 1,
+        past_key_values=made.past_key_values,
+        use_cache=True,
+    )
+
+
 @torch.no_grad()
 def generate_ids(
     loaded: LoadedModel,
@@ -107,7 +121,8 @@ def generate_ids(
     """Continuations of token rows, in input order, each up to and including its first token in `stop`.
 
     Greedy, or drawn with `sampling`, whose seed does not touch the global random state. `touched` is given the tokens
-    that the interventions acted on, in each row its prompt and its answer but for the last token.
+    that the interventions acted on: all of every prompt and answer. Decoding samples the last token and stops, so that
+    counting takes one more step per batch, which runs it too.
 
     Raises:
         InputError: an empty row, a limit below 1, or interventions that do not fit.
@@ -132,9 +147,13 @@ def generate_ids(
                 intervening(loaded.model, *at_rows(interventions, rows)) as seen,
             ):
                 model: Any = loaded.model
-                out: torch.Tensor = model.generate(input_ids=batch.ids, attention_mask=batch.mask)
+                made: Any = model.generate(
+                    input_ids=batch.ids, attention_mask=batch.mask, return_dict_in_generate=True
+                )
+                if touched is not None:
+                    _run_last(model, made, batch.mask)
             filling = 0
-            for row, tokens in zip(rows, out[:, batch.ids.shape[1] :].tolist(), strict=True):
+            for row, tokens in zip(rows, made.sequences[:, batch.ids.shape[1] :].tolist(), strict=True):
                 # Rows that ended early are filled up with pad, which may be a real token's id: cut at the end.
                 last = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
                 answers[row] = tokens[: last + 1]
@@ -160,7 +179,7 @@ def generate(
     """Answers to users' texts, in input order; batches of similar length, padded on the left.
 
     Interventions have one row for all texts, or one row per text. `progress` advances by one per text.
-    `touched` is given the tokens that they acted on: of each prompt, and of each answer but for its last token.
+    `touched` is given the tokens that they acted on, those of every prompt and every answer (see `generate_ids`).
 
     Raises:
         InputError: a limit below 1, or interventions that do not fit.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from caryatid.models.layout import decoder_layers
+from caryatid.models.layout import decoder_layers, unwrapped
 
 StreamFunction = Callable[[Tensor], Tensor]
 """From a tensor [rows, tokens, d] of the stream to what replaces it."""
@@ -55,9 +55,13 @@ class Hooks:
         self._handles.append(module.register_forward_hook(hook))
 
     def around(self, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
-        """Call `enter` (with keywords) before every forward pass, and `leave` after it, errors included."""
-        self._handles.append(self.model.register_forward_pre_hook(enter, with_kwargs=True))
-        self._handles.append(self.model.register_forward_hook(leave, always_call=True))
+        """Call `enter` (with keywords) before every forward pass, and `leave` after it, errors included.
+
+        On the model inside a peft wrapper, whose `generate` passes the wrapper's own forward by.
+        """
+        inner = unwrapped(self.model)
+        self._handles.append(inner.register_forward_pre_hook(enter, with_kwargs=True))
+        self._handles.append(inner.register_forward_hook(leave, always_call=True))
 
     def remove(self) -> None:
         for handle in self._handles:

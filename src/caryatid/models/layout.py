@@ -25,14 +25,14 @@ class SublayerSites:
     mlp: nn.Module
 
 
-def _inner(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The transformers model inside a peft wrapper, or `model` itself."""
     unwrap: Any = getattr(model, "get_base_model", None)
     return cast(nn.Module, unwrap()) if callable(unwrap) else model
 
 
 def _text_config(model: nn.Module) -> Any:
-    config: Any = _inner(model).config
+    config: Any = unwrapped(model).config
     return config.get_text_config()
 
 
@@ -52,7 +52,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     Raises:
         InputError: no such list is found.
     """
-    inner = _inner(model)
+    inner = unwrapped(model)
     decoder = inner.get_decoder() if isinstance(inner, PreTrainedModel) else inner
     layers = num_layers(model)
     for module in decoder.modules():

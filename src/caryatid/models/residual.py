@@ -198,10 +198,9 @@ class Touched:
         per_intervention: tokens of all rows, one entry per intervention in the order given. Counted where the
             intervention first acts (block 0, or the first of its `layers`; for `Add` each row at its own layer).
             Padding is left out where the forward pass is given a two-dimensional mask. Positions in a cache are not
-            seen again. `generate` touches the prompt and every generated token but the last, which is never fed back:
-            of an answer that ends its turn all tokens of its text (the last is the end of turn), of one that was cut
-            off at the token limit one fewer. `generate(touched=…)` counts these; a plain `model.generate` inside
-            `intervening` also counts what fills up rows that ended before others of their batch.
+            seen again. `caryatid.models.generate.generate(touched=…)` touches and counts every token of its prompts and
+            answers. A plain `model.generate` inside `intervening` samples the last token of a batch and never runs it,
+            and also counts what fills up rows that ended before others.
     """
 
     per_intervention: list[int]

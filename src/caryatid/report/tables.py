@@ -92,6 +92,7 @@ ADDITIONAL: Mapping[str, Mapping[str, str]] = {
         "choice": "string",
         "label": "string",
         "expansion": "bool",
+        "note": "string",
     },
     "agreement": {
         "arm": "string",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -146,14 +146,27 @@ def strongest(scores: CandidateScores, profile: Profile, *, early_discard: bool 
     return int(np.where(np.isfinite(bypass), bypass, np.inf).argmin())
 
 
-def find_carrier(context: Context, ref: AnchorRef) -> Carrier:
-    """The carrier of an anchor under the study's profile."""
-    scores, profile = read_bank(context, ref), profile_of(context.config)
+class Place(NamedTuple):
+    """Where a carrier is read: at the profile's choice, or at the strongest candidate where it chooses none."""
+
+    choice: CarrierChoice
+    layer: int
+    position: int
+
+
+def carrier_place(context: Context, ref: AnchorRef, profile: Profile) -> Place:
+    """The place of an anchor's carrier under a profile."""
+    scores = read_bank(context, ref)
     choice = choose(context, ref, scores, profile)
     index = choice.best
     if index is None:
         index = strongest(scores, profile, early_discard=context.config.geometry.discard_below is not None)
-    position, layer = int(scores.positions[index]), int(scores.layers[index])
+    return Place(choice, int(scores.layers[index]), int(scores.positions[index]))
+
+
+def find_carrier(context: Context, ref: AnchorRef) -> Carrier:
+    """The carrier of an anchor under the study's profile."""
+    choice, layer, position = carrier_place(context, ref, profile_of(context.config))
     site = site_activations(context, ref, layer, position)
     prompts = context.prompts.extraction_harmful
     rows = category_directions(site.harmful, site.harmless, labels_of(prompts)).rows
@@ -183,12 +196,6 @@ def contrast_direction(
     if min(int(asks.sum()), int((~asks).sum())) < 2:
         return None
     return mean_difference(harmless[asks], harmless[~asks]).float()
-
-
-def common_site(context: Context, seed: int) -> tuple[int, int, bool]:
-    """(layer, position, admissible) of step 0's carrier: the one site at which anchors are compared."""
-    carrier = find_carrier(context, AnchorRef(seed, "base", 0))
-    return carrier.layer, carrier.position, carrier.admissible
 
 
 def unit_row(vector: Float[Tensor, "d"]) -> Float[Tensor, "1 d"]:

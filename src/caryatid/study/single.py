@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ..behaviour.judges.base import REFUSED, Exchange
 from ..behaviour.judges.rules import RefusalRules
+from ..behaviour.suites import COPYRIGHT
 from ..causal.conditions import Condition, ablation_conditions, addition_conditions, random_bases
 from ..causal.readouts import generate_under, teacher_forced
 from ..causal.scores import score_bank
-from ..causal.table import forced_rows, outcome_rows, suite_outcomes
+from ..causal.table import SuiteOutcomes, forced_rows, generated_coupling_rows, outcome_rows, suite_outcomes
+from ..data.prompts import Prompt
 from ..data.study_prompts import StudyPrompts, build_study_prompts
 from ..errors import InputError, NumericalError
 from ..geometry.carriers import CALIBRATED, CandidateScores, Profile, average, select
@@ -40,7 +42,8 @@ class InterveneSettings:
 
     Attributes:
         layer: where the direction was taken and is added; None: the file's own, or chosen by scoring all layers.
-        ranks: ablated. alphas: added, in units of ‖r‖. draws: random controls of each.
+        ranks: ablated. alphas: added, in units of ‖r‖. draws: random controls of each, teacher-forced.
+        generated_controls: how many of these also answer, for the utility coupling by answers.
         prompts: of each kind. max_new_tokens: limit of answers.
     """
 
@@ -49,6 +52,7 @@ class InterveneSettings:
     prompts: int
     alphas: tuple[float, ...]
     draws: int
+    generated_controls: int
     max_new_tokens: int
     source: Literal["auto", "benchmarks", "embedded"]
     seed: int
@@ -103,11 +107,15 @@ class _Model:
             seed=settings.seed,
             offline=hub_offline(),
         )
-        self.harmful = [row.user_text for row in self.sets.harmbench]
+        self.harmful = [row.user_text for row in self._prompts("harmbench")]
         self.tokens = self._refusal_tokens()
         texts = [row.user_text for row in self.sets.chat_heldout]
         answers = self._answer(texts)
         self.benign = [(text, one.text) for text, one in zip(texts, answers, strict=True) if one.text]
+
+    def _prompts(self, suite: str) -> list[Prompt]:
+        """A suite's prompts that a refusal judge can be asked about: copyright rows are left out."""
+        return [row for row in getattr(self.sets, suite) if row.kind != COPYRIGHT]
 
     def _answer(self, texts: Sequence[str]) -> list[Completion]:
         return generate(
@@ -185,9 +193,23 @@ class _Model:
         )
         return forced_rows(conditions, found, np.random.default_rng(self.settings.seed))
 
-    def generated(self, conditions: Sequence[Condition], suite: str) -> list[dict[str, Any]]:
-        """Read-outs from answers to one suite."""
-        prompts = getattr(self.sets, suite).prompts
+    def generated(self, conditions: Sequence[Condition]) -> list[dict[str, Any]]:
+        """Read-outs from answers to every suite, and the utility coupling of ranks with random controls among them."""
+        found = {suite: self._outcomes(conditions, suite) for suite in SUITES}
+        rows = [
+            row
+            for suite, each in found.items()
+            for condition, one in zip(conditions, each, strict=True)
+            for row in outcome_rows(self.judge, condition, suite, one)
+        ]
+        rng = np.random.default_rng(self.settings.seed)
+        return rows + generated_coupling_rows(
+            self.judge, conditions, found["utility"], found["harmbench"], rng
+        )
+
+    def _outcomes(self, conditions: Sequence[Condition], suite: str) -> list[SuiteOutcomes]:
+        """What each condition's answers to one suite are."""
+        prompts = self._prompts(suite)
         self.progress.start(f"{suite} answers", len(conditions) * len(prompts))
         made = generate_under(
             self.loaded,
@@ -198,11 +220,30 @@ class _Model:
             batch_size=self.batch.generate,
             progress=self.progress,
         )
-        rows: list[dict[str, Any]] = []
-        for condition, answers in zip(conditions, made, strict=True):
-            pairs = [(row, one.text) for row, one in zip(prompts, answers, strict=True)]
-            rows += outcome_rows(self.judge, condition, suite, suite_outcomes(self.judge, suite, pairs))
-        return rows
+        return [
+            suite_outcomes(
+                self.judge, suite, [(row, one.text) for row, one in zip(prompts, answers, strict=True)]
+            )
+            for answers in made
+        ]
+
+
+def _energy_rows(
+    conditions: Sequence[Condition], energies: Sequence[float], prompts: int
+) -> list[dict[str, Any]]:
+    """Mean ‖Px‖² over benign activations of each ablated subspace: how well the random ones match the carrier."""
+    return [
+        {
+            **condition.columns(),
+            "read_out": "benign_energy",
+            "value": energy,
+            "n": prompts,
+            "lo": np.nan,
+            "hi": np.nan,
+            "judge": "",
+        }
+        for condition, energy in zip(conditions, energies, strict=True)
+    ]
 
 
 def intervene_once(
@@ -231,16 +272,16 @@ def intervene_once(
     assert used is not None
     direction, activations = carrier.direction(used), model.benign_activations(used)
     generator = torch.Generator().manual_seed(settings.seed)
-    conditions, single = [Condition()], None
+    conditions, single, energies = [Condition()], None, []
     for rank in settings.ranks:
         basis = carrier.basis(rank, used)
-        controls = random_bases(activations, basis, draws=settings.draws, generator=generator).bases
-        single = controls if rank == 1 else single
-        conditions += ablation_conditions(basis, controls)
+        drawn = random_bases(activations, basis, draws=settings.draws, generator=generator)
+        single = drawn.bases if rank == 1 else single
+        ablated = ablation_conditions(basis, drawn.bases)
+        energies += _energy_rows(ablated, [drawn.target, *drawn.energy.tolist()], len(activations))
+        conditions += ablated
     conditions += addition_conditions(direction, used, settings.alphas, single)
-    rows = model.forced(conditions)
-    shown = [condition for condition in conditions if condition.draw is None]
-    for suite in SUITES:
-        rows += model.generated(shown, suite)
+    rows = model.forced(conditions) + energies
+    rows += model.generated([c for c in conditions if c.draw is None or c.draw < settings.generated_controls])
     progress.done()
     return Intervened(rows, used, choice)

@@ -183,7 +183,7 @@ def _missing(found: _Findings, thresholds: Thresholds) -> Iterator[str]:
 
 
 def sensitivity(evidence: Evidence, thresholds: Thresholds) -> list[dict[str, Any]]:
-    """The label with each threshold varied alone over a grid around its default."""
+    """The label with each threshold varied alone over a grid around its default, the value in use among them."""
     grid: dict[str, tuple[float, ...]] = {
         "depth_shift": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
         "probability": (0.8, 0.9, 0.95, 0.99),
@@ -193,10 +193,10 @@ def sensitivity(evidence: Evidence, thresholds: Thresholds) -> list[dict[str, An
     }
     rows: list[dict[str, Any]] = []
     for name, values in grid.items():
-        for value in values:
+        for value in sorted({*values, getattr(thresholds, name)}):
             found = decide(evidence, replace(thresholds, **{name: value}))
             row = {"setting": name, "threshold": value, "choice": f"{value:g}"}
-            rows.append({**row, "label": found.label, "expansion": found.expansion})
+            rows.append({**row, "label": found.label, "expansion": found.expansion, "note": ""})
     return rows
 
 

@@ -15,17 +15,18 @@ from ...behaviour.judges.phrases import RefusalPhrases
 from ...causal.transfer import TransferRatio, transfer_ratio
 from ...causal.transfer import transfer as transfer_rate
 from ...geometry.angles import ExcessAngle, angle_summary, excess_angle
-from ...geometry.bootstrap import CarrierBootstrap, shift_shares
+from ...geometry.bootstrap import CarrierBootstrap, bootstrap_carrier, shift_shares
 from ...geometry.directions import category_directions, mean_difference, subspace
+from ...geometry.profiles import SELECTORS, Profile
 from ...geometry.rank import SiteActivations, compare_effective_rank
-from ..carrier import common_site, find_carrier, labels_of, profile_of, site_activations
+from ..carrier import Place, carrier_place, find_carrier, labels_of, profile_of, read_bank, site_activations
 from ..carrier_tables import BOTH, NAMES, PROFILES, SELECTION, UNITS, add_carrier_tables, drift_by_layer
 from ..context import Context
 from ..evidence import no_carrier, shift_rows
 from ..plan import StagePlan
 from ..rank_tables import Site, bank_rank_rows, site_rank_rows
 from ..series import AnchorRef, anchors_of, transfer_sources, verdict_pairs
-from ..verdict import Evidence, Thresholds, Verdict, agreement, decide, sensitivity
+from ..verdict import Evidence, Thresholds, agreement, decide, sensitivity
 from .intervene import read_answers
 from .transfer import still_refused
 
@@ -63,13 +64,23 @@ class _Seed:
         self.config = context.config.geometry
         self.anchors = anchors_of(context.config, seed)
         self.profile = profile_of(context.config)
-        self.site = Site(*common_site(context, seed))
+        self.site = self._site(self.profile)
         self.labels = labels_of(context.prompts.extraction_harmful)
-        self.places = {ref: self._at(ref) for ref in self.anchors}
+        self.places = {ref: self._at(ref, self.site) for ref in self.anchors}
         self.depths: dict[tuple[str, AnchorRef], CarrierBootstrap] = {}
 
-    def _at(self, ref: AnchorRef) -> SiteActivations:
-        return site_activations(self.context, ref, self.site.layer, self.site.position)
+    def _place(self, ref: AnchorRef, profile: Profile) -> Place:
+        return carrier_place(self.context, ref, profile)
+
+    def _site(self, profile: Profile) -> Site:
+        choice, layer, position = self._place(self.anchors[0], profile)
+        return Site(layer, position, choice.best is not None)
+
+    def _at(self, ref: AnchorRef, site: Site) -> SiteActivations:
+        return site_activations(self.context, ref, site.layer, site.position)
+
+    def _excess(self, one: SiteActivations, two: SiteActivations) -> ExcessAngle:
+        return excess_angle(one, two, self.labels, splits=self.config.splits, rng=self.rng())
 
     def rng(self) -> np.random.Generator:
         """A fresh generator, the same for every anchor, so that anchors are compared draw by draw."""
@@ -104,7 +115,7 @@ class _Seed:
 
     def _drift(self, a: AnchorRef, b: AnchorRef) -> ExcessAngle:
         one, two = self.places[a], self.places[b]
-        excess = excess_angle(one, two, self.labels, splits=self.config.splits, rng=self.rng())
+        excess = self._excess(one, two)
         pair = {"seed": self.seed, "arm": b.arm, "from": a.step, "to": b.step, **self.site.columns}
         none = {"lo": float("nan"), "hi": float("nan")}
         halved = {"splits": excess.splits}
@@ -169,7 +180,7 @@ class _Seed:
         return Refused(*map(spread, judged))
 
     def _ratio(self, refused: Refused) -> TransferRatio:
-        return transfer_ratio(*refused, draws=self.config.bootstrap_draws, rng=self.rng())
+        return transfer_ratio(*refused)
 
     def _transfer(self, a: AnchorRef, b: AnchorRef) -> TransferRatio:
         refused = self._refused(a, b)
@@ -207,7 +218,7 @@ class _Seed:
         )
         ratio = self._transfer(a, b)
         evidence = Evidence(
-            **self._places(self.profile.name, a, b),
+            **self._places(self.profile, a, b),
             transfer_ratio=ratio.ratio,
             transfer_reason=ratio.reason,
             excess_angle=drift.excess,
@@ -249,11 +260,24 @@ class _Seed:
             for what, shift in shifts.items()
         ]
 
+    def _draws(self, profile: Profile, ref: AnchorRef) -> CarrierBootstrap:
+        """Draws of a carrier's place; under another selector than the study's with directions as extracted."""
+        if profile.selector == self.profile.selector:
+            return self.depths[profile.name, ref]
+        config = self.config
+        return bootstrap_carrier(
+            read_bank(self.context, ref),
+            profile,
+            draws=config.bootstrap_draws,
+            rng=self.rng(),
+            min_gap=config.min_gap,
+        )
+
     def _no_carrier(self, ref: AnchorRef) -> str:
         return no_carrier(self.tables, self.seed, ref.arm, ref.step, self.profile.name)
 
-    def _places(self, profile: str, a: AnchorRef, b: AnchorRef) -> dict[str, Any]:
-        one, two = self.depths[profile, a], self.depths[profile, b]
+    def _places(self, profile: Profile, a: AnchorRef, b: AnchorRef) -> dict[str, Any]:
+        one, two = self._draws(profile, a), self._draws(profile, b)
         return {
             "depth_a": one.depth_draws,
             "depth_b": two.depth_draws,
@@ -262,28 +286,46 @@ class _Seed:
         }
 
     def _choices(self, evidence: Evidence, thresholds: Thresholds, a: AnchorRef, b: AnchorRef) -> list[Row]:
-        """The label under each profile and selector (for the carrier's place alone), and under each judge of the
-        transfer answers."""
-        places = self._places(self.profile.name, a, b)
-        selectors = {
-            "depth and arg-min": places,
-            "depth": {**places, "argmin_a": places["depth_a"], "argmin_b": places["depth_b"]},
-            "arg-min": {**places, "depth_a": places["argmin_a"], "depth_b": places["argmin_b"]},
-        }
-        rows: list[Row] = [
-            {"setting": "selector", "choice": name, **_short(decide(replace(evidence, **used), thresholds))}
-            for name, used in selectors.items()
-        ]
+        """The label under each selector, profile and judge of transfer answers; a note says what stays as it was."""
+        rows: list[Row] = []
+
+        def add(setting: str, choice: str, changed: Evidence, note: str = "") -> None:
+            verdict = decide(changed, thresholds)
+            found = {"label": verdict.label, "expansion": verdict.expansion, "note": note}
+            rows.append({"setting": setting, "threshold": None, "choice": choice, **found})
+
+        places = self._places(self.profile, a, b)
+        by_depth = {**places, "argmin_a": places["depth_a"], "argmin_b": places["depth_b"]}
+        by_argmin = {**places, "depth_a": places["argmin_a"], "depth_b": places["argmin_b"]}
+        add("selector", "depth and arg-min", evidence)
+        add("selector", "depth", replace(evidence, **by_depth))
+        add("selector", "arg-min", replace(evidence, **by_argmin))
+        for selector in SELECTORS:
+            if selector == "bypass" or all(read_bank(self.context, ref).cosmic is not None for ref in (a, b)):
+                add(
+                    "selector",
+                    selector,
+                    *self._under(replace(self.profile, selector=selector), evidence, a, b),
+                )
         for name in PROFILES:
-            found = decide(replace(evidence, **self._places(name, a, b)), thresholds)
-            rows.append({"setting": "profile", "choice": name, **_short(found)})
+            add("profile", name, *self._under(profile_of(self.context.config, name), evidence, a, b))
         for judge in (None, RefusalPhrases()):
             ratio = self._ratio(self._refused(a, b, judge))
             changed = replace(evidence, transfer_ratio=ratio.ratio, transfer_reason=ratio.reason)
-            name = judge_id(judge or self.context.judge)
-            rows.append({"setting": "judge", "choice": name, **_short(decide(changed, thresholds))})
-        return [{"threshold": None, **row} for row in rows]
+            add("judge", judge_id(judge or self.context.judge), changed)
+        return rows
 
-
-def _short(verdict: Verdict) -> Row:
-    return {"label": verdict.label, "expansion": verdict.expansion}
+    def _under(
+        self, profile: Profile, evidence: Evidence, a: AnchorRef, b: AnchorRef
+    ) -> tuple[Evidence, str]:
+        """The evidence under a profile: places, and angle and rank at its site. Directions are not ablated anew."""
+        changed = replace(evidence, **self._places(profile, a, b))
+        if np.isnan(changed.depth_a).all() or np.isnan(changed.depth_b).all():
+            return changed, "an anchor without a carrier"  # whatever the rest is
+        site = self._site(profile)
+        if site[:2] != self.site[:2]:
+            one, two = self._at(a, site), self._at(b, site)
+            difference = compare_effective_rank(one, two, self.labels).difference
+            changed = replace(changed, excess_angle=self._excess(one, two).excess, rank_difference=difference)
+        same = all(self._place(ref, profile)[1:] == self._place(ref, self.profile)[1:] for ref in (a, b))
+        return changed, "" if same else "transfer of the study's own carriers"
