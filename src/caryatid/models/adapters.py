@@ -56,10 +56,13 @@ class AdaptedLinear(nn.Linear):
         """U."""
         return self.joined[:, self.in_features :]
 
+    def beside(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_joined"]:
+        """[x, D x], what `joined` is multiplied with."""
+        return torch.cat([x, nn.functional.linear(x, self.down)], dim=-1)
+
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """W x + U D x + bias, rounded once."""
-        inner = nn.functional.linear(x, self.down)
-        return nn.functional.linear(torch.cat([x, inner], dim=-1), self.joined, self.bias)
+        return nn.functional.linear(self.beside(x), self.joined, self.bias)
 
 
 class _Factors(NamedTuple):

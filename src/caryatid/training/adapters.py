@@ -1,13 +1,16 @@
-"""LoRA adapters in the model's own precision, for the passes that need no gradient with respect to them."""
+"""LoRA adapters of 16-bit models: added to their layers' products before these are rounded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from ..models.adapters import AdaptedLinear
 
 
 class _Factors(NamedTuple):
@@ -19,28 +22,30 @@ class _Factors(NamedTuple):
 
 
 class LowPrecisionAdapters:
-    """Runs a 16-bit model's adapters, which PEFT keeps in float32, in 16 bits too.
+    """Runs the adapters of a 16-bit model, which PEFT keeps in float32, so that small changes are not rounded away.
 
-    PEFT casts every adapted layer's input to float32 and its sum back: at 7B that moves about as much memory as the
-    layers themselves take time, for each of a GCG step's candidates. Here the layer's output gets x·A·B·scale added in
-    place, with A and B rounded to the layer's precision at each `open`. As in PEFT, a change below half a step of the
-    layer's own rounded output is lost; opened anchors keep it (`models/adapters.py`).
+    PEFT adds its float32 branch to a layer's finished 16-bit output, where a change below half a step is lost. Here
+    the layer's product is accumulated onto the rounded branch, y = D + W x, and rounded once. Gradients are PEFT's.
 
-    The rounded factors stay at the same addresses for the life of this object.
+    While `open`, D itself is computed in 16 bits: PEFT's float32 copies of inputs and outputs take at 7B about as long
+    as the layers themselves, for each of a GCG step's candidates. The rounded factors stay at the same addresses for
+    the life of this object.
 
     Args:
-        peft: a PEFT model with LoRA on linear layers.
+        peft: a PEFT model with LoRA on linear layers; its layers run as described from now on.
     """
 
     def __init__(self, peft: Any) -> None:
-        self._peft = peft
         self._factors: list[_Factors] = []
+        self._open = False
         for layer in _adapted(peft):
             a, b = _weights(layer)
             weight = layer.get_base_layer().weight
             down = torch.empty(a.shape[::-1], dtype=weight.dtype, device=weight.device)
             up = torch.empty(b.shape[::-1], dtype=weight.dtype, device=weight.device)
-            self._factors.append(_Factors(layer, down, up))
+            factors = _Factors(layer, down, up)
+            self._factors.append(factors)
+            layer.forward = partial(self._forward, factors)
 
     @staticmethod
     def suit(peft: Any) -> bool:
@@ -52,26 +57,31 @@ class LowPrecisionAdapters:
             for layer in layers
         )
 
-    @torch.no_grad()
-    def _refresh(self) -> None:
-        for layer, down, up in self._factors:
-            a, b = _weights(layer)
-            down.copy_(a.T)
-            up.copy_((b * layer.scaling[layer.active_adapters[0]]).T)
-
     @contextmanager
     def open(self) -> Iterator[None]:
         """Inside, forward passes use the present adapters, rounded; without dropout, whatever the mode."""
-        self._refresh()
-        handles: list[torch.utils.hooks.RemovableHandle] = []
-        with self._peft.disable_adapter():
-            try:
-                for layer, down, up in self._factors:
-                    handles.append(layer.get_base_layer().register_forward_hook(_adding(down, up)))
-                yield
-            finally:
-                for handle in handles:
-                    handle.remove()
+        with torch.no_grad():
+            for layer, down, up in self._factors:
+                a, b = _weights(layer)
+                down.copy_(a.T)
+                up.copy_((b * _scale(layer)).T)
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+
+    def _forward(self, factors: _Factors, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        layer, down, up = factors
+        base = layer.get_base_layer()
+        if layer.disable_adapters:
+            return base(x)
+        rows = x.reshape(-1, x.shape[-1]).to(down.dtype)
+        branch = rows @ down @ up if self._open else _branch(layer, rows).to(down.dtype)
+        output = branch.addmm_(*_product(base, rows))
+        if base.bias is not None:
+            output = output.add_(base.bias)
+        return output.view(*x.shape[:-1], -1)
 
 
 def _adapted(peft: Any) -> list[Any]:
@@ -83,10 +93,22 @@ def _weights(layer: Any) -> tuple[Tensor, Tensor]:
     return layer.lora_A[name].weight, layer.lora_B[name].weight
 
 
-def _adding(down: Tensor, up: Tensor) -> Callable[..., Tensor]:
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        (hidden,) = args
-        output.view(-1, output.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]) @ down, up)
-        return output
+def _scale(layer: Any) -> float:
+    scale: float = layer.scaling[layer.active_adapters[0]]
+    return scale
 
-    return hook
+
+def _branch(layer: Any, rows: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
+    """scale · B A x in the adapter's own precision, as PEFT computes it."""
+    a, b = _weights(layer)
+    dropped = layer.lora_dropout[layer.active_adapters[0]](rows.to(a.dtype))
+    return nn.functional.linear(nn.functional.linear(dropped, a), b) * _scale(layer)
+
+
+def _product(base: nn.Module, rows: Float[Tensor, "rows d_in"]) -> tuple[Tensor, Tensor]:
+    """What a linear layer multiplies: its input, and its weights [d_in, d_out]."""
+    if isinstance(base, AdaptedLinear):
+        return base.beside(rows), base.joined.T
+    weight = base.weight
+    assert isinstance(weight, Tensor)
+    return rows, weight if isinstance(base, Conv1D) else weight.T
