@@ -115,14 +115,10 @@ class Trainee:
         seed: int,
         ranks: Ranks = ALONE,
     ) -> None:
-        from accelerate import Accelerator
         from transformers import get_scheduler
 
         check_precision(mode, loaded.dtype)
         self.loaded, self.mode, self.settings, self.ranks = loaded, mode, settings, ranks
-        self.accelerator: Any = Accelerator(
-            mixed_precision=settings.mixed_precision, cpu=loaded.device.type == "cpu"
-        )
         model: Any = loaded.model
         self.peft: Any = None
         if mode == "lora":
@@ -138,16 +134,13 @@ class Trainee:
         self.names = [name for name, value in model.named_parameters() if value.requires_grad]
         self.parameters = [value for value in model.parameters() if value.requires_grad]
         self.initial = [value.detach().clone() for value in self.parameters] if mode == "full" else []
-        optimizer = torch.optim.AdamW(
+        self.model: Any = self.peft or model
+        self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        if ranks.size == 1:
-            self.model, self.optimizer = self.accelerator.prepare(self.peft or model, optimizer)
-        else:  # gradients are added up here, with weights by tokens, not averaged by a wrapper
-            self.model, self.optimizer = self.peft or model, self.accelerator.prepare(optimizer)
         name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
         self.scheduler: Any = get_scheduler(
-            name, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=settings.steps
+            name, self.optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=settings.steps
         )
         self._random = torch.Generator().manual_seed(seed).get_state()
         self._cuda_random: Tensor | None = None  # dropout on CUDA draws there
@@ -155,13 +148,18 @@ class Trainee:
             self._cuda_random = torch.Generator(loaded.device).manual_seed(seed).get_state()
         self.step = 0
 
+    def _precision(self) -> torch.autocast:
+        """That of mixed-precision training; losses are float32 in any case."""
+        mixed = self.settings.mixed_precision == "bf16"
+        return torch.autocast(self.loaded.device.type, torch.bfloat16, enabled=mixed)
+
     def forward(self, examples: Sequence[Example]) -> Supervised:
         """Logits at the supervised positions only; rows are padded on the left, so that answers share an edge."""
         rows = [[*example.prompt, *example.answer] for example in examples]
         lengths = [len(example.answer) for example in examples]
         width = max(lengths)
         batch = left_pad(rows, self.loaded.tokenizer.pad_token_id or 0, self.loaded.device)
-        with self.accelerator.autocast(), contiguous_head(self.loaded.model):
+        with self._precision(), contiguous_head(self.loaded.model):
             out = self.model(
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
@@ -188,16 +186,16 @@ class Trainee:
                 where="training",
                 remedy="Lower the learning rate; earlier anchors are kept.",
             )
-        self.accelerator.backward(loss)
+        loss.backward()
         return value
 
     def update(self) -> None:
         """One optimizer update from the gradients accumulated on all ranks."""
         self.ranks.sum_gradients(self.parameters)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-        if norm is not None and not math.isfinite(float(norm)):
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        if not math.isfinite(norm):
             raise NumericalError(
-                f"the gradient's norm is {float(norm)} at step {self.step + 1}",
+                f"the gradient's norm is {norm} at step {self.step + 1}",
                 where="training",
                 remedy="Lower the learning rate; earlier anchors are kept.",
             )
@@ -224,8 +222,9 @@ class Trainee:
 
     @contextmanager
     def attacked(self) -> Iterator[None]:
-        """Inside, adapters of a 16-bit model are computed in 16 bits, for the many forwards of an attack."""
-        with nullcontext() if self._low_precision is None else self._low_precision.open():
+        """For the many forwards of an attack: the precision of training, and adapters of a 16-bit model in 16 bits."""
+        narrow = nullcontext() if self._low_precision is None else self._low_precision.open()
+        with self._precision(), narrow:
             yield
 
     @contextmanager
@@ -328,10 +327,6 @@ class Trainee:
         self.step = facts["step"]
         extra: dict[str, Any] = facts["extra"]
         return extra
-
-    def close(self) -> None:
-        """Free accelerate's references."""
-        self.accelerator.free_memory()
 
 
 def _with_adapters(model: nn.Module, lora: LoraShape, seed: int) -> Any:
