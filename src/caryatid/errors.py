@@ -63,6 +63,12 @@ class NumericalError(CaryatidError):
     exit_code = 4
 
 
+class LostError(CaryatidError):
+    """Interrupted by the user where nothing was kept to go on from."""
+
+    exit_code = 130
+
+
 class MemoryExhaustedError(CaryatidError):
     """Out of memory, also after backing off to the smallest batch."""
 

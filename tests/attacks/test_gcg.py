@@ -285,6 +285,40 @@ def test_forward_tokens_are_those_the_model_ran(scoring: Scoring) -> None:
         handle.remove()
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_candidates_and_tokens_of_gradients_are_counted(
+    scoring: Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tiny_loaded("llama")
+    chat = ChatFormat(loaded.tokenizer)
+    backward, scored = [0], [0]
+    surviving = gcg.surviving_candidates
+
+    def count(module: object, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is not None and embeds.requires_grad:
+            backward[0] += embeds.shape[:-1].numel()
+
+    def counting(*args: object) -> torch.Tensor:
+        scored[0] += len(found := surviving(*args))
+        return found
+
+    monkeypatch.setattr(gcg, "surviving_candidates", counting)
+    handle = loaded.model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        generator = torch.Generator().manual_seed(0)
+        for case in CASES:
+            backward[0] = scored[0] = 0
+            (state,) = gcg_steps(
+                loaded, chat, [start_state(chat, case, length=5)], steps=3, width=7, top_k=16, batch_size=4,
+                generator=generator, scoring=scoring,
+            )  # fmt: skip
+            assert state.backward_tokens == backward[0] > 0
+            assert state.candidates == scored[0] == 3 * 7
+    finally:
+        handle.remove()
+
+
 def test_warm_started_steps_begin_a_new_record() -> None:
     loaded = tiny_loaded("llama")
     chat = ChatFormat(loaded.tokenizer)

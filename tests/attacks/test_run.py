@@ -50,7 +50,19 @@ def test_a_prompts_own_target_is_used_before_the_default() -> None:
     assert gcg_cases([prompt], {"p": "Sure"})[0].target == "Sure"
 
 
-@pytest.mark.parametrize("content", ["[]", '{"a": 1}', '{"a": []}', '{"a": " "}', "{"])
+def test_the_text_of_a_file_is_sent_as_it_stands(tmp_path: Path) -> None:
+    """One of HarmBench's behaviours ends with a space, and some of its contexts begin with one."""
+    behaviors = write(tmp_path / "b.csv", 'Behavior,ContextString,BehaviorID\n"Explain ", The tides,tides\n')
+    assert read_cases(behaviors)[0].user_text == " The tides\n\n---\n\nExplain "
+
+
+def test_empty_texts_in_a_list_of_targets_are_passed_over(tmp_path: Path) -> None:
+    """HarmBench's adversarial training targets hold a few."""
+    targets = write(tmp_path / "t.json", json.dumps({"a": ["", "Sure"], "b": "Yes"}))
+    assert read_targets(targets) == {"a": "Sure", "b": "Yes"}
+
+
+@pytest.mark.parametrize("content", ["[]", '{"a": 1}', '{"a": []}', '{"a": [""]}', '{"a": " "}', "{"])
 def test_targets_that_cannot_be_used_are_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(InputError):
         read_targets(write(tmp_path / "t.json", content))
@@ -81,9 +93,11 @@ def test_results_are_the_contracts_object(tmp_path: Path) -> None:
             "loss",
             "losses",
             "steps",
+            "candidates",
             "forward_tokens",
             "seconds",
         } <= set(row)
+        assert row["candidates"] == 3 * 8
         assert row["behavior_id"] == case.behavior_id
         assert row["loss"] == min(row["losses"])
         assert len(row["losses"]) == row["steps"] + 1 == 4

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -164,6 +165,34 @@ def test_attack_prints_the_contract(model: str, tmp_path: Path, capsys: pytest.C
     assert case["loss"] == min(case["losses"])
     assert len(case["losses"]) == 3
     assert case["target"].startswith("Sure, here is")
+
+
+def test_an_interrupted_attack_says_whether_it_can_go_on(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from caryatid.attacks import run as attack
+
+    behaviours = tmp_path / "b.csv"
+    behaviours.write_text("Behavior,BehaviorID\nsteal a car,one\nforge a letter,two\n")
+    sizes = ["--steps", "1", "--width", "4", "--top-k", "8", "--suffix-length", "3"]
+    arguments = ["attack", "gcg", "--model", model, "--behaviors", str(behaviours), *sizes]
+    search = attack.gcg_search
+
+    def interrupted(*values: Any, **settings: Any) -> Any:
+        if values[2][0].behavior_id == "two":
+            raise KeyboardInterrupt
+        return search(*values, **settings)
+
+    out = ["--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(attack, "gcg_search", interrupted)
+        assert "With --out DIR" in _fails(capsys, 130, *arguments)
+        assert run([*arguments, *out]) == 130
+        assert "nothing is kept" not in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "cases").iterdir())) == 1
+    assert run([*arguments, *out]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in table] == ["behaviour", "one", "two"]
 
 
 def test_directions_from_extract_to_intervene(

@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from caryatid.anchors import Anchor, anchor_from_json, anchor_to_json, open_anchor
+from caryatid.attacks.state import GcgState
 from caryatid.data.chat import ChatExample
 from caryatid.data.prompts import Prompt
 from caryatid.errors import DataMissingError, NumericalError
 from caryatid.models.load import LoadedModel, load_model
 from caryatid.models.template import ChatFormat
+from caryatid.training import cases, loop
 from caryatid.training.arms import RECIPES
 from caryatid.training.cases import AdversarialSettings
 from caryatid.training.loop import ChatSettings, TrainedArm, train_arm
-from caryatid.training.trainee import LoraShape, OptimizerSettings
+from caryatid.training.trainee import LoraShape, OptimizerSettings, Trainee
 from caryatid.training.warmup import warm_up
 from tiny import save_tiny
 
@@ -123,6 +125,35 @@ def test_interrupted_arm_resumes_bit_for_bit(
     assert _facts(resumed) == _facts(whole)
 
 
+def test_a_long_way_between_anchors_is_saved_in_between(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _arm(folder, tmp_path / "whole")
+    monkeypatch.setattr(loop, "SAVE_AFTER", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 0.0)
+    with pytest.raises(_Stop):
+        _arm(folder, tmp_path / "cut", stop_after=3)
+    kept = sorted(path.name for path in (tmp_path / "cut" / "work").iterdir())
+    assert kept == ["step-000001", "step-000002", "step-000003"]
+    updates: list[int] = []
+    update = Trainee.update
+
+    def counting(trainee: Trainee) -> None:
+        update(trainee)
+        updates.append(trainee.step)
+
+    monkeypatch.setattr(Trainee, "update", counting)
+    resumed = _arm(folder, tmp_path / "cut")
+    assert updates == [4]
+    assert sorted(path.name for path in (tmp_path / "cut" / "work").iterdir()) == [
+        "step-000001",
+        "step-000002",
+        "step-000004",
+    ]
+    assert _same(tmp_path / "whole", tmp_path / "cut")
+    assert _facts(resumed) == _facts(whole)
+
+
 def test_all_arms_see_the_same_chat_and_the_same_start(folder: Path, tmp_path: Path) -> None:
     arms = {name: _arm(folder, tmp_path / name, name, rate=0.0, dropout=0.0) for name in RECIPES}
     losses = {name: [row.loss_sft for row in arm.rows] for name, arm in arms.items()}
@@ -159,6 +190,32 @@ def test_static_arm_keeps_its_cases_and_dynamic_does_not(folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("name", ["sft", "r2d2", "r2d2_static"])
+def test_flops_are_those_of_what_ran(
+    folder: Path, tmp_path: Path, mode: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 P per token forward, 2 P more for gradients of activations, 2 P more for those of all weights."""
+    states: list[GcgState] = []
+    search = cases.gcg_steps
+
+    def recording(*args: object, **kwargs: object) -> list[GcgState]:
+        states.extend(found := search(*args, **kwargs))
+        return found
+
+    monkeypatch.setattr(cases, "gcg_steps", recording)
+    row = _arm(folder, tmp_path, name, mode=mode).rows[-1]
+    weights = sum(value.numel() for value in load_model(str(folder)).model.parameters())
+    forward = sum(state.forward_tokens for state in states)
+    backward = sum(state.backward_tokens for state in states)
+    assert (backward > 0) == (name != "sft")
+    assert row.gcg_tokens == forward
+    per_token = 6 if mode == "full" else 4
+    assert row.flops == pytest.approx(weights * (per_token * row.tokens + 2 * forward + 2 * backward))
+    assert row.gcg_steps == {"sft": 0, "r2d2": 16, "r2d2_static": 3}[name]
+    assert row.gcg_stalled == sum(state.stalled_steps for state in states)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
 def test_anchor_reloads_as_the_trained_model(
     folder: Path, tmp_path: Path, mode: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,8 +238,6 @@ def test_anchor_reloads_as_the_trained_model(
 
 def _trained_logits(folder: Path, out: Path, mode: str, ids: torch.Tensor) -> torch.Tensor:
     """Logits of the trainee itself, restored from its resume state."""
-    from caryatid.training.trainee import Trainee
-
     loaded = load_model(str(folder))
     settings = OptimizerSettings(learning_rate=1e-2, steps=4, schedule="linear")
     trainee = Trainee(loaded, mode=mode, lora=LoraShape(2, 4.0, 0.1), settings=settings, seed=5)  # type: ignore[arg-type]

@@ -1,63 +1,148 @@
-"""What a model in training computes, against plain forwards of one row at a time."""
+"""What is supervised, and that saving memory or bits changes nothing else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
 
-from caryatid.models.hooks import picked_head
+from caryatid.attacks.gradient import suffix_gradient
+from caryatid.attacks.rows import PromptLayout
+from caryatid.data.chat import ChatExample
+from caryatid.models.load import LoadedModel
+from caryatid.models.template import ChatFormat
+from caryatid.training.loop import chat_example
+from caryatid.training.losses import sft_loss
+from caryatid.training.ranks import ALONE, Ranks
 from caryatid.training.trainee import Example, LoraShape, OptimizerSettings, Trainee
-from tiny import ARCHITECTURES, tiny_loaded
+from tiny import ARCHITECTURES, END, tiny_loaded, tiny_tokenizer
 
-ROWS = [Example([5, 6, 7], [8, 9, 10]), Example([5, 6, 7, 8, 9, 11], [4]), Example([7], [3, 2])]
-
-
-def _trainee(arch: str, mode: str) -> Trainee:
-    settings = OptimizerSettings(learning_rate=1e-3, steps=3)
-    return Trainee(tiny_loaded(arch), mode=mode, lora=LoraShape(), settings=settings, seed=0)  # type: ignore[arg-type]
+EXAMPLES = [Example([5, 9, 44], [7, 300]), Example([8, 21, 4, 90, 11, 3], [12]), Example([30], [6, 6, 2])]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_supervised_logits_are_those_of_each_row_alone(arch: str) -> None:
-    trainee = _trainee(arch, "full")
-    found = trainee.forward(ROWS)
-    assert found.lengths == [3, 1, 2]
-    assert found.tokens == 16
-    assert found.targets.tolist() == [8, 9, 10, 4, 3, 2]
-    expected = []
-    for row in ROWS:
-        ids = torch.tensor([[*row.prompt, *row.answer]])
-        expected.append(trainee.loaded.model(ids).logits[0, len(row.prompt) - 1 : -1])
-    torch.testing.assert_close(found.logits, torch.cat(expected), rtol=1e-4, atol=1e-5)
-    trainee.close()
+def trainee_of(
+    arch: str = "llama",
+    mode: str = "lora",
+    dtype: torch.dtype = torch.float32,
+    ranks: Ranks = ALONE,
+    **settings: object,
+) -> Trainee:
+    options = OptimizerSettings(1e-2, 4, **settings)  # type: ignore[arg-type]
+    lora = LoraShape(r=2, alpha=4)
+    return Trainee(
+        tiny_loaded(arch, dtype=dtype),
+        mode=mode,  # type: ignore[arg-type]
+        lora=lora,
+        settings=options,
+        seed=0,
+        ranks=ranks,
+    )
+
+
+def trained(trainee: Trainee, updates: int = 3) -> list[torch.Tensor]:
+    for _ in range(updates):
+        with trainee.training():
+            out = trainee.forward(EXAMPLES)
+            trainee.backward(sft_loss(out.logits, out.targets), "test")
+            trainee.update()
+    return [value.detach().clone() for value in trainee.parameters]
+
+
+def test_the_end_of_turn_is_supervised_where_it_is_also_the_filling() -> None:
+    """pad = eos, as in the embedded backbone's tokenizer: masks come from lengths, never from ids."""
+    plain = tiny_loaded()
+    loaded = LoadedModel(
+        plain.model, tiny_tokenizer(pad=END), "pad-eos", "pad-eos", plain.dtype, plain.device
+    )
+    chat = ChatFormat(loaded.tokenizer)
+    assert loaded.tokenizer.pad_token_id == loaded.tokenizer.eos_token_id == chat.end_of_turn_ids[-1] == 2
+    rows = [
+        chat_example(chat, ChatExample("a", "Explain the tides", "The sea and the sun."), 200),
+        chat_example(chat, ChatExample("b", "Please write", "A poem"), 200),
+        chat_example(chat, ChatExample("c", "How?", "Cut off", complete=False), 200),
+    ]
+    assert [row.answer[-1] == 2 for row in rows] == [True, True, False]
+    trainee = Trainee(loaded, mode="lora", lora=LoraShape(r=2), settings=OptimizerSettings(1e-2, 1), seed=0)
+    found = trainee.forward(rows)
+    assert found.targets.tolist() == [token for row in rows for token in row.answer]
+    assert found.lengths == [len(row.answer) for row in rows]
+    parts = found.logits.split(found.lengths)
+    for row, logits in zip(rows, parts, strict=True):
+        alone = loaded.model(torch.tensor([[*row.prompt, *row.answer]])).logits[0, len(row.prompt) - 1 : -1]
+        torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("mode", ["lora", "full"])
-def test_gradients_are_the_sum_of_those_of_each_row(arch: str, mode: str) -> None:
-    trainee = _trainee(arch, mode)
+def test_gradient_checkpointing_changes_no_update(arch: str, mode: str) -> None:
+    plain = trainee_of(arch, mode)
+    saving = trainee_of(arch, mode, gradient_checkpointing=True)
+    # Dropout draws once more for what is computed again, so only where there is none.
+    for module in (*plain.model.modules(), *saving.model.modules()):
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout") and isinstance(module.attention_dropout, float):
+            module.attention_dropout = 0.0
+    runs = [0, 0]
+    for index, one in enumerate((plain, saving)):
+        block = one.loaded.model.get_decoder() if arch != "gpt2" else one.loaded.model.transformer
+        norm = next(m for n, m in block.named_modules() if n.endswith(("input_layernorm", "ln_1")))
 
-    def gradients(rows: list[Example]) -> list[torch.Tensor]:
-        found = trainee.forward(rows)
-        nn.functional.cross_entropy(found.logits, found.targets, reduction="sum").backward()
-        taken = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trainee.parameters]
-        for parameter in trainee.parameters:
-            parameter.grad = None
-        return taken
+        def count(module: object, args: object, index: int = index) -> None:
+            runs[index] += 1
 
-    together, alone = gradients(ROWS), [gradients([row]) for row in ROWS]
-    for index, gradient in enumerate(together):
-        expected = sum(each[index] for each in alone)
-        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
-    trainee.close()
+        norm.register_forward_pre_hook(count)
+    for one, other in zip(trained(plain), trained(saving), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-7)
+    assert runs == [3, 6]  # computed a second time on the way back
 
 
-def test_a_model_without_a_named_output_matrix_computes_all_logits() -> None:
-    class Plain(nn.Module):
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return 2 * hidden
+@contextmanager
+def product_dtypes(model: nn.Module) -> Iterator[set[torch.dtype]]:
+    """Precisions in which linear layers inside the blocks give their outputs."""
+    seen: set[torch.dtype] = set()
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    handles = [
+        module.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module is not head
+    ]
+    yield seen
+    for handle in handles:
+        handle.remove()
 
-    hidden, rows, columns = torch.randn(2, 3, 4), torch.tensor([0, 1]), torch.tensor([2, 0])
-    model = Plain()
-    with picked_head(model, rows, columns) as picked:
-        found = picked(model(hidden))
-    torch.testing.assert_close(found, 2 * hidden[rows, columns])
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("ranks", [ALONE, Ranks(0, 2)], ids=["alone", "one of two"])
+def test_attacks_run_in_the_precision_of_training(mode: str, ranks: Ranks) -> None:
+    trainee = trainee_of(mode=mode, ranks=ranks, mixed_precision="bf16")
+    model = trainee.loaded.model
+    with trainee.training(), product_dtypes(model) as seen:
+        out = trainee.forward(EXAMPLES)
+    assert seen == {torch.bfloat16}
+    assert out.logits.dtype == torch.float32
+    layout = PromptLayout((5, 9, 44), (7, 8), (3,), (12, 90))
+    with product_dtypes(model) as seen, trainee.attacked():
+        found = suffix_gradient(trainee.loaded, layout)
+    assert seen == {torch.bfloat16}
+    exact = suffix_gradient(tiny_loaded(), layout)
+    assert found.gradient.dtype == torch.float32
+    assert found.loss == pytest.approx(exact.loss, rel=3e-2)
+    similar = nn.functional.cosine_similarity(found.gradient.flatten(), exact.gradient.flatten(), dim=0)
+    assert similar > 0.99
+    # The product with the embeddings is not rounded: it has more values than bfloat16 could tell apart.
+    assert not torch.equal(found.gradient, found.gradient.bfloat16().float())
+    with trainee.at_step_zero(), torch.no_grad():
+        assert torch.isfinite(trainee.forward(EXAMPLES).logits).all()
+
+
+def test_masters_stay_float32_and_learn_under_mixed_precision() -> None:
+    for mode in ("lora", "full"):
+        mixed, plain = trainee_of(mode=mode, mixed_precision="bf16"), trainee_of(mode=mode)
+        before = [value.detach().clone() for value in mixed.parameters]
+        after, exact = trained(mixed), trained(plain)
+        moved = torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)])
+        wanted = torch.cat([(a - b).flatten() for a, b in zip(exact, before, strict=True)])
+        assert all(value.dtype == torch.float32 for value in after)
+        assert nn.functional.cosine_similarity(moved, wanted, dim=0) > 0.8

@@ -164,7 +164,13 @@ def _advance(
     """One case after its candidates are scored: the best one moves in, and becomes the best so far if it is."""
     if not state.losses:
         state = _record_start(state, scored.gradient_loss)
-    spent = state.forward_tokens + engine.row_tokens(layout) + scored.tokens
+    gradient_tokens = engine.row_tokens(layout)
+    spent = state.forward_tokens + gradient_tokens + scored.tokens
+    state = replace(
+        state,
+        candidates=state.candidates + len(scored.candidates),
+        backward_tokens=state.backward_tokens + gradient_tokens,
+    )
     if len(scored.candidates) == 0:
         return replace(
             state,

@@ -134,7 +134,8 @@ def suffix_gradients(
                 layout = layouts[case]
                 first = 0 if prefix is not None else len(layout.prefix_ids)
                 at_suffix.append(found.gradient[row, first : first + len(layout.suffix_ids)])
-        with torch.no_grad():
+        # Not in the precision of an autocast around: near ties decide which tokens are tried.
+        with torch.no_grad(), torch.autocast(loaded.device.type, enabled=False):
             onehot = _onehot_gradient(embedding, torch.cat(at_suffix), found.vocabulary)
         parts = onehot.split([len(part) for part in at_suffix])
         gradients = tuple(SuffixGradient(part, loss) for part, loss in zip(parts, losses, strict=True))

@@ -16,9 +16,11 @@ from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 from caryatid.progress import NO_PROGRESS, Progress
 
+_FORMAT = 2  # of kept cases; raised when results get further fields
+
 
 def read_targets(path: Path) -> dict[str, str]:
-    """Targets by behaviour id from a JSON object {id: text, or list of texts}; of a list the first is used.
+    """Targets by behaviour id from a JSON object {id: text, or list of texts}; of a list the first that is not empty.
 
     Raises:
         DataMissingError: no such file. InputError: not such an object.
@@ -30,7 +32,9 @@ def read_targets(path: Path) -> dict[str, str]:
         )
     targets = {}
     for name, entry in value.items():
-        first = entry[0] if isinstance(entry, list) and entry else entry
+        listed = entry if isinstance(entry, list) else [entry]
+        # HarmBench's released lists hold a few empty strings.
+        first = next((text for text in listed if text != ""), None)
         if not isinstance(first, str) or not first.strip():
             raise InputError(
                 f"target of {name!r} is not text", where=str(path), remedy="Give a text or a list of texts."
@@ -120,6 +124,7 @@ def attack_gcg(
     if steps < 0:
         raise InputError(f"steps {steps} is below 0", where="GCG")
     settings = {
+        "format": _FORMAT,
         "model": loaded.identity,
         "dtype": str(loaded.dtype),
         "system": chat.system,

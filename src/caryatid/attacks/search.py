@@ -20,8 +20,9 @@ class GcgResult:
     """What a search found, as the command line's contract names it.
 
     `losses[0]` is the initial loss, then the best so far after each step; `loss` = min(losses) is that of the text as
-    sent, recomputed from the text. `forward_tokens` counts real tokens run forward, `seconds` is wall time,
-    `batch_size` the rows per forward that fitted into memory.
+    sent, recomputed from the text. `stalled_steps` kept their suffix because no candidate survived the round trip. The
+    budget: `candidates` scored, `forward_tokens` really run forward, `seconds` of wall time. `batch_size` is the rows
+    per forward that fitted into memory.
     """
 
     behavior_id: str
@@ -33,6 +34,7 @@ class GcgResult:
     losses: tuple[float, ...]
     steps: int
     stalled_steps: int
+    candidates: int
     forward_tokens: int
     seconds: float
     batch_size: int = 0
@@ -96,6 +98,7 @@ def gcg_search(
             losses=state.losses,
             steps=steps,
             stalled_steps=state.stalled_steps,
+            candidates=state.candidates,
             forward_tokens=state.forward_tokens,
             seconds=time.perf_counter() - began,
             batch_size=limit.rows,

@@ -32,7 +32,8 @@ class GcgState:
         best_ids, best_text, best_loss: the best suffix seen in this record.
         losses: initial loss, then the best so far after each step.
         stalled_steps: steps without a surviving candidate, which kept their suffix.
-        forward_tokens: real tokens run forward: prefix, gradients, candidates, re-scored winners.
+        candidates: suffixes scored. forward_tokens: real tokens run forward: prefix, gradients, candidates, re-scored
+            winners. backward_tokens: those of them that gradients ran backward, too.
     """
 
     case: GcgCase
@@ -44,7 +45,9 @@ class GcgState:
     best_loss: float = float("inf")
     losses: tuple[float, ...] = ()
     stalled_steps: int = 0
+    candidates: int = 0
     forward_tokens: int = 0
+    backward_tokens: int = 0
 
 
 def start_state(chat: ChatFormat, case: GcgCase, *, length: int) -> GcgState:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import typer
 
+from ..errors import LostError
 from . import options
-from .console import TerminalProgress, print_json, print_table
+from .console import TerminalProgress, announce, print_json, print_table
 
 app = typer.Typer(help="Attack a model that you load, to measure its defence.", no_args_is_help=True)
 
@@ -28,7 +29,9 @@ def gcg(
     suffix_length: int = typer.Option(20, "--suffix-length", min=1, help="Tokens of the initial suffix."),
     batch_size: int = typer.Option(0, "--batch-size", min=0, help="Candidates per forward; 0: chosen."),
     seed: int = typer.Option(0, "--seed", help="Seed of the search."),
-    out: Path | None = typer.Option(None, "--out", help="Folder that makes the attack resumable."),
+    out: Path | None = typer.Option(
+        None, "--out", help="Folder for finished behaviours; the same command goes on."
+    ),
     dtype: str | None = options.Dtype,
     device: str | None = options.Device,
     revision: str | None = options.Revision,
@@ -58,15 +61,34 @@ def gcg(
             out=out,
             progress=progress,
         )
+    except KeyboardInterrupt:
+        if out is not None:
+            raise
+        raise LostError(
+            "interrupted, nothing is kept", remedy="With --out DIR finished behaviours are."
+        ) from None
     finally:
         progress.done()
+    for result in results:
+        if result.stalled_steps:
+            announce(
+                f"{result.behavior_id}: {result.stalled_steps} of {result.steps} steps kept their suffix, no candidate "
+                "came back unchanged from its text"
+            )
     if as_json:
         print_json(cases_json(results))
         return
-    print_table(
-        ["behaviour", "loss at start", "loss", "forward tokens", "seconds"],
-        [
-            [r.behavior_id, f"{r.losses[0]:.3f}", f"{r.loss:.3f}", r.forward_tokens, f"{r.seconds:.1f}"]
-            for r in results
-        ],
-    )
+    columns = ["behaviour", "loss at start", "loss", "steps", "candidates", "forward tokens", "seconds"]
+    rows = [
+        (
+            r.behavior_id,
+            f"{r.losses[0]:.3f}",
+            f"{r.loss:.3f}",
+            r.steps,
+            r.candidates,
+            r.forward_tokens,
+            f"{r.seconds:.1f}",
+        )
+        for r in results
+    ]
+    print_table(columns, rows)

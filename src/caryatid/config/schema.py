@@ -132,6 +132,17 @@ class TrainingConfig(Part):
     gradient_checkpointing: bool = False
     r2d2: R2D2Config = R2D2Config()
 
+    @property
+    def gcg_steps_per_update(self) -> int:
+        """GCG steps of an optimizer update of `r2d2`, over all cases and micro-batches (protocol §3)."""
+        return self.accumulation * min(self.r2d2.cases, self.r2d2.pool) * self.r2d2.gcg_steps
+
+    def updates(self, count: int, arm: str) -> str:
+        """What `count` optimizer updates of an arm consist of, in words."""
+        batches = f"{self.accumulation} micro-batch" + ("es" if self.accumulation > 1 else "")
+        attacks = f" and {self.gcg_steps_per_update} GCG steps" if arm == "r2d2" else ""
+        return f"{count} updates of {batches}{attacks}"
+
 
 class AttackConfig(Part):
     """A GCG attack used for evaluation."""

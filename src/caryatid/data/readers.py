@@ -290,7 +290,7 @@ def _user_prompt(row: Row, number: int, stem: str, label: Label) -> Prompt:
         check = parse_json(check, row.where)
     return Prompt(
         id=_optional_text(values, "id", row.where) or f"{stem}_{number:04d}",
-        text=text.strip(),
+        text=text,
         set_name=stem,
         label=label,
         targets=_targets(values, row.where),

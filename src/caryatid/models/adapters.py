@@ -23,6 +23,11 @@ from caryatid.models.quiet import quiet_transformers
 _ALIGNED = 8  # matrix products on CUDA want inner sizes that are multiples of this
 
 
+def aligned(rank: int) -> int:
+    """A rank filled up to what matrix products want."""
+    return rank + -rank % _ALIGNED
+
+
 class AdaptedLinear(nn.Linear):
     """A linear layer in 16 bits and what adapters change about it; for inference, and for gradients in x.
 
@@ -42,7 +47,7 @@ class AdaptedLinear(nn.Linear):
     ) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
-        filling = -len(down) % _ALIGNED
+        filling = aligned(len(down)) - len(down)
         down = torch.cat([down.to(weight), weight.new_zeros(filling, self.in_features)])
         up = torch.cat([up.to(weight), weight.new_zeros(self.out_features, filling)], dim=1)
         self.joined = nn.Parameter(torch.cat([weight, up], dim=1), requires_grad=False)
@@ -59,10 +64,13 @@ class AdaptedLinear(nn.Linear):
         """U."""
         return self.joined[:, self.in_features :]
 
+    def beside(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_joined"]:
+        """[x, D x], what `joined` is multiplied with."""
+        return torch.cat([x, nn.functional.linear(x, self.down)], dim=-1)
+
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """W x + U D x + bias, rounded once."""
-        inner = nn.functional.linear(x, self.down)
-        return nn.functional.linear(torch.cat([x, inner], dim=-1), self.joined, self.bias)
+        return nn.functional.linear(self.beside(x), self.joined, self.bias)
 
 
 class _Factors(NamedTuple):

@@ -73,6 +73,13 @@ ADDITIONAL: Mapping[str, Mapping[str, str]] = {
         "p": "double",
         "p_holm": "double",
     },
+    "attacks": {
+        **_ANCHOR,
+        "attack": "string",
+        **dict.fromkeys(("cases", "steps", "stalled_steps", "candidates", "forward_tokens"), "int64"),
+        **dict.fromkeys(("seconds", "loss_before", "loss_after"), "double"),
+        "sha256": "string",
+    },
     "carrier_places": {
         **_ANCHOR,
         **dict.fromkeys(("profile", "noise", "axis"), "string"),

@@ -38,7 +38,9 @@ ANSWERED = ("suites", "max_new_tokens", "refusal_judge")
 # Raised when a stage's computation changes, so that older results are not taken for new ones.
 STAGE_VERSIONS: Mapping[str, int] = {
     "warmup": 2,
+    "cases": 2,
     "train": 2,
+    "adaptive": 2,
     "answers": 2,
     "harm": 2,
     "selection": 2,
@@ -239,7 +241,7 @@ def _plan_seed(
     if not config.observed:
         for arm in config.arms:
             params = {"arm": arm, "steps": list(config.steps), "training": dump["training"], "seed": seed}
-            size = f"{config.steps[-1]} updates, anchors {', '.join(map(str, config.steps[1:]))}"
+            size = f"{config.training.updates(config.steps[-1], arm)}, anchors {', '.join(map(str, config.steps[1:]))}"
             trained[arm] = builder.add(
                 "train", f"train/{arm}{suffix}", params, (prompts, chat, base), size, seed=seed
             )

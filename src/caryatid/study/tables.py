@@ -57,6 +57,7 @@ def write_tables(run: RunDirectory, config: StudyConfig, plan: Plan) -> None:
     tables["behaviour_by_group"] = _behaviour(answers, by_group=True)
     tables["comparisons"] = _comparisons(answers)
     tables["training"] = _training(run, plan)
+    tables["attacks"] = _attacks(run, plan)
     for name in ("causal", "controls", "localisation"):
         tables[name] = _causal(run, plan, name)
     (analysis,) = plan.of_kind("analysis")
@@ -138,6 +139,17 @@ def _training(run: RunDirectory, plan: Plan) -> list[Row]:
     rows += [{"seed": seed, "arm": "base", "step": 0, **STEP_ZERO} for seed in seeds]
     for entry in plan.of_kind("train"):
         rows += [{"seed": entry.seed, **row} for row in read_json(entry.stage(run).file("training.json"))]
+    return rows
+
+
+def _attacks(run: RunDirectory, plan: Plan) -> list[Row]:
+    """What the attacks came to and cost: sums over cases, and mean losses."""
+    rows: list[Row] = []
+    for kind, attack in (("cases", "fixed_source"), ("adaptive", "adaptive")):
+        for entry in plan.of_kind(kind):  # type: ignore[arg-type]
+            where = (entry.anchor.arm, entry.anchor.step) if entry.anchor else ("base", 0)
+            found = {"seed": entry.seed, "arm": where[0], "step": where[1], "attack": attack}
+            rows.append({**found, **entry.stage(run).manifest()["facts"]})
     return rows
 
 

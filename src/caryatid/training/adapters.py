@@ -1,92 +1,142 @@
-"""LoRA adapters in the model's own precision, for the passes that need no gradient with respect to them."""
+"""LoRA adapters of 16-bit models in training: multiplied together with their layers' weights, and rounded once.
 
-from collections.abc import Callable, Iterator
+PEFT adds its float32 branch to a layer's finished 16-bit output, where a change below half a step of that output is
+lost. Here, as in opened anchors (`models/adapters.py`), y = [x, D x] · [W, U]ᵀ with D = A and U = scale · B in the
+layer's precision, so that what trains, what is attacked and what is measured is one function, to the bit. (Accumulating
+the product onto the branch, `addmm`, is no way around the copy of x: cuBLAS rounds the product before it adds.)
+"""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..models.adapters import AdaptedLinear, aligned
 
-class _Factors(NamedTuple):
-    """One adapter: `down` is A transposed, `up` is scale · B transposed, both in the base layer's precision."""
 
-    layer: Any
-    down: Float[Tensor, "d_in r"]
-    up: Float[Tensor, "r d_out"]
+class _Joined(torch.autograd.Function):
+    """y = [x, x̃ Dᵀ] · [W, U]ᵀ, where x̃ is x after dropout, D = A and U = scale · B; gradients to x, x̃, A and B."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, dropped: Tensor, a: Tensor, b: Tensor, scale: float, down: Tensor, joined: Tensor
+    ) -> Tensor:
+        inner = nn.functional.linear(dropped, down)
+        ctx.save_for_backward(dropped, inner, a, b, down, joined)
+        ctx.scale, ctx.width = scale, x.shape[1]
+        return nn.functional.linear(torch.cat([x, inner], dim=1), joined)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | float | None, ...]:
+        dropped, inner, a, b, down, joined = ctx.saved_tensors
+        (gradient,) = gradients
+        at_inner = gradient @ joined[:, ctx.width :]
+        at_a = (at_inner.T @ dropped)[: len(a)].to(a.dtype)
+        at_b = (gradient.T @ inner)[:, : b.shape[1]].to(b.dtype) * ctx.scale
+        return gradient @ joined[:, : ctx.width], at_inner @ down, at_a, at_b, None, None, None
+
+
+class _Layer:
+    """One adapted layer. Its base layer's weights become a view of `joined`, so that they are in memory once.
+
+    Attributes:
+        down: D, filled up with zeros. joined: the base layer's product, then U.
+        seen: versions of A and B that both hold.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        base = layer.get_base_layer()
+        product = _product(base)
+        (name,) = layer.active_adapters
+        self.a, self.b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        self.scale: float = layer.scaling[name]
+        self.dropout: nn.Module = layer.lora_dropout[name]
+        filled = aligned(len(self.a))
+        self.width = product.shape[1]
+        self.down = product.new_zeros(filled, self.a.shape[1])
+        self.joined = torch.cat([product, product.new_zeros(len(product), filled)], dim=1)
+        view = self.joined[:, : self.width]
+        if isinstance(base, AdaptedLinear):
+            base.joined.data = view
+        else:
+            base.weight.data = view.T if isinstance(base, Conv1D) else view
+        self.seen = (-1, -1)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round A and B anew if they have changed; in place, for what was recorded with their addresses."""
+        now = (self.a._version, self.b._version)
+        if now != self.seen:
+            self.down[: len(self.a)] = self.a
+            self.joined[:, self.width : self.width + len(self.a)] = self.b * self.scale
+            self.seen = now
+
+    def forward(self, x: Float[Tensor, "... d_in"], trained: bool) -> Float[Tensor, "... d_out"]:
+        """`trained`: with dropout, and gradients to A and B."""
+        base = self.layer.get_base_layer()
+        if self.layer.disable_adapters:
+            return base(x)
+        self.refresh()
+        rows = x.reshape(-1, x.shape[-1]).to(self.joined.dtype)
+        inputs = base.beside(rows) if isinstance(base, AdaptedLinear) else rows
+        if trained:
+            parts = (inputs, self.dropout(rows), self.a, self.b)
+            output = _Joined.apply(*parts, self.scale, self.down, self.joined)
+        else:
+            inner = nn.functional.linear(rows, self.down)
+            output = nn.functional.linear(torch.cat([inputs, inner], dim=1), self.joined)
+        if base.bias is not None:
+            output = output + base.bias
+        return output.view(*x.shape[:-1], -1)
 
 
 class LowPrecisionAdapters:
-    """Runs a 16-bit model's adapters, which PEFT keeps in float32, in 16 bits too.
-
-    PEFT casts every adapted layer's input to float32 and its sum back: at 7B that moves about as much memory as the
-    layers themselves take time, for each of a GCG step's candidates. Here the layer's output gets x·A·B·scale added in
-    place, with A and B rounded to the layer's precision at each `open`. As in PEFT, a change below half a step of the
-    layer's own rounded output is lost; opened anchors keep it (`models/adapters.py`).
-
-    The rounded factors stay at the same addresses for the life of this object.
+    """Runs the adapters of a 16-bit model, which PEFT keeps in float32, as this module says.
 
     Args:
-        peft: a PEFT model with LoRA on linear layers.
+        peft: a PEFT model with LoRA on linear layers; its layers run so from now on.
     """
 
     def __init__(self, peft: Any) -> None:
-        self._peft = peft
-        self._factors: list[_Factors] = []
+        self._attacked = False
         for layer in _adapted(peft):
-            a, b = _weights(layer)
-            weight = layer.get_base_layer().weight
-            down = torch.empty(a.shape[::-1], dtype=weight.dtype, device=weight.device)
-            up = torch.empty(b.shape[::-1], dtype=weight.dtype, device=weight.device)
-            self._factors.append(_Factors(layer, down, up))
+            layer.forward = partial(self._forward, _Layer(layer))
 
     @staticmethod
     def suit(peft: Any) -> bool:
         """Whether all adapters are on linear layers that are in a narrower precision."""
-        layers = _adapted(peft)
         return all(
             isinstance(layer.get_base_layer(), nn.Linear | Conv1D)
-            and layer.get_base_layer().weight.dtype.itemsize < _weights(layer)[0].dtype.itemsize
-            for layer in layers
+            and layer.get_base_layer().weight.dtype.itemsize < next(layer.lora_A.parameters()).dtype.itemsize
+            for layer in _adapted(peft)
         )
-
-    @torch.no_grad()
-    def _refresh(self) -> None:
-        for layer, down, up in self._factors:
-            a, b = _weights(layer)
-            down.copy_(a.T)
-            up.copy_((b * layer.scaling[layer.active_adapters[0]]).T)
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Inside, forward passes use the present adapters, rounded; without dropout, whatever the mode."""
-        self._refresh()
-        handles: list[torch.utils.hooks.RemovableHandle] = []
-        with self._peft.disable_adapter():
-            try:
-                for layer, down, up in self._factors:
-                    handles.append(layer.get_base_layer().register_forward_hook(_adding(down, up)))
-                yield
-            finally:
-                for handle in handles:
-                    handle.remove()
+        """Inside, no gradients with respect to the adapters, and no dropout, whatever the mode."""
+        self._attacked = True
+        try:
+            yield
+        finally:
+            self._attacked = False
+
+    def _forward(self, layer: _Layer, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        return layer.forward(x, trained=torch.is_grad_enabled() and not self._attacked)
 
 
 def _adapted(peft: Any) -> list[Any]:
     return [layer for layer in peft.modules() if hasattr(layer, "lora_A")]
 
 
-def _weights(layer: Any) -> tuple[Tensor, Tensor]:
-    (name,) = layer.active_adapters
-    return layer.lora_A[name].weight, layer.lora_B[name].weight
-
-
-def _adding(down: Tensor, up: Tensor) -> Callable[..., Tensor]:
-    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        (hidden,) = args
-        output.view(-1, output.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]) @ down, up)
-        return output
-
-    return hook
+def _product(base: Any) -> Float[Tensor, "d_out d_in"]:
+    """What a linear layer multiplies its input with."""
+    if isinstance(base, AdaptedLinear):
+        return base.joined.detach()
+    weight: Tensor = base.weight.detach()
+    return weight.T if isinstance(base, Conv1D) else weight

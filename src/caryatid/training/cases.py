@@ -1,5 +1,6 @@
 """What an arm trains on at each micro-batch besides chat: behaviours, with attack suffixes where the arm has them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -38,20 +39,28 @@ class AdversarialSettings:
     gcg_batch: int = 64
 
 
-class Drawn(NamedTuple):
-    """Cases of one micro-batch, with what their attack cost.
+class Attacked(NamedTuple):
+    """What attacks came to, and what they cost.
 
     Attributes:
-        away: prompts with their affirmative targets. toward: the same prompts with the refusal.
-        gcg_loss: mean target loss after the attack, NaN where nothing was attacked.
-        gcg_steps: GCG steps taken, over all cases. gcg_tokens: tokens run forward by them.
+        loss: mean target loss of the cases after their last step, NaN where nothing was attacked.
+        steps: GCG steps, over all cases. stalled: those of them in which no candidate survived the round trip.
+        tokens: run forward. backward_tokens: those of them that gradients ran backward, too.
     """
+
+    loss: float = math.nan
+    steps: int = 0
+    stalled: int = 0
+    tokens: int = 0
+    backward_tokens: int = 0
+
+
+class Drawn(NamedTuple):
+    """Cases of one micro-batch: prompts with their affirmative targets, the same prompts with the refusal."""
 
     away: list[Example]
     toward: list[Example]
-    gcg_loss: float
-    gcg_steps: int
-    gcg_tokens: int
+    attacked: Attacked
 
 
 class CaseSource:
@@ -78,8 +87,8 @@ class CaseSource:
         prompt = self.pool.prompt(index)
         return GcgCase(prompt.id, prompt.user_text, self.pool.cases[index].target)
 
-    def attack(self, indices: Sequence[int], steps: int) -> tuple[float, int]:
-        """GCG from each case's present suffix against the current weights; returns mean loss and forward tokens."""
+    def attack(self, indices: Sequence[int], steps: int) -> Attacked:
+        """GCG from each case's present suffix against the current weights."""
         # Each case has its own generator, so that the draws do not depend on which rank attacks it.
         seeds = torch.randint(2**31 - 1, (len(indices),), generator=self.generator).tolist()
         mine = self.ranks.mine(len(indices))
@@ -95,12 +104,16 @@ class CaseSource:
                 batch_size=self.limit,
                 generator=[torch.Generator().manual_seed(seeds[row]) for row in mine],
             )
-        found = [(state.suffix_ids, state.loss, state.forward_tokens) for state in states]
-        attacked = self.ranks.gathered(found, len(indices))
-        for index, (suffix_ids, _, _) in zip(indices, attacked, strict=True):
-            self.pool.put(index, suffix_ids)
-        loss = sum(one[1] for one in attacked) / len(attacked)
-        return loss, sum(one[2] for one in attacked)
+        everywhere = self.ranks.gathered(states, len(indices))
+        for index, state in zip(indices, everywhere, strict=True):
+            self.pool.put(index, state.suffix_ids)
+        return Attacked(
+            loss=sum(state.loss for state in everywhere) / len(everywhere),
+            steps=steps * len(everywhere),
+            stalled=sum(state.stalled_steps for state in everywhere),
+            tokens=sum(state.forward_tokens for state in everywhere),
+            backward_tokens=sum(state.backward_tokens for state in everywhere),
+        )
 
     def _state(self, index: int) -> GcgState:
         kept, case = self.pool.cases[index].suffix_ids, self._case(index)
@@ -108,21 +121,20 @@ class CaseSource:
             return resume_state(self.chat, case, kept)
         return start_state(self.chat, case, length=self.settings.suffix_length)
 
-    def make_static(self) -> int:
-        """Attack every case once at step 0, for the static arm; returns forward tokens."""
-        tokens = 0
-        for start in range(0, len(self.pool.cases), self.settings.cases):
-            indices = range(start, min(start + self.settings.cases, len(self.pool.cases)))
-            tokens += self.attack(list(indices), self.settings.static_gcg_steps)[1]
-        return tokens
+    def make_static(self) -> list[Attacked]:
+        """Attack every case once at step 0, n at a time, for the static arm."""
+        everything = range(len(self.pool.cases))
+        return [
+            self.attack(everything[start : start + self.settings.cases], self.settings.static_gcg_steps)
+            for start in everything[:: self.settings.cases]
+        ]
 
     def draw(self) -> Drawn:
         """The cases of one micro-batch."""
         indices = self.pool.draw(self.settings.cases)
-        loss, steps, tokens = float("nan"), 0, 0
+        attacked = Attacked()
         if self.recipe.suffixes == "dynamic":
-            loss, tokens = self.attack(indices, self.settings.gcg_steps)
-            steps = self.settings.gcg_steps * len(indices)
+            attacked = self.attack(indices, self.settings.gcg_steps)
         away, toward = [], []
         for index in indices:
             kept = self.pool.cases[index].suffix_ids
@@ -134,7 +146,7 @@ class CaseSource:
                 Example(prompt, self.chat.answer_ids(self.pool.cases[index].target, end_of_turn=False))
             )
             toward.append(Example(prompt, self.refusal))
-        return Drawn(away, toward, loss, steps, tokens)
+        return Drawn(away, toward, attacked)
 
     def after_update(self, step: int) -> None:
         """Age the pool, and restart a share of it when its time has come (dynamic arms; draws stay in step)."""

@@ -1,6 +1,7 @@
-"""Training one arm: a plain loop that stops at anchors and goes on from the last of them, bit for bit."""
+"""Training one arm: a plain loop that stops at anchors and goes on from its last saved state, bit for bit."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,13 +15,15 @@ from ..models.load import LoadedModel
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
 from .arms import ArmRecipe
-from .cases import AdversarialSettings, CaseSource, Drawn, Mode
+from .cases import AdversarialSettings, Attacked, CaseSource, Drawn, Mode
 from .kl import benign_kl
 from .losses import away_loss, sft_loss, toward_loss
 from .ranks import ALONE, Ranks
 from .trainee import Example, LoraShape, OptimizerSettings, Trainee, cut
 
 EMA_DECAY = 0.9
+SAVE_AFTER = 600.0  # seconds between anchors after which the state is saved, too …
+SAVE_SHARE = 20.0  # … or this many times what saving took, if that is longer
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,12 @@ class TrainingRow:
         gcg_loss: exponential moving average (decay 0.9) of the attacked cases' target loss.
         gcg_steps: GCG steps since step 0, over all cases. pool_age: mean age of the pool, in updates.
         tokens: tokens trained on since step 0. gcg_tokens: tokens run forward by GCG.
-        flops: estimate since step 0: 2 P per token forward, 4 P (LoRA) or 6 P (full) per trained token.
+        flops: estimate since step 0 with P parameters, adapters left out: 2 P per token that GCG runs forward, 2 P more
+            where its gradients run backward, 4 P (LoRA) or 6 P (full) per trained token; nothing for recomputation.
         delta_weight: ‖ΔW‖ from step 0 (Frobenius). benign_kl: mean KL(step 0 ‖ now) per held-out answer token, nats.
         seconds: wall time since step 0, over all resumes.
         gcg_batch: candidates per forward that fitted into memory (0: nothing is attacked).
+        gcg_stalled: those of gcg_steps that kept their suffix, because no candidate survived the round trip.
     """
 
     arm: str
@@ -52,6 +57,7 @@ class TrainingRow:
     benign_kl: float
     seconds: float
     gcg_batch: int = 0
+    gcg_stalled: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,10 @@ class _Totals:
     counts: dict[str, int] = field(default_factory=dict)
     gcg_ema: float = math.nan
     gcg_steps: int = 0
+    gcg_stalled: int = 0
     tokens: int = 0
     gcg_tokens: int = 0
+    gcg_backward_tokens: int = 0
     seconds: float = 0.0
 
     def add(self, name: str, value: float) -> None:
@@ -107,13 +115,22 @@ class _Totals:
     def mean(self, name: str) -> float:
         return self.sums[name] / self.counts[name] if self.counts.get(name) else math.nan
 
-    def attacked(self, loss: float, steps: int, tokens: int) -> None:
-        self.gcg_steps += steps
-        self.gcg_tokens += tokens
+    def spend(self, found: Attacked) -> None:
+        self.gcg_steps += found.steps
+        self.gcg_stalled += found.stalled
+        self.gcg_tokens += found.tokens
+        self.gcg_backward_tokens += found.backward_tokens
+
+    def follow(self, loss: float) -> None:
+        """The moving average goes on with a new loss, if there is one."""
         if not math.isnan(loss):
-            self.gcg_ema = (
-                loss if math.isnan(self.gcg_ema) else EMA_DECAY * self.gcg_ema + (1 - EMA_DECAY) * loss
-            )
+            first = math.isnan(self.gcg_ema)
+            self.gcg_ema = loss if first else EMA_DECAY * self.gcg_ema + (1 - EMA_DECAY) * loss
+
+    def flops(self, parameters: int, mode: Mode) -> float:
+        """As `TrainingRow` says."""
+        trained = (6 if mode == "full" else 4) * self.tokens
+        return float(parameters) * (trained + 2 * (self.gcg_tokens + self.gcg_backward_tokens))
 
     def to_json(self) -> dict[str, Any]:
         return nan_to_none(asdict(self))
@@ -161,7 +178,7 @@ def train_arm(
     trainee = Trainee(loaded, mode=mode, lora=lora, settings=optimizer, seed=seed, ranks=ranks)
     source = CaseSource(loaded, chat, recipe, adversarial, behaviours, seed, ranks) if recipe.pool else None
     arm = _Arm(recipe, trainee, source, mode, out, work)
-    arm.begin(anchors)
+    arm.begin()
     encoded = [chat_example(chat, example, chat_settings.max_length) for example in examples]
     held = [chat_example(chat, example, chat_settings.max_length) for example in benign]
     size = chat_settings.accumulation
@@ -180,10 +197,11 @@ def train_arm(
         progress.advance()
         if trainee.step in anchors and ranks.main:
             arm.stop_at_anchor(benign_kl(trainee, held, 2 * chat_settings.batch_size))
+        elif ranks.main:
+            arm.save_now_and_then()
         after_update(trainee.step)
     progress.done()
     ranks.barrier()
-    trainee.close()
     return TrainedArm(tuple(TrainedAnchor(step, f"step-{step:06d}") for step in anchors), tuple(arm.rows))
 
 
@@ -199,30 +217,34 @@ class _Arm:
     work: Path
     totals: _Totals = field(default_factory=_Totals)
     rows: list[TrainingRow] = field(default_factory=list)
+    saved: float = field(default_factory=time.monotonic)
+    saving: float = 0.0
 
     def _state(self, step: int) -> Path:
         return self.work / f"step-{step:06d}"
 
-    def begin(self, anchors: Sequence[int]) -> None:
-        """Go on from the last anchor that has its state, or make the static arm's cases."""
-        done = [step for step in anchors if (self._state(step) / "state.json").is_file()]
+    def _saved_steps(self) -> set[int]:
+        return {int(file.parent.name[5:]) for file in self.work.glob("step-*/state.json")}
+
+    def begin(self) -> None:
+        """Go on from the last step that has its state, or make the static arm's cases."""
+        done = self._saved_steps()
         if done:
-            extra = self.trainee.load_state(self._state(done[-1]))
+            extra = self.trainee.load_state(self._state(max(done)))
             self.totals = _Totals.from_json(extra["totals"])
             self.rows = [TrainingRow(**none_to_nan(row, TrainingRow)) for row in extra["rows"]]
             if self.source:
                 self.source.load_state_dict(extra["source"])
         elif self.source and self.recipe.suffixes == "static":
             with self.trainee.attacked():
-                self.totals.gcg_tokens += self.source.make_static()
-            self.totals.gcg_steps += self.source.settings.static_gcg_steps * len(self.source.pool.cases)
+                for found in self.source.make_static():
+                    self.totals.spend(found)
 
     def stop_at_anchor(self, kl: float) -> None:
-        """Log, save the weights, then the state: an anchor without state is made again."""
+        """Log, save the weights, then the state: an anchor without one is made again."""
         trainee, totals = self.trainee, self.totals
         parameters = trainee.loaded.model.named_parameters()
         size = sum(value.numel() for name, value in parameters if "lora_" not in name)
-        trained = 6 if self.mode == "full" else 4
         self.rows.append(
             TrainingRow(
                 arm=self.recipe.name,
@@ -235,21 +257,36 @@ class _Arm:
                 pool_age=self.source.pool.mean_age if self.source else math.nan,
                 tokens=totals.tokens,
                 gcg_tokens=totals.gcg_tokens,
-                flops=float(size) * (trained * totals.tokens + 2 * totals.gcg_tokens),
+                flops=totals.flops(size, self.mode),
                 delta_weight=trainee.delta_weight(),
                 benign_kl=kl,
                 seconds=totals.seconds,
                 gcg_batch=self.source.limit.rows if self.source and self.recipe.suffixes != "none" else 0,
+                gcg_stalled=totals.gcg_stalled,
             )
         )
         totals.sums, totals.counts = {}, {}
         trainee.save_weights(self.out / f"step-{trainee.step:06d}")
+        self.save_state()
+
+    def save_now_and_then(self) -> None:
+        """Between anchors, where much work would be lost; only the last such state is kept."""
+        if time.monotonic() - self.saved >= max(SAVE_AFTER, SAVE_SHARE * self.saving):
+            self.save_state()
+
+    def save_state(self) -> None:
+        """All that a resume needs; states of earlier steps that are no anchors go."""
+        began, step = time.monotonic(), self.trainee.step
         extra = {
-            "totals": totals.to_json(),
+            "totals": self.totals.to_json(),
             "rows": [nan_to_none(asdict(row)) for row in self.rows],
             "source": self.source.state_dict() if self.source else None,
         }
-        trainee.save_state(self._state(trainee.step), extra)
+        self.trainee.save_state(self._state(step), extra)
+        for other in self._saved_steps() - {step, *(row.step for row in self.rows)}:
+            shutil.rmtree(self._state(other))
+        self.saved = time.monotonic()
+        self.saving = self.saved - began
 
 
 def _micro_batch(
@@ -264,7 +301,8 @@ def _micro_batch(
     if arm.source:
         with trainee.attacked():
             drawn = arm.source.draw()
-        totals.attacked(drawn.gcg_loss, drawn.gcg_steps, drawn.gcg_tokens)
+        totals.spend(drawn.attacked)
+        totals.follow(drawn.attacked.loss)
     rows, weight = _my_share(trainee.ranks, chat_rows)
     value = 0.0
     if rows:

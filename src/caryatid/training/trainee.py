@@ -115,14 +115,10 @@ class Trainee:
         seed: int,
         ranks: Ranks = ALONE,
     ) -> None:
-        from accelerate import Accelerator
         from transformers import get_scheduler
 
         check_precision(mode, loaded.dtype)
         self.loaded, self.mode, self.settings, self.ranks = loaded, mode, settings, ranks
-        self.accelerator: Any = Accelerator(
-            mixed_precision=settings.mixed_precision, cpu=loaded.device.type == "cpu"
-        )
         model: Any = loaded.model
         self.peft: Any = None
         if mode == "lora":
@@ -138,22 +134,24 @@ class Trainee:
         self.names = [name for name, value in model.named_parameters() if value.requires_grad]
         self.parameters = [value for value in model.parameters() if value.requires_grad]
         self.initial = [value.detach().clone() for value in self.parameters] if mode == "full" else []
-        optimizer = torch.optim.AdamW(
+        self.model: Any = self.peft or model
+        self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        if ranks.size == 1:
-            self.model, self.optimizer = self.accelerator.prepare(self.peft or model, optimizer)
-        else:  # gradients are added up here, with weights by tokens, not averaged by a wrapper
-            self.model, self.optimizer = self.peft or model, self.accelerator.prepare(optimizer)
         name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
         self.scheduler: Any = get_scheduler(
-            name, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=settings.steps
+            name, self.optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=settings.steps
         )
         self._random = torch.Generator().manual_seed(seed).get_state()
         self._cuda_random: Tensor | None = None  # dropout on CUDA draws there
         if loaded.device.type == "cuda":
             self._cuda_random = torch.Generator(loaded.device).manual_seed(seed).get_state()
         self.step = 0
+
+    def _precision(self) -> torch.autocast:
+        """That of mixed-precision training; losses are float32 in any case."""
+        mixed = self.settings.mixed_precision == "bf16"
+        return torch.autocast(self.loaded.device.type, torch.bfloat16, enabled=mixed)
 
     def forward(self, examples: Sequence[Example]) -> Supervised:
         """Logits at the supervised positions, the only ones that are computed.
@@ -169,7 +167,7 @@ class Trainee:
         column = torch.cat([torch.arange(len(one.answer)) + len(one.prompt) - 1 for one in examples])
         targets = torch.tensor([token for one in examples for token in one.answer], device=device)
         with (
-            self.accelerator.autocast(),
+            self._precision(),
             picked_head(self.loaded.model, row.to(device), column.to(device)) as picked,
         ):
             out = self.model(
@@ -193,16 +191,16 @@ class Trainee:
                 where="training",
                 remedy="Lower the learning rate; earlier anchors are kept.",
             )
-        self.accelerator.backward(loss)
+        loss.backward()
         return value
 
     def update(self) -> None:
         """One optimizer update from the gradients accumulated on all ranks."""
         self.ranks.sum_gradients(self.parameters)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-        if norm is not None and not math.isfinite(float(norm)):
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        if not math.isfinite(norm):
             raise NumericalError(
-                f"the gradient's norm is {float(norm)} at step {self.step + 1}",
+                f"the gradient's norm is {norm} at step {self.step + 1}",
                 where="training",
                 remedy="Lower the learning rate; earlier anchors are kept.",
             )
@@ -229,8 +227,9 @@ class Trainee:
 
     @contextmanager
     def attacked(self) -> Iterator[None]:
-        """Inside, adapters of a 16-bit model are computed in 16 bits, for the many forwards of an attack."""
-        with nullcontext() if self._low_precision is None else self._low_precision.open():
+        """For the many forwards of an attack: the precision of training, and adapters of a 16-bit model in 16 bits."""
+        narrow = nullcontext() if self._low_precision is None else self._low_precision.open()
+        with self._precision(), narrow:
             yield
 
     @contextmanager
@@ -333,10 +332,6 @@ class Trainee:
         self.step = facts["step"]
         extra: dict[str, Any] = facts["extra"]
         return extra
-
-    def close(self) -> None:
-        """Free accelerate's references."""
-        self.accelerator.free_memory()
 
 
 def _with_adapters(model: nn.Module, lora: LoraShape, seed: int) -> Any:

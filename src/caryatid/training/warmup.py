@@ -86,7 +86,6 @@ def warm_up(
         if check_every and trainee.step % check_every == 0 and stop_when(trainee.step, loaded):
             break
     trainee.save_weights(out)
-    trainee.close()
     progress.done()
     return Warmed(tuple(rows), trainee.step)
 

@@ -157,7 +157,11 @@ def _attack(context: Context, stage: Stage, ref: AnchorRef, attack: AttackConfig
         "sha256": saved.sha256,
         "cases": len(found),
         "steps": attack.steps,
+        "stalled_steps": sum(r.stalled_steps for r in results),
+        "candidates": sum(r.candidates for r in results),
         "forward_tokens": sum(r.forward_tokens for r in results),
+        "seconds": sum(r.seconds for r in results),
+        "batch_size": min(r.batch_size for r in results),
         "loss_before": sum(r.losses[0] for r in results) / len(results),
         "loss_after": sum(r.loss for r in results) / len(results),
     }

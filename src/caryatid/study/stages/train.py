@@ -164,4 +164,9 @@ def train(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]
         anchors.append(anchor_to_json(found, root))
     stage.write_json("anchors.json", anchors)
     stage.write_json("training.json", [nan_to_none(asdict(row)) for row in trained.rows])
-    return {"arm": recipe.name, "anchors": [one.step for one in trained.anchors]}
+    return {
+        "arm": recipe.name,
+        "anchors": [one.step for one in trained.anchors],
+        "accumulation": config.accumulation,
+        "gcg_steps_per_update": config.gcg_steps_per_update if recipe.suffixes == "dynamic" else 0,
+    }
