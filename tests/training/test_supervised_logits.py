@@ -28,7 +28,6 @@ def test_supervised_logits_are_those_of_each_row_alone(arch: str) -> None:
         ids = torch.tensor([[*row.prompt, *row.answer]])
         expected.append(trainee.loaded.model(ids).logits[0, len(row.prompt) - 1 : -1])
     torch.testing.assert_close(found.logits, torch.cat(expected), rtol=1e-4, atol=1e-5)
-    trainee.close()
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -48,7 +47,6 @@ def test_gradients_are_the_sum_of_those_of_each_row(arch: str, mode: str) -> Non
     for index, gradient in enumerate(together):
         expected = sum(each[index] for each in alone)
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
-    trainee.close()
 
 
 def test_a_model_without_a_named_output_matrix_computes_all_logits() -> None:
