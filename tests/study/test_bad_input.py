@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from small import LIMITS, SETTINGS
 from transformers import BloomConfig, BloomForCausalLM, T5Config
 
@@ -83,6 +84,15 @@ def test_a_study_refuses_a_model_before_it_writes(
     (tmp_path / "empty").mkdir()
     fails(capsys, code, "study", "run", "--config", file, "--out", str(tmp_path / "empty"))
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_model_whose_stream_is_something_else_is_not_intervened_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, carrier = unusable(tmp_path / "model", "unknown layout"), str(tmp_path / "carrier.safetensors")
+    save_file({"direction": torch.ones(32)}, carrier)
+    line = fails(capsys, 2, "intervene", str(model), "--carrier", carrier, "--layer", "1")
+    assert "something else than their attention and MLP outputs" in line
 
 
 def test_every_mistake_of_a_file_has_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,8 +198,6 @@ def test_places_that_cannot_be_written(
 def test_a_source_that_does_not_exist(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from safetensors.torch import save_file
-
     file = str(tmp_path / "carrier.safetensors")
     save_file({"direction": torch.ones(32)}, file)
     for command in (

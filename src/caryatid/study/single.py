@@ -21,6 +21,7 @@ from ..data.study_prompts import StudyPrompts, build_study_prompts
 from ..errors import InputError, NumericalError
 from ..geometry.carriers import CALIBRATED, CandidateScores, Profile, average, select
 from ..models.batch import BatchSizes, plan_batch_sizes
+from ..models.check import check_loaded
 from ..models.forward import block_inputs
 from ..models.generate import Completion, generate
 from ..models.layout import num_layers
@@ -98,6 +99,7 @@ class _Model:
     def __init__(
         self, loaded: LoadedModel, settings: InterveneSettings, system: str | None, progress: Progress
     ) -> None:
+        check_loaded(loaded, system)
         self.loaded, self.settings, self.progress = loaded, settings, progress
         self.chat, self.judge = ChatFormat(loaded.tokenizer, system), RefusalRules()
         self.batch: BatchSizes = plan_batch_sizes(loaded, 512)
