@@ -219,7 +219,7 @@ def main() -> int:
     parser.add_argument("--shape", choices=("tiny", "smollm2", "mistral-7b"), default="tiny")
     parser.add_argument("--tokenizer", default="embedded", help="folder, hub id, or `embedded`")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--updates", type=int, default=3, help="timed updates, after one warm-up update")
+    parser.add_argument("--updates", type=int, default=5, help="timed updates, after one warm-up update")
     parser.add_argument("--cases", type=int, default=8, help="n, cases per update")
     parser.add_argument("--steps", type=int, default=5, help="m, GCG steps per case")
     parser.add_argument("--width", type=int, help="default: 512, for tiny 32")

@@ -13,7 +13,7 @@ from caryatid.attacks.rows import PromptLayout
 from caryatid.attacks.scoring import SCORINGS, Scoring, score_candidates, usable_scoring
 from caryatid.attacks.tails import assemble_tails, first_changes
 from caryatid.errors import InputError
-from caryatid.models.load import LoadedModel
+from caryatid.models.load import LoadedModel, load_model
 from tiny import ARCHITECTURES, tiny_loaded
 
 SHAPES = ((17, 5, 3, 6), (9, 7, 3, 2), (23, 4, 0, 4))
@@ -52,6 +52,18 @@ def definition(model: nn.Module, layout: PromptLayout, suffix: list[int]) -> flo
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_scoring_equals_the_definition(arch: str) -> None:
     loaded, layouts = tiny_loaded(arch), layouts_of()
+    assert_every_scoring_equals_the_definition(loaded, layouts, sizes=((1, 16), (4, 40), (64, 1000)))
+
+
+@pytest.mark.slow
+def test_every_scoring_equals_the_definition_on_the_embedded_backbone() -> None:
+    loaded, layouts = load_model("embedded"), layouts_of(((17, 4, 3, 6), (9, 5, 2, 3)))
+    assert_every_scoring_equals_the_definition(loaded, layouts, sizes=((16, 40),))
+
+
+def assert_every_scoring_equals_the_definition(
+    loaded: LoadedModel, layouts: list[PromptLayout], sizes: tuple[tuple[int, int], ...]
+) -> None:
     candidates = [substitutions(layout) for layout in layouts]
     expected = [
         torch.tensor([definition(loaded.model, layout, row) for row in rows.tolist()])
@@ -63,7 +75,7 @@ def test_every_scoring_equals_the_definition(arch: str) -> None:
     assert recorded is not None
     for scoring in SCORINGS:
         assert usable_scoring(loaded, layouts, prefix, scoring) == scoring
-        for size, pack in ((1, 16), (4, 40), (64, 1000)):
+        for size, pack in sizes:
             for suffix in (None, recorded):
                 scored = score_candidates(
                     loaded,
