@@ -36,15 +36,8 @@ ANSWERED = ("suites", "max_new_tokens", "refusal_judge")
 
 # Raised when a stage's computation changes, so that older results are not taken for new ones.
 STAGE_VERSIONS: Mapping[str, int] = {
-    "warmup": 2,
-    "answers": 2,
-    "harm": 2,
-    "selection": 2,
-    "activations": 2,
-    "bank": 2,
-    "causal": 3,
-    "transfer": 3,
-    "analysis": 2,
+    **dict.fromkeys(("warmup", "answers", "harm", "selection", "activations", "bank", "analysis"), 2),
+    **dict.fromkeys(("causal", "transfer"), 3),
 }
 
 
