@@ -23,13 +23,16 @@ from caryatid.behaviour.evaluate import (
 from caryatid.behaviour.files import export_prompts, import_answers, read_answers, write_answers
 from caryatid.behaviour.judges.harm import HarmFeatures
 from caryatid.behaviour.judges.rules import RefusalRules
+from caryatid.behaviour.perplexity import heldout_perplexity
 from caryatid.behaviour.suites import rejudge
+from caryatid.cli import run
 from caryatid.data.chat import ChatExample
 from caryatid.data.sources import Lookup
 from caryatid.errors import DataMissingError, InputError, UsageError
 from caryatid.models.generate import Sampling
+from caryatid.models.load import load_model
 from caryatid.models.template import ChatFormat
-from tiny import tiny_loaded
+from tiny import save_tiny, tiny_loaded
 
 ASKING = Asking(max_new_tokens=4, batch_size=8)
 LIMITS = {"judge": RefusalRules(), "asking": ASKING, "limit": 6, "source": "embedded"}
@@ -199,3 +202,19 @@ def test_another_engines_answers_are_judged_as_ours(tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_text('{"id": 3}')
     with pytest.raises(InputError, match=r"row 1.*no `id` and `text`"):
         import_answers(tmp_path / "answers.jsonl", prompts, attacks)
+
+
+def test_perplexity_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(save_tiny(tmp_path / "model"))
+    lines = [json.dumps({"user": one.user, "answer": one.answer}) for one in CHAT]
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines))
+    asked = ["evaluate", model, "--suite", "perplexity", "--json"]
+    assert run([*asked, "--chat", str(tmp_path / "chat.jsonl")]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    loaded = load_model(model)
+    expected = heldout_perplexity(loaded, ChatFormat(loaded.tokenizer), CHAT, batch_size=1)
+    assert (row["metric"], row["n"]) == ("perplexity", 2)
+    assert row["value"] == pytest.approx(expected.value, rel=1e-5)
+    assert run(asked) == 2
+    assert run([*asked, "--chat", str(tmp_path / "chat.jsonl"), "--answers", str(tmp_path / "a.jsonl")]) == 2
+    assert "perplexity needs held-out chat and the model itself" in capsys.readouterr().err

@@ -56,21 +56,9 @@ def evaluate(
     from ..behaviour.evaluate import Asking, chosen_prompts
     from ..behaviour.judges.registry import HarmJudgeSpec, endpoint_usage, open_harm_judge
     from ..data.chat import load_chat_jsonl
-    from ..errors import UsageError
     from ..models.generate import Sampling
 
-    if by not in (None, "kind", "category"):
-        raise UsageError(f"cannot break down by {by!r}", where="--by", remedy="Use kind or category.")
-    if source not in ("auto", "benchmarks", "embedded"):
-        raise UsageError(
-            f"no source {source!r}", where="--source", remedy="Use auto, benchmarks or embedded."
-        )
-    if "perplexity" in suites and (chat is None or answers is not None or export_prompts is not None):
-        raise UsageError(
-            "perplexity needs held-out chat and the model itself",
-            where="--suite",
-            remedy="Name a file with --chat and let caryatid run the model, or leave it out.",
-        )
+    _check(by, source, suites, chat is not None and answers is None and export_prompts is None)
     examples = load_chat_jsonl(chat) if chat is not None else []
     saved = {case.behavior_id: case.suffix_text for case in load_cases(cases).cases} if cases else None
     drawn = temperature > 0 or samples > 1
@@ -91,6 +79,23 @@ def evaluate(
     if out is not None:
         _write(out, found)
     _show(found, as_json, show_answers)
+
+
+def _check(by: str | None, source: str, suites: Sequence[str], perplexity: bool) -> None:
+    from ..errors import UsageError
+
+    if by not in (None, "kind", "category"):
+        raise UsageError(f"cannot break down by {by!r}", where="--by", remedy="Use kind or category.")
+    if source not in ("auto", "benchmarks", "embedded"):
+        raise UsageError(
+            f"no source {source!r}", where="--source", remedy="Use auto, benchmarks or embedded."
+        )
+    if "perplexity" in suites and not perplexity:
+        raise UsageError(
+            "perplexity needs held-out chat and the model itself",
+            where="--suite",
+            remedy="Name a file with --chat and let caryatid run the model, or leave it out.",
+        )
 
 
 def _asked(

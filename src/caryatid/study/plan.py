@@ -37,19 +37,10 @@ ANSWERED = ("suites", "max_new_tokens", "refusal_judge")
 
 # Raised when a stage's computation changes, so that older results are not taken for new ones.
 STAGE_VERSIONS: Mapping[str, int] = {
-    "warmup": 2,
-    "cases": 2,
-    "train": 2,
-    "adaptive": 2,
-    "answers": 2,
-    "harm": 2,
-    "selection": 2,
-    "activations": 2,
-    "bank": 3,
-    "reextract": 2,
-    "causal": 3,
-    "transfer": 3,
-    "analysis": 3,
+    **dict.fromkeys(("warmup", "cases", "train", "adaptive", "answers", "harm", "selection"), 2),
+    **dict.fromkeys(("activations", "reextract"), 2),
+    **dict.fromkeys(("bank", "analysis"), 3),
+    **dict.fromkeys(("causal", "transfer"), 4),
 }
 
 
