@@ -40,9 +40,9 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "activations": 2,
     "bank": 3,
     "reextract": 2,
-    "causal": 2,
-    "transfer": 2,
-    "analysis": 3,
+    "causal": 3,
+    "transfer": 3,
+    "analysis": 4,
 }
 
 
