@@ -42,7 +42,7 @@ def direction() -> Drawing:
 
 def depth() -> Drawing:
     """Bypass by layer, the band of 5 % of the gap above the best, arg-min and carrier depth."""
-    bypass = [3.0, 2.8, 2.7, 1.9, -0.4, -3.3, -3.5, -3.4, -3.6, -3.7, -3.5, -3.6]
+    bypass = [3.0, 2.8, 2.7, 1.9, -0.4, -3.4, -3.5, -3.4, -3.6, -3.7, -3.5, -3.6]
     drawing = Drawing(760, 250, "Carrier depth: the earliest layer within 5 % of the gap of the best")
     box = (0.0, 0.0, 520.0, 250.0)
     layers = list(range(len(bypass)))
@@ -68,7 +68,7 @@ def depth() -> Drawing:
     ):
         drawing.dot(540, y, RED, 6, hollow=hollow)
         drawing.text(554, y + 4, words)
-    drawing.text(534, 104, "What is written at layer 5 stays in", size=11, fill=SOFT)
+    drawing.text(534, 104, "What block 4 writes stays in", size=11, fill=SOFT)
     drawing.text(534, 119, "the stream: later layers tie.", size=11, fill=SOFT)
     return drawing
 
@@ -142,7 +142,7 @@ def cosmic() -> Drawing:
     drawing = Drawing(760, 200, "COSMIC: ablation and addition should swap the two means")
     for index, (title, kept, moved, words) in enumerate(
         (
-            ("ablated from harmful prompts", 20.0, 26.0, "cos(harmful − r, harmless)"),
+            ("ablated from harmful prompts", 20.0, 26.0, "cos(harmful without r, harmless)"),
             ("added to harmless prompts", 75.0, 68.0, "cos(harmless + r, harmful)"),
         )
     ):
@@ -152,9 +152,9 @@ def cosmic() -> Drawing:
             tip = arrow(drawing, left + 20, 180, 140, degrees, stroke)
             drawing.text(tip[0] + 6, tip[1] + 2, name, size=12, fill=stroke)
         arrow(drawing, left + 20, 180, 125, moved, INK)
-        drawing.text(left + 190, 110, words, size=12)
+        drawing.text(left + 170, 70, words, size=12)
         cosine = math.cos(math.radians(abs(kept - moved)))
-        drawing.text(left + 190, 130, f"here {cosine:.2f} of 1", size=12, fill=SOFT)
+        drawing.text(left + 170, 90, f"here {cosine:.2f} of 1", size=12, fill=SOFT)
         drawing.line(left + 10, 180, left + 170, 180, FAINT)
     return drawing
 

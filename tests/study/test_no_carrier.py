@@ -164,7 +164,7 @@ def test_a_study_can_choose_its_carriers_by_cosmic(place: Path, planted: Path, t
         path.name for path in (run / "stages" / "bank").iterdir()
     } == before  # scores serve both selectors
     tables = read_tables(run)
-    for name in ("carriers", "carrier_summary", "threshold_sweep", "verdict"):
+    for name in ("carriers", "carrier_summary", "carrier_places", "threshold_sweep", "verdict"):
         assert {row["selector"] for row in tables[name]} == {"cosmic"}, name
     for arm, step in CASES:
         rows = [row for row in of_anchor(tables["carriers"], arm, step) if row["profile"] == "calibrated"]

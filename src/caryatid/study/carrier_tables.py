@@ -68,9 +68,8 @@ def add_carrier_tables(
         if resamples:
             found[BOTH] = bootstrap_reextracted(scores, resamples, profile, rng=rng(), **settings)
         for noise, one in found.items():
-            tables["carrier_places"] += [
-                {**where, "profile": name, "noise": noise, **row} for row in _places(one)
-            ]
+            which = {"profile": name, "selector": profile.selector, "noise": noise}
+            tables["carrier_places"] += [{**where, **which, **row} for row in _places(one)]
             effect = _effect(scores, choice, config.bootstrap_draws, rng) if noise == SELECTION else None
             tables["carrier_summary"] += [
                 {**where, **row, "resamples": len(resamples) if noise == BOTH else 0}
