@@ -243,6 +243,16 @@ def test_directions_from_extract_to_intervene(
         ({"direction": torch.ones(32)}, ["--layer", "1", "--alpha", "inf"], "α is inf"),
         ({"direction": torch.ones(32)}, ["--layer", "1", "--rank", "33"], "rank 33"),
         ({"direction": torch.ones(32)}, ["--layer", "1", "--rank", "2"], "no subspace of rank 2"),
+        (
+            {"direction": torch.ones(32), "category_directions": torch.ones(3, 2, 1, 32)},
+            ["--layer", "3", "--rank", "2"],
+            "no layer 3, only 2",
+        ),
+        (
+            {"direction": torch.ones(32), "basis": torch.eye(32)[:17].contiguous()},
+            ["--layer", "1", "--rank", "17"],
+            "a rank up to 16",
+        ),
         ({"direction": torch.ones(1, 32)}, ["--layer", "1"], "1 dimensions"),
         ({"directions": torch.zeros(2, 4, 32)}, [], "no direction below the depth cut"),
         ({"other": torch.ones(32)}, [], "neither `direction` nor `directions`"),

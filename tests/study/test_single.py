@@ -1,4 +1,4 @@
-"""The layer that `intervene` takes where no direction is admissible."""
+"""What is intervened with where no direction is admissible: by `intervene`, and in a study."""
 
 from dataclasses import replace
 
@@ -7,10 +7,11 @@ import pytest
 
 from caryatid.errors import NumericalError
 from caryatid.geometry.carriers import CALIBRATED, CandidateScores
+from caryatid.study.carrier import strongest
 from caryatid.study.single import gentlest
 
 
-def scores(bypass: list[float], kl: list[float]) -> CandidateScores:
+def scores(bypass: list[float], kl: list[float], induce: list[float] | None = None) -> CandidateScores:
     def rows(values: list[float]) -> np.ndarray:
         return np.repeat(np.array(values)[:, None], 2, axis=1)
 
@@ -22,7 +23,7 @@ def scores(bypass: list[float], kl: list[float]) -> CandidateScores:
         harmful=np.full(2, 4.0),
         harmless=np.full(2, -4.0),
         bypass=rows(bypass),
-        induce=rows([0.0] * count),
+        induce=rows([0.0] * count if induce is None else induce),
         kl=rows(kl),
         kl_answer=rows(kl),
     )
@@ -41,3 +42,14 @@ def test_candidates_without_finite_scores_are_passed_over() -> None:
     broken = replace(scores([0.0], [0.1]), kl=np.full((1, 2), nan))
     with pytest.raises(NumericalError, match="no candidate has finite scores"):
         gentlest(broken, CALIBRATED)
+
+
+def test_a_study_takes_what_both_removes_and_induces_below_the_depth_cut() -> None:
+    nan = float("nan")
+    # layer 1 breaks the model: it removes more than anything, at a KL of 3, and induces nothing
+    bypass, kl = [3.9, -2.5, 1.0, -1.0] + [4.0] * 4 + [-4.0], [0.1, 3.0, 0.1, 0.6] + [0.1] * 5
+    induce = [-4.0, -4.0, 1.0, 0.5] + [-4.0] * 4 + [4.0]
+    assert strongest(scores(bypass, kl, induce), CALIBRATED) == 3
+    induce[3] = nan
+    assert strongest(scores(bypass, kl, induce), CALIBRATED) == 2
+    assert strongest(scores(bypass, kl, [nan] * 9), CALIBRATED) == 1  # lowest bypass

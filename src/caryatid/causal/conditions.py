@@ -178,7 +178,8 @@ def random_bases(
         raise InputError(
             f"{draws} random subspaces of rank {rank} in width {activations.shape[1]} beside a carrier of "
             f"width {width}",
-            where="random_bases",
+            where="random controls",
+            remedy=f"Use at least 1 control, and a rank up to {width // 2}, which leaves room beside the carrier.",
         )
     x = activations.double().cpu()
     if not torch.isfinite(x).all() or not bool((x != 0).any()):

@@ -28,8 +28,8 @@ class Carrier:
 
     Attributes:
         choice: what the profile chose, or why it chose nothing.
-        admissible: whether the profile admits it. When it admits nothing, the carrier is the candidate with the lowest
-            bypass below the depth cut, so that there is something to intervene with, and every table says so.
+        admissible: whether the profile admits it. When it admits nothing, the carrier is the `strongest` candidate
+            below the depth cut, so that there is something to intervene with, and every table says so.
         direction: r, not normalised.
         basis: orthonormal rows, strongest first, as many as the study's largest rank, or as the per-category directions
             span; its first k rows are the rank-k subspace.
@@ -119,8 +119,10 @@ def site_activations(context: Context, ref: AnchorRef, layer: int, position: int
 
 
 def strongest(scores: CandidateScores, profile: Profile, *, early_discard: bool = False) -> int:
-    """The candidate with the lowest mean bypass below the profile's depth cut, admissible or not.
+    """The candidate below the profile's depth cut that both removes and induces most: largest induce − bypass, in nats.
 
+    Lowest bypass alone would take directions of early layers that induce nothing and whose ablation breaks the model.
+    Where none has a score of induce, the lowest bypass.
     Where `early_discard` left no candidate, over the prompts that all were scored on.
 
     Raises:
@@ -143,7 +145,9 @@ def strongest(scores: CandidateScores, profile: Profile, *, early_discard: bool 
             where="candidate scores",
             remedy="Check the anchor's weights, or measure it in float32.",
         )
-    return int(np.where(np.isfinite(bypass), bypass, np.inf).argmin())
+    both = average(scores).induce[0] - bypass
+    merit = both if np.isfinite(both).any() else -bypass
+    return int(np.where(np.isfinite(merit), merit, -np.inf).argmax())
 
 
 class Place(NamedTuple):

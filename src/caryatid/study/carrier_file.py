@@ -53,12 +53,9 @@ class CarrierFile:
             )
         if "direction" in self.tensors:
             found = self.tensors["direction"]
-        elif layer < self.tensors["directions"].shape[1]:
-            found = self.tensors["directions"][-1, layer]
         else:
-            raise InputError(
-                f"no layer {layer}, only {self.tensors['directions'].shape[1]}", where=str(self.file)
-            )
+            self._check_layer(layer, self.tensors["directions"].shape[1])
+            found = self.tensors["directions"][-1, layer]
         return self._checked(found[None])[0]
 
     def basis(self, rank: int, layer: int) -> Float[Tensor, "rank d"]:
@@ -73,6 +70,7 @@ class CarrierFile:
         if "basis" in self.tensors:
             rows = self._checked(self.tensors["basis"][:rank])
         elif "category_directions" in self.tensors:
+            self._check_layer(layer, self.tensors["category_directions"].shape[1])
             rows = self._checked(self.tensors["category_directions"][:, layer, -1])
         else:
             rows = torch.empty(0, self.width)
@@ -91,6 +89,10 @@ class CarrierFile:
         """
         if not 1 <= rank <= self.width:
             raise InputError(f"rank {rank} is not one of 1 … {self.width}, the model's width", where="--rank")
+
+    def _check_layer(self, layer: int, layers: int) -> None:
+        if layer >= layers:
+            raise InputError(f"no layer {layer}, only {layers}", where=str(self.file))
 
     def _checked(self, rows: Float[Tensor, "rows _"]) -> Float[Tensor, "rows _"]:
         if rows.shape[-1] != self.width:

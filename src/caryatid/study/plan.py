@@ -39,8 +39,8 @@ ANSWERED = ("suites", "max_new_tokens", "refusal_judge")
 STAGE_VERSIONS: Mapping[str, int] = {
     **dict.fromkeys(("warmup", "cases", "train", "adaptive", "answers", "harm", "selection"), 2),
     **dict.fromkeys(("activations", "reextract"), 2),
-    **dict.fromkeys(("bank", "analysis"), 3),
-    **dict.fromkeys(("causal", "transfer"), 4),
+    "bank": 3,
+    **dict.fromkeys(("causal", "transfer", "analysis"), 4),
 }
 
 

@@ -264,6 +264,8 @@ def intervene_once(
     for alpha in settings.alphas:  # before anything is computed
         if not np.isfinite(alpha):
             raise InputError(f"α is {alpha}", where="--alpha", remedy="Give a finite number.")
+    if layer is not None:
+        carrier.direction(layer)
     for rank in settings.ranks:
         carrier.check_rank(rank)
         if layer is not None:
