@@ -17,6 +17,7 @@ from ...causal.transfer import transfer as transfer_rate
 from ...geometry.angles import ExcessAngle, angle_summary, excess_angle
 from ...geometry.bootstrap import CarrierBootstrap, shift_shares
 from ...geometry.directions import category_directions, mean_difference, subspace
+from ...geometry.profiles import SELECTORS
 from ...geometry.rank import SiteActivations, compare_effective_rank
 from ..carrier import common_site, find_carrier, labels_of, profile_of, site_activations
 from ..carrier_tables import BOTH, NAMES, PROFILES, SELECTION, UNITS, add_carrier_tables, drift_by_layer
@@ -262,8 +263,8 @@ class _Seed:
         }
 
     def _choices(self, evidence: Evidence, thresholds: Thresholds, a: AnchorRef, b: AnchorRef) -> list[Row]:
-        """The label under each profile and selector (for the carrier's place alone), and under each judge of the
-        transfer answers."""
+        """The label under each profile, by depth or arg-min alone, and by the other selector (for the carrier's place
+        alone), and under each judge of the transfer answers."""
         places = self._places(self.profile.name, a, b)
         selectors = {
             "depth and arg-min": places,
@@ -274,9 +275,10 @@ class _Seed:
             {"setting": "selector", "choice": name, **_short(decide(replace(evidence, **used), thresholds))}
             for name, used in selectors.items()
         ]
-        for name in PROFILES:
+        others = [("carrier selector", name) for name in SELECTORS if name != self.profile.selector]
+        for setting, name in (*(("profile", name) for name in PROFILES), *others):
             found = decide(replace(evidence, **self._places(name, a, b)), thresholds)
-            rows.append({"setting": "profile", "choice": name, **_short(found)})
+            rows.append({"setting": setting, "choice": name, **_short(found)})
         for judge in (None, RefusalPhrases()):
             ratio = self._ratio(self._refused(a, b, judge))
             changed = replace(evidence, transfer_ratio=ratio.ratio, transfer_reason=ratio.reason)
