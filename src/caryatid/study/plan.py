@@ -38,9 +38,9 @@ ANSWERED = ("suites", "max_new_tokens", "refusal_judge")
 STAGE_VERSIONS: Mapping[str, int] = {
     "activations": 2,
     "bank": 2,
-    "causal": 2,
-    "transfer": 2,
-    "analysis": 2,
+    "causal": 3,
+    "transfer": 3,
+    "analysis": 3,
 }
 
 
