@@ -12,6 +12,7 @@ from caryatid.artifacts import read_json, write_json
 from caryatid.errors import UsageError
 from caryatid.report.page import build_report, cell
 from caryatid.report.svg import Drawing, Point, Series, panel, shade
+from caryatid.report.tables import read_tables, write_table
 from caryatid.study.runner import run_study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
@@ -64,6 +65,49 @@ def test_page_is_self_contained_and_says_what_numbers_rest_on(run: Path) -> None
         assert f'<section id="{section}">' in html
     for fact in ("refusal-rules@", "calibrated", "Wilson", "jackknife", "One seed", "2604.27019", "0.664"):
         assert fact in html, fact
+
+
+def test_captions_name_judge_profile_and_n(run: Path) -> None:
+    html = build_report(run).read_text()
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, re.S)
+    assert len(captions) == len(re.findall(r"<figure>", html))
+    first, bypass = captions[0], next(text for text in captions if "bypass effect" in text)
+    assert "refusal-rules@" in first
+    assert "degeneracy@" in first
+    assert "KL ≤ 0.35, both effects ≥ 0.5, first 80% of the layers" in bypass
+    assert "4 harmful and 4 harmless selection prompts" in bypass
+    read_outs = [text for text in captions if "generated answers" in text]
+    assert len(read_outs) == 5
+    assert all(re.search(r"judge (refusal-rules|degeneracy)@\d+, n = \d", text) for text in read_outs)
+    assert any("gibberish" in text for text in read_outs)
+    assert "Fixed-source − direct" in html
+
+
+def test_what_weakens_the_numbers_is_said_first(run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved, ignore=shutil.ignore_patterns("stages"))
+    rows = [row for row in read_tables(moved)["behaviour"] if row["suite"] != "xstest_unsafe"]
+    noted = [{**row, "note": "uninformative: x" if row["attack"] == "fixed_source" else None} for row in rows]
+    write_table(moved / "tables", "behaviour", noted)
+    html = build_report(moved).read_text()
+    assert "Not measured: XSTest unsafe" in html
+    assert "Fixed-source attack (seed 0): uninformative: x." in html
+    assert "answered (uninformative)" in html
+
+
+def test_arms_may_be_called_anything(run: Path, tmp_path: Path) -> None:
+    moved, name = tmp_path / "moved", "<b>a</b>/../../../up & down, with a very long name"
+    shutil.copytree(run, moved, ignore=shutil.ignore_patterns("stages"))
+    for table, rows in read_tables(moved).items():
+        columns = [column for column in ("arm", "from_arm") if rows and column in rows[0]]
+        renamed = [{**row, **{c: name for c in columns if row[c] == "r2d2"}} for row in rows]
+        write_table(moved / "tables", table, renamed)
+    html = build_report(moved).read_text()
+    assert "<b>a</b>" not in html
+    assert "&lt;b&gt;a" in html
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
+    for file in (moved / "figures").glob("*.svg"):
+        ET.fromstring(file.read_text())
 
 
 def test_report_comes_from_artifacts_alone_and_is_repeatable(run: Path, tmp_path: Path) -> None:
