@@ -63,7 +63,8 @@ def causal_figure(tables: Tables, seed: int, read_out: str, words: str) -> str:
     low, high = _range(shown, read_out)
     drawing = Drawing(960, top + height * len(anchors) + 44, f"{words} under interventions")
     legend(drawing, 14, 20, [(kind.name, kind.fill) for kind in kinds])
-    left, right, foot = 150, 930, top + height * len(anchors)
+    labels = [f"{shortened(arm)}, step {step}" for arm, step in anchors]
+    left, right, foot = 24 + 6.8 * max(map(len, labels), default=0), 930, top + height * len(anchors)
 
     def at(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)
@@ -75,7 +76,7 @@ def causal_figure(tables: Tables, seed: int, read_out: str, words: str) -> str:
     for y, (arm, step) in enumerate(anchors):
         drawing.line(left, top + height * y, right, top + height * y)
         middle = top + height * (y + 0.5) + 4
-        drawing.text(left - 10, middle, f"{shortened(arm)}, step {step}", anchor="end")
+        drawing.text(left - 10, middle, labels[y], anchor="end")
         for number, kind in enumerate(kinds):
             place = top + height * y + 4 + lane * (number + 0.5)
             for row in shown:
@@ -163,7 +164,7 @@ def frontier_figure(tables: Tables, seed: int) -> str:
     legend(drawing, 14, 20, DOSES)
     for index, ((arm, step), found) in enumerate(panels):
         box = (320.0 * (index % columns), 36.0 + 250 * (index // columns), 312.0, 246.0)
-        _scatter(drawing, box, found, f"{arm}, step {step}")
+        _scatter(drawing, box, found, f"{shortened(arm)}, step {step}")
     return drawing.svg()
 
 
@@ -227,7 +228,7 @@ def profile_figure(tables: Tables, seed: int) -> str:
         box = (320.0 * (index % columns), 36.0 + 200 * (index // columns), 312.0, 196.0)
         points = [Point(row["layer"], *_with_interval(row), f"n = {row['n']}") for row in mine]
         line = [Series(anchor[0], colour(anchor[0], arms), points)]
-        title = f"{anchor[0]}, step {anchor[1]} (carrier of layer {mine[0]['carrier_layer']})"
+        title = f"{shortened(anchor[0])}, step {anchor[1]} (carrier of layer {mine[0]['carrier_layer']})"
         panel(drawing, box, line, title=title, steps=layers, zero=0.0, axis="layer")
     return drawing.svg()
 

@@ -257,7 +257,7 @@ def transfer_figure(tables: Tables, seed: int) -> str:
     )
     drawing.text(6, 18, "carrier of (row) ablated in (column): share of refusals removed", bold=True, size=13)
     for x, (arm, step) in enumerate(names):
-        words = (shortened(arm)[:11], f"step {step}", f"n = {asked[arm, step]}")
+        words = (arm if len(arm) < 12 else f"{arm[:9]}…", f"step {step}", f"n = {asked[arm, step]}")
         for line, word in enumerate(words):
             drawing.text(left + cell * (x + 0.5), top - 36 + 14 * line, word, anchor="middle", size=11)
     for y, source in enumerate(sources):

@@ -10,9 +10,10 @@ from typing import Any
 
 import jinja2
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from ..artifacts import read_json, write_bytes
-from ..errors import UsageError
+from ..artifacts import RunDirectory, read_json, write_bytes
+from ..errors import InputError, UsageError
 from . import figures
 from .captions import Basis, drawn_figures, profile_of
 from .tables import read_tables
@@ -38,8 +39,6 @@ KEY_NUMBERS = (
     ("Direct: judged harmful", "harmbench", "direct", "harm"),
     ("Perplexity", "perplexity", "none", "perplexity"),
 )
-# What low compliance is never shown without.
-BESIDE = {"xstest_safe": "XSTest safe", "xstest_unsafe": "XSTest unsafe"}
 SENTENCES: Mapping[str, str] = {
     "relocation": "refusal moved: another site, and the old direction no longer controls it",
     "replacement in place": "refusal was replaced where it was: the old direction no longer controls it",
@@ -54,7 +53,7 @@ def build_report(run: Path, *, show_answers: bool = False) -> Path:
     """Write `report/index.html` and `figures/*.svg` from artifacts; answers to harmful prompts stay redacted.
 
     Raises:
-        UsageError: the run has no tables yet.
+        UsageError: the run has no tables yet. InputError: its configuration or a table is damaged.
     """
     tables = read_tables(run)
     missing = [name for name in CONTRACT if name not in tables]
@@ -64,9 +63,9 @@ def build_report(run: Path, *, show_answers: bool = False) -> Path:
             where=str(run),
             remedy="Finish the study with `caryatid study run`.",
         )
-    manifest = read_json(run / "manifest.json")
-    config = (run / "config.yaml").read_text(encoding="utf-8")
-    settings = YAML(typ="safe").load(config)
+    manifest = RunDirectory(run).manifest()
+    config = RunDirectory(run).config_text()
+    settings = _settings(config, run)
     seeds = sorted({row["seed"] for row in tables["behaviour"]})
     sources = _sources(run, manifest)
     basis = Basis({row["field"]: row["n"] for row in sources}, settings, len(seeds) > 1)
@@ -107,6 +106,18 @@ def build_report(run: Path, *, show_answers: bool = False) -> Path:
     path = run / "report" / "index.html"
     write_bytes(path, html.encode())
     return path
+
+
+def _settings(config: str, run: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = YAML(typ="safe").load(config)
+    except YAMLError as error:
+        raise InputError(
+            f"not YAML ({error})",
+            where=str(run / "config.yaml"),
+            remedy="Run the study again: it writes the file anew.",
+        ) from error
+    return found
 
 
 def cell(value: Any) -> str:
@@ -184,11 +195,6 @@ def _warnings(tables: figures.Tables) -> Iterator[str]:
         (row["seed"], row["note"]) for row in tables["behaviour"] if row.get("note")
     ):
         yield f"Fixed-source attack (seed {seed}): {note}."
-    missing = [
-        name for suite, name in BESIDE.items() if suite not in {r["suite"] for r in tables["behaviour"]}
-    ]
-    if missing:
-        yield f"Not measured: {', '.join(missing)}. Low compliance may be blanket refusal."
 
 
 def _best_rows(tables: figures.Tables) -> list[Mapping[str, Any]]:

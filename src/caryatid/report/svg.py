@@ -14,7 +14,7 @@ COLOURS: Mapping[str, str] = {
 }
 OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK, FAINT, MUTED = "#1d2733", "#d5dbe1", "#5a6672"
-LONGEST_NAME = 18
+LONGEST_NAME = 14
 FONT = "font-family='system-ui, sans-serif'"
 
 

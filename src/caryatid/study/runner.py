@@ -169,7 +169,7 @@ def study_status(directory: Path) -> list[StageStatus]:
         UsageError: not a run directory, or of another version.
     """
     run = RunDirectory.existing(directory)
-    config = parse_config(run.config_path.read_text(encoding="utf-8"), str(run.config_path))
+    config = parse_config(run.config_text(), str(run.config_path))
     plan = build_plan(config, Facts.from_json(run.manifest()["facts"]))
     busy = _is_locked(run)
     rows = []
