@@ -110,8 +110,8 @@ def generate_ids(
     that the interventions acted on, in each row its prompt and its answer but for the last token.
 
     Raises:
-        InputError: an empty row, a limit below 1, a prompt whose answer would leave the model's context, or interventions
-            that do not fit.
+        InputError: an empty row, a limit below 1, more tokens than the model's context has, or interventions that do not
+            fit.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}, at least 1 is needed", where="generate")
