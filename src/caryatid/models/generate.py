@@ -110,7 +110,7 @@ def generate_ids(
     that the interventions acted on, in each row its prompt and its answer but for the last token.
 
     Raises:
-        InputError: an empty row, a limit below 1, more tokens than the model's context has, or interventions that do not
+        InputError: an empty row, a limit below 1, more tokens than the model has context, or interventions that do not
             fit.
     """
     if max_new_tokens < 1:
