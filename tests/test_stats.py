@@ -194,6 +194,8 @@ def test_the_paired_bootstraps_p_value() -> None:
         assert found[:3] == paired_bootstrap(a, b, 4000, np.random.default_rng(1))
     assert paired_bootstrap_test([1, 1], [1, 1], 100, rng).p == 1
     assert math.isnan(paired_bootstrap_test([math.nan], [1], 100, rng).p)
+
+
 def log_likelihood(theta: float, share: float, counts: tuple[int, int, int]) -> float:
     """Of items with both, a alone, b alone under p_a = θ·p_b, a alone in `share` of those with either."""
     fewer = theta * share - (theta - 1)

@@ -24,6 +24,9 @@ from .errors import InputError, UsageError
 FORMAT_VERSION = 1
 KEY_LENGTH = 20
 
+# Whole stages are worth days of training: a damaged manifest of the run must not make anybody delete them.
+DAMAGED_RUN = "Move the folder `stages` into a new --out and run there: finished stages are reused."
+
 StageState = Literal["done", "partial", "failed", "missing"]
 
 
@@ -72,7 +75,7 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, remedy: str = "Delete the file's folder and run again.") -> Any:
     """Read a JSON file; a damaged one is a user-facing error that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -80,7 +83,7 @@ def read_json(path: Path) -> Any:
         raise InputError(
             f"not readable as JSON ({error})",
             where=str(path),
-            remedy="Delete the file's folder and run again.",
+            remedy=remedy,
         ) from error
 
 
@@ -242,7 +245,7 @@ class RunDirectory:
 
     def check_version(self) -> None:
         """Refuse a directory written by another format version."""
-        manifest = read_json(self.manifest_path)
+        manifest: Any = self.manifest()
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
         if version != FORMAT_VERSION:
             raise UsageError(
@@ -289,8 +292,23 @@ class RunDirectory:
 
     def manifest(self) -> dict[str, Any]:
         """The run's manifest."""
-        manifest: dict[str, Any] = read_json(self.manifest_path)
+        manifest: dict[str, Any] = read_json(self.manifest_path, remedy=DAMAGED_RUN)
         return manifest
+
+    def config_text(self) -> str:
+        """The resolved configuration, as YAML.
+
+        Raises:
+            InputError: it is missing or cannot be read.
+        """
+        try:
+            return self.config_path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"cannot be read ({error})",
+                where=str(self.config_path),
+                remedy="Run the study again: it writes the file anew.",
+            ) from error
 
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
         """Write the run's manifest with the format version."""

@@ -178,3 +178,10 @@ def test_errors_keep_what_is_finished_and_name_the_folder(
     with pytest.raises(NumericalError):
         attack_gcg(loaded, chat, cases, **SETTINGS, out=tmp_path / "out")
     assert len(list((tmp_path / "out" / "cases").iterdir())) == 1
+
+
+def test_a_behaviour_beyond_the_models_context_is_refused() -> None:
+    loaded = tiny_loaded("gpt2")
+    cases = gcg_cases([Prompt("long", "word " * 900, "own", "harmful")])
+    with pytest.raises(InputError, match="the model's context has 512"):
+        attack_gcg(loaded, ChatFormat(loaded.tokenizer), cases, **SETTINGS)

@@ -142,6 +142,17 @@ def test_mistakes_in_users_files_name_the_place(tmp_path, name, content, message
     assert "\n" not in str(caught.value)
 
 
+def test_half_a_surrogate_pair_is_refused_before_a_tokenizer_meets_it(tmp_path):
+    with pytest.raises(InputError, match=r"p.jsonl:2: half a surrogate pair"):
+        read(user_file(tmp_path, "p.jsonl", '"fine \\ud83d\\ude00"\n{"text": "broken \\ud83d"}\n'))
+    assert read(user_file(tmp_path, "q.jsonl", '"fine \\ud83d\\ude00"\n'))[0].text == "fine \U0001f600"
+
+
+def test_an_open_quote_does_not_swallow_the_rest(tmp_path):
+    with pytest.raises(InputError, match="not CSV"):
+        read(user_file(tmp_path, "p.csv", 'prompt\n"open\nnext\n'))
+
+
 def test_missing_user_file(tmp_path):
     with pytest.raises(DataMissingError, match="No such file") as caught:
         read(tmp_path / "none.csv")

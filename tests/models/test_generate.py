@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from caryatid.errors import InputError
 from caryatid.models.batch import length_sorted_batches
-from caryatid.models.generate import generate_ids
+from caryatid.models.generate import generate, generate_ids
 from caryatid.models.template import ChatFormat
 from tiny import ARCHITECTURES, tiny_loaded
 
@@ -41,3 +42,14 @@ def test_only_last_positions_reach_the_output_matrix_until_the_longest_answer_en
     for answer, whole in zip(answers, endless, strict=True):
         last = next((at for at, token in enumerate(whole) if token in ends), NEW - 1)
         assert answer == whole[: last + 1]
+
+
+def test_a_prompt_beyond_the_models_context_is_one_line_before_anything_runs() -> None:
+    loaded = tiny_loaded("gpt2")  # learned positions: there is nothing beyond the last one
+    chat = ChatFormat(loaded.tokenizer)
+    with pytest.raises(InputError, match=r"may take \d+ tokens, the model's context has 512"):
+        generate(loaded, chat, ["word " * 900], max_new_tokens=1, batch_size=1)
+    fits = len(chat.ids("hi"))
+    assert generate(loaded, chat, ["hi"], max_new_tokens=512 - fits, batch_size=1)[0].n_tokens <= 512 - fits
+    with pytest.raises(InputError, match="may take 513 tokens"):
+        generate(loaded, chat, ["hi"], max_new_tokens=513 - fits, batch_size=1)

@@ -8,10 +8,12 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from caryatid.report.causal_figures import (
+    causal_figure,
     control_figure,
     doses,
     frontier,
     frontier_figure,
+    kinds_of,
     profile_figure,
 )
 from caryatid.report.figures import sweep_figure
@@ -58,6 +60,33 @@ def test_doses_pair_cost_and_refusal_of_each_condition() -> None:
 
 def test_the_frontier_is_what_nothing_else_beats() -> None:
     assert [each.name for each in frontier(doses(CAUSAL))] == ["untouched", "random", "k 1", "k 3"]
+
+
+def test_conditions_shown_are_those_measured_with_one_larger_rank() -> None:
+    rows = [row for row in CAUSAL if row["read_out"] == "refusal_score"]
+    controlled = [*rows, {**rows[-2], "rank": 2}]  # rank 3 has no random control
+    names = [kind.name for kind in kinds_of(controlled)]
+    assert names == [
+        "no intervention",
+        "carrier ablated, rank 1",
+        "carrier ablated, rank 2",
+        "random, rank 1",
+        "random, rank 2",
+    ]
+    assert kinds_of(rows[:1])[0].name == "no intervention"
+    assert len(kinds_of(rows[:1])) == 1
+
+
+def test_rates_are_drawn_from_0_to_1_and_scores_where_they_are() -> None:
+    rows = [{**row, "lo": row["value"], "hi": row["value"], "n": 4} for row in CAUSAL]
+    rate = [{**row, "read_out": "harmbench_degenerate", "value": 0.25} for row in rows[:3]]
+    svg = causal_figure({"causal": [*rows, *rate]}, 0, "harmbench_degenerate", "Gibberish")
+    ET.fromstring(svg)
+    assert {"0", "1"} <= set(re.findall(r">([\d.]+)</text>", svg))
+    assert "Gibberish" in svg
+    scores = causal_figure({"causal": rows}, 0, "refusal_score", "Score")
+    ET.fromstring(scores)
+    assert "nan" not in re.sub(r"\[nan, nan\]", "", scores)
 
 
 def behaviour() -> list[Row]:

@@ -9,9 +9,10 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from caryatid.artifacts import read_json, write_json
-from caryatid.errors import UsageError
+from caryatid.errors import InputError, UsageError
 from caryatid.report.page import build_report, cell
 from caryatid.report.svg import Drawing, Point, Series, panel, shade
+from caryatid.report.tables import read_tables, write_table
 from caryatid.study.runner import run_study
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
@@ -66,6 +67,48 @@ def test_page_is_self_contained_and_says_what_numbers_rest_on(run: Path) -> None
         assert fact in html, fact
 
 
+def test_captions_name_judge_profile_and_n(run: Path) -> None:
+    html = build_report(run).read_text()
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, re.S)
+    assert len(captions) == len(re.findall(r"<figure>", html))
+    first, bypass = captions[0], next(text for text in captions if "bypass effect" in text)
+    assert "refusal-rules@" in first
+    assert "degeneracy@" in first
+    assert "KL ≤ 0.35, both effects ≥ 0.5, first 80% of the layers" in bypass
+    assert "4 harmful and 4 harmless selection prompts" in bypass
+    read_outs = [text for text in captions if "generated answers" in text]
+    assert len(read_outs) == 5
+    assert all(re.search(r"judge (refusal-rules|degeneracy)@\d+, n = \d", text) for text in read_outs)
+    assert any("gibberish" in text for text in read_outs)
+    assert "Fixed-source − direct" in html
+
+
+def test_what_weakens_the_numbers_is_said_first(run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved, ignore=shutil.ignore_patterns("stages"))
+    rows = read_tables(moved)["behaviour"]
+    noted = [{**row, "note": "uninformative: x" if row["attack"] == "fixed_source" else None} for row in rows]
+    write_table(moved / "tables", "behaviour", noted)
+    html = build_report(moved).read_text()
+    assert "Fixed-source attack (seed 0): uninformative: x." in html
+    assert "answered (uninformative)" in html
+
+
+def test_arms_may_be_called_anything(run: Path, tmp_path: Path) -> None:
+    moved, name = tmp_path / "moved", "<b>a</b>/../../../up & down, with a very long name"
+    shutil.copytree(run, moved, ignore=shutil.ignore_patterns("stages"))
+    for table, rows in read_tables(moved).items():
+        columns = [column for column in ("arm", "from_arm") if rows and column in rows[0]]
+        renamed = [{**row, **{c: name for c in columns if row[c] == "r2d2"}} for row in rows]
+        write_table(moved / "tables", table, renamed)
+    html = build_report(moved).read_text()
+    assert "<b>a</b>" not in html
+    assert "&lt;b&gt;a" in html
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
+    for file in (moved / "figures").glob("*.svg"):
+        ET.fromstring(file.read_text())
+
+
 def test_report_comes_from_artifacts_alone_and_is_repeatable(run: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
@@ -90,6 +133,28 @@ def test_unfinished_run_is_a_usage_error(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("tables"))
     with pytest.raises(UsageError, match="no table"):
         build_report(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tables/verdict.parquet", b"xx", "not readable as parquet"),
+        ("config.yaml", b"foo: [", "not YAML"),
+        ("config.yaml", b"\xff", "cannot be read"),
+        ("manifest.json", b"{", "not readable as JSON"),
+    ],
+)
+def test_damaged_files_are_one_line_with_a_remedy(
+    run: Path, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved, ignore=shutil.ignore_patterns("stages"))
+    (moved / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        build_report(moved)
+    assert str(moved / name) in str(caught.value)
+    assert "Delete" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_chart_puts_values_where_they_belong() -> None:

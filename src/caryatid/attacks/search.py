@@ -10,6 +10,7 @@ import torch
 from caryatid.attacks.gcg import RowLimit, gcg_steps
 from caryatid.attacks.scoring import Scoring
 from caryatid.attacks.state import GcgCase, start_state
+from caryatid.models.forward import check_context
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 from caryatid.progress import NO_PROGRESS, Progress
@@ -74,10 +75,13 @@ def gcg_search(
     progress.start("gcg", len(cases) * steps)
     for case in cases:
         began = time.perf_counter()
+        start = start_state(chat, case, length=suffix_length)
+        sent = chat.ids(f"{case.user_text} {start.suffix_text}")
+        check_context(loaded, len(sent) + len(chat.answer_ids(case.target)))
         (state,) = gcg_steps(
             loaded,
             chat,
-            [start_state(chat, case, length=suffix_length)],
+            [start],
             steps=steps,
             width=width,
             top_k=top_k,

@@ -271,4 +271,6 @@ def _notes(sets: Mapping[str, PromptSet], rows: Sequence[Row]) -> tuple[str, ...
     proxies = sorted({str(row["judge"]) for row in rows if row["proxy"]})
     if proxies:
         notes.append(f"Rates judged by {', '.join(proxies)} are proxies for human labels.")
+    if not {"harmbench", "strongreject"}.isdisjoint(sets) and not set(GROUPS["xstest"]) <= set(sets):
+        notes.append("Low compliance may be blanket refusal: ask --suite xstest beside it.")
     return tuple(notes)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ..behaviour.degenerate import is_degenerate
+from ..behaviour.degenerate import DEGENERACY, is_degenerate
 from ..behaviour.judges.base import Exchange, Judge, judge_id
 from ..behaviour.utility import check_satisfied
 from ..data.prompts import Prompt
@@ -131,7 +131,10 @@ def outcome_rows(judge: Judge, condition: Condition, suite: str, found: SuiteOut
     ]
     if found.passed is not None:
         rows.append(rate_row(condition, "utility_pass", found.passed))
-    return [{**row, "judge": judge_id(judge)} for row in rows]
+    return [
+        {**row, "judge": DEGENERACY if row["read_out"] == f"{suite}_degenerate" else judge_id(judge)}
+        for row in rows
+    ]
 
 
 def generated_coupling_rows(

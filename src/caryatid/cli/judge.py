@@ -54,12 +54,13 @@ def harmful(
     _show(done, as_json)
 
 
-def _show(done: object, as_json: bool) -> None:
-    facts = vars(done)
+def _show(done: Any, as_json: bool) -> None:
+    facts = done.to_json()
     if as_json:
-        print_json({key: str(value) if isinstance(value, Path) else value for key, value in facts.items()})
-    else:
-        typer.echo(", ".join(f"{key} {value}" for key, value in facts.items()))
+        print_json(facts)
+        return
+    counts = ", ".join(f"{name} {count}" for name, count in facts["verdicts"].items())
+    typer.echo(f"{facts['output']}: {facts['rows']} rows judged by {facts['judge']}: {counts}")
 
 
 @app.command(epilog="Example: caryatid judge sample runs/quick -o sheet.csv --suite xstest_safe")

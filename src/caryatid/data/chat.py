@@ -12,7 +12,7 @@ from ..errors import DataMissingError, InputError
 from ..paths import hub_offline
 from .near import normalise
 from .prompts import Dropped, Prompt, PromptSet, Role, resolve_overlaps
-from .readers import decode, parse_json, read_user_bytes
+from .readers import decode, encodable, parse_json, read_user_bytes
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def load_chat_jsonl(path: Path, n: int | None = None) -> list[ChatExample]:
                 where=f"{path}:{number}",
                 remedy='Give {"user": …, "answer": …}, or {"messages": [user turn, assistant turn, …]}.',
             )
-        examples.append(ChatExample(f"{path.stem}_{number:06d}", *pair))
+        user, answer = (encodable(text, f"{path}:{number}") for text in pair)
+        examples.append(ChatExample(f"{path.stem}_{number:06d}", user, answer))
     if not examples:
         raise InputError("no chat examples", where=str(path), remedy="Add lines, or choose another source.")
     return examples

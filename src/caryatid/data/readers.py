@@ -195,17 +195,38 @@ def parse_json(text: str, where: str, first_line: int = 1) -> Any:
     """JSON, with the line and column of a mistake in the error.
 
     Raises:
-        InputError: not JSON.
+        InputError: not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"{where}:{first_line + error.lineno - 1}:{error.colno}"
         raise InputError(f"not JSON ({error.msg})", where=place, remedy="Correct the line.") from error
+    except RecursionError as error:
+        raise InputError("JSON nested too deeply", where=where, remedy="Correct the file.") from error
+
+
+def encodable(text: str, where: str) -> str:
+    """Text that a tokenizer takes: JSON can spell half a surrogate pair (`"\\ud83d"`), which is no character.
+
+    Raises:
+        InputError: it holds one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"half a surrogate pair ({text[error.start]!r}), which is no character",
+            where=where,
+            remedy="Correct the text.",
+        ) from error
+    return text
 
 
 def _user_csv(path: Path, text: str) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), strict=True
+    )  # an open quote would swallow the rest
     try:
         for values in reader:
             where = f"{path}:{reader.line_num}"
@@ -288,7 +309,7 @@ def _user_prompt(row: Row, number: int, stem: str, label: Label) -> Prompt:
     check = values.get("check") or None
     if isinstance(check, str):
         check = parse_json(check, row.where)
-    return Prompt(
+    found = Prompt(
         id=_optional_text(values, "id", row.where) or f"{stem}_{number:04d}",
         text=text,
         set_name=stem,
@@ -297,6 +318,9 @@ def _user_prompt(row: Row, number: int, stem: str, label: Label) -> Prompt:
         check=validated_check(check, row.where),
         **optional,
     )
+    for part in (found.id, found.user_text, found.category, found.kind, *found.targets):
+        encodable(part or "", row.where)
+    return found
 
 
 def read_prompt_file(path: Path, *, name: str, role: Role, label: Label) -> PromptSet:

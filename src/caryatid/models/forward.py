@@ -59,6 +59,21 @@ def check_rows(interventions: Sequence[Intervention], rows: int) -> None:
             )
 
 
+def check_context(loaded: LoadedModel, tokens: int) -> None:
+    """A row of so many tokens fits into what the model was made for.
+
+    Raises:
+        InputError: it does not.
+    """
+    longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and tokens > longest:
+        raise InputError(
+            f"a prompt and its answer may take {tokens} tokens, the model's context has {longest}",
+            where=loaded.spec,
+            remedy="Leave out the longest prompts, or lower the limit of new tokens.",
+        )
+
+
 def _batches(
     loaded: LoadedModel, seqs: Sequence[Sequence[int]], batch_size: int
 ) -> Iterator[tuple[list[int], PaddedBatch]]:

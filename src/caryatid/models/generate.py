@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from caryatid.errors import InputError
 from caryatid.models.batch import left_pad, length_sorted_batches
-from caryatid.models.forward import at_rows, check_rows, pad_id
+from caryatid.models.forward import at_rows, check_context, check_rows, pad_id
 from caryatid.models.hooks import contiguous_head
 from caryatid.models.load import LoadedModel
 from caryatid.models.residual import Intervention, Touched, intervening
@@ -125,11 +125,13 @@ def generate_ids(
     counting takes one more step per batch, which runs it too.
 
     Raises:
-        InputError: an empty row, a limit below 1, or interventions that do not fit.
+        InputError: an empty row, a limit below 1, more tokens than the model has context, or interventions that do not
+            fit.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}, at least 1 is needed", where="generate")
     check_rows(interventions, len(seqs))
+    check_context(loaded, max((len(seq) for seq in seqs), default=0) + max_new_tokens)
     ends, pad = frozenset(stop), pad_id(loaded)
     report = progress or NO_PROGRESS
     answers: list[list[int]] = [[] for _ in seqs]

@@ -1,11 +1,11 @@
 """Figures of causality: the dose response, the layer profile, and what is left of an old carrier's control."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .figures import arms_of, steps_of, trajectory_of, value_of
-from .svg import Drawing, Point, Series, colour, legend, panel, ticks
+from .svg import MUTED, Drawing, Point, Series, colour, legend, panel, shortened, ticks
 
 Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]
@@ -16,7 +16,91 @@ DOSES = (
     ("other directions", "#009E73"),
     ("random, ablated", "#b8c0c8"),
 )
-MUTED = "#5a6672"
+RATES = ("_any_refusal", "_degenerate", "_pass")  # endings of read-outs between 0 and 1
+
+
+class Kind(NamedTuple):
+    """Conditions that are drawn alike."""
+
+    name: str
+    fill: str
+    holds: Callable[[Row], bool]
+
+
+def _is(intervention: str, control: str, rank: int | None = None, alpha: float | None = None) -> Any:
+    def holds(row: Row) -> bool:
+        same = row["intervention"] == intervention and row["control"] == control
+        return same and rank in (None, row["rank"]) and alpha in (None, row["alpha"])
+
+    return holds
+
+
+def kinds_of(rows: Sequence[Row]) -> list[Kind]:
+    """The conditions of a read-out that are shown: nothing, the carrier ablated at rank 1 and at the largest rank that
+    has random controls (or else that there is), the carrier added at α = 1, and these controls."""
+    ablated = [row for row in rows if row["intervention"] == "ablate" and row["rank"] > 1]
+    ranks = {row["rank"] for row in ablated if row["control"] == "random"} or {r["rank"] for r in ablated}
+    k = max(ranks, default=0)
+    kinds = [
+        Kind("no intervention", "#666666", _is("none", "none")),
+        Kind("carrier ablated, rank 1", "#D55E00", _is("ablate", "carrier", 1)),
+        Kind(f"carrier ablated, rank {k}", "#CC79A7", _is("ablate", "carrier", k)),
+        Kind("carrier added, α = 1", "#0072B2", _is("add", "carrier", None, 1.0)),
+        Kind("random, rank 1", "#c3cad1", _is("ablate", "random", 1)),
+        Kind(f"random, rank {k}", "#8d99a6", _is("ablate", "random", k)),
+    ]
+    return [kind for kind in kinds if any(kind.holds(row) for row in rows)]
+
+
+def causal_figure(tables: Tables, seed: int, read_out: str, words: str) -> str:
+    """A read-out under nothing, the carrier and random controls, anchor by anchor."""
+    rows = [r for r in tables["causal"] if r["seed"] == seed and r["read_out"] == read_out]
+    anchors = list(dict.fromkeys((row["arm"], row["step"]) for row in rows))
+    kinds = kinds_of(rows)
+    lane, top = 7, 40
+    height = lane * len(kinds) + 8
+    shown = [row for row in rows if any(kind.holds(row) for kind in kinds)]
+    low, high = _range(shown, read_out)
+    drawing = Drawing(960, top + height * len(anchors) + 44, f"{words} under interventions")
+    legend(drawing, 14, 20, [(kind.name, kind.fill) for kind in kinds])
+    labels = [f"{shortened(arm)}, step {step}" for arm, step in anchors]
+    left, right, foot = 24 + 6.8 * max(map(len, labels), default=0), 930, top + height * len(anchors)
+
+    def at(value: float) -> float:
+        return left + (value - low) / (high - low) * (right - left)
+
+    for tick in ticks(low, high):
+        drawing.line(at(tick), top, at(tick), foot)
+        drawing.text(at(tick), foot + 16, f"{tick:g}", anchor="middle", size=11)
+    drawing.text((left + right) / 2, foot + 33, words, anchor="middle", size=11, fill=MUTED)
+    for y, (arm, step) in enumerate(anchors):
+        drawing.line(left, top + height * y, right, top + height * y)
+        middle = top + height * (y + 0.5) + 4
+        drawing.text(left - 10, middle, labels[y], anchor="end")
+        for number, kind in enumerate(kinds):
+            place = top + height * y + 4 + lane * (number + 0.5)
+            for row in shown:
+                if (row["arm"], row["step"]) == (arm, step) and kind.holds(row):
+                    _reading(drawing, at, place, kind, row)
+    return drawing.svg()
+
+
+def _reading(drawing: Drawing, at: Callable[[float], float], y: float, kind: Kind, row: Row) -> None:
+    """A value and its interval; the spread of random controls speaks for itself."""
+    value, low, high = _with_interval(row)
+    if not math.isfinite(value):
+        return
+    if not kind.name.startswith("random") and math.isfinite(low) and math.isfinite(high):
+        drawing.line(at(low), y, at(high), y, kind.fill, 1.5)
+    tip = f"{kind.name}: {value:.3g} [{low:.3g}, {high:.3g}], n = {row.get('n', '–')}"
+    drawing.dot(at(value), y, kind.fill, 3.5, tip)
+
+
+def _range(rows: Sequence[Row], read_out: str) -> tuple[float, float]:
+    if read_out.endswith(RATES):
+        return 0.0, 1.0
+    values = [v for row in rows for v in _with_interval(row) if math.isfinite(v)]
+    return _span([0.0, *values]) if values else (0.0, 1.0)
 
 
 class Dose(NamedTuple):
@@ -80,7 +164,7 @@ def frontier_figure(tables: Tables, seed: int) -> str:
     legend(drawing, 14, 20, DOSES)
     for index, ((arm, step), found) in enumerate(panels):
         box = (320.0 * (index % columns), 36.0 + 250 * (index // columns), 312.0, 246.0)
-        _scatter(drawing, box, found, f"{arm}, step {step}")
+        _scatter(drawing, box, found, f"{shortened(arm)}, step {step}")
     return drawing.svg()
 
 
@@ -144,7 +228,7 @@ def profile_figure(tables: Tables, seed: int) -> str:
         box = (320.0 * (index % columns), 36.0 + 200 * (index // columns), 312.0, 196.0)
         points = [Point(row["layer"], *_with_interval(row), f"n = {row['n']}") for row in mine]
         line = [Series(anchor[0], colour(anchor[0], arms), points)]
-        title = f"{anchor[0]}, step {anchor[1]} (carrier of layer {mine[0]['carrier_layer']})"
+        title = f"{shortened(anchor[0])}, step {anchor[1]} (carrier of layer {mine[0]['carrier_layer']})"
         panel(drawing, box, line, title=title, steps=layers, zero=0.0, axis="layer")
     return drawing.svg()
 

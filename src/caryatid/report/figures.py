@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .svg import Drawing, Point, Series, colour, ink_on, legend, panel, shade
+from .svg import MUTED, Drawing, Point, Series, colour, ink_on, legend, panel, shade, shortened
 
 Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]
@@ -67,7 +67,8 @@ def behaviour_figure(tables: Tables, seed: int) -> str:
     for title, *key in TRAJECTORY:
         mine = [row for row in rows if [row["suite"], row["attack"], row["metric"]] == key]
         if mine:
-            panels.append((title, mine))
+            noted = any(row.get("note") for row in mine)
+            panels.append((f"{title} (uninformative)" if noted else title, mine))
     columns = 3
     height = 40 + 200 * -(-len(panels) // columns)
     drawing = Drawing(960, height, "Behaviour at every anchor")
@@ -99,7 +100,7 @@ def heat_map(tables: Tables, seed: int, arm: str, profile: str) -> str:
         bold=True,
         size=13,
     )
-    drawing.text(6, 34, "layer", size=11, fill="#5a6672")
+    drawing.text(6, 34, "layer", size=11, fill=MUTED)
     for y, layer in enumerate(reversed(layers)):
         drawing.text(left - 8, top + cell_h * y + 14, str(layer), anchor="end", size=11)
         for x, step in enumerate(steps):
@@ -178,6 +179,8 @@ def geometry_figure(tables: Tables, seed: int) -> str:
         for row in angles
         if before.get(row["arm"], {}).get(row["to"]) == row["from"]
     ]
+    turned = [value_of(row, key) for row in consecutive for key in ("value", "lo", "hi")]
+    turned = [value for value in turned if math.isfinite(value)]
     drawing = Drawing(960, 250, "Effective rank and excess angle at every anchor")
     legend(drawing, 20, 22, [(arm, colour(arm, arms)) for arm in arms])
     panel(
@@ -193,6 +196,10 @@ def geometry_figure(tables: Tables, seed: int) -> str:
         trajectory_of(consecutive, arms),
         title="Excess angle from the anchor before (degrees)",
         steps=steps,
+        bounds=(
+            min([-1.0, *turned]),
+            max([1.0, *turned]),
+        ),  # a hundredth of a degree must not look like a turn
         zero=0.0,
     )
     return drawing.svg()
@@ -231,79 +238,43 @@ def sweep_figure(tables: Tables, seed: int) -> str:
             steps=cuts,
             bounds=(0, 1),
             axis="KL cut × 100",
+            empty="no admissible carrier under any cut",
         )
     return drawing.svg()
-
-
-def causal_figure(tables: Tables, seed: int, read_out: str) -> str:
-    """A read-out under nothing, the carrier and random controls, anchor by anchor."""
-    rows = [r for r in tables["causal"] if r["seed"] == seed and r["read_out"] == read_out]
-    anchors = list(dict.fromkeys((row["arm"], row["step"]) for row in rows))
-    kinds: dict[str, tuple[str, Any]] = {
-        "no intervention": ("#666666", lambda r: r["intervention"] == "none"),
-        "carrier ablated, rank 1": ("#D55E00", lambda r: _is(r, "ablate", "carrier") and r["rank"] == 1),
-        "carrier ablated, rank k": ("#CC79A7", lambda r: _is(r, "ablate", "carrier") and r["rank"] > 1),
-        "carrier added, α = 1": ("#0072B2", lambda r: _is(r, "add", "carrier") and r["alpha"] == 1.0),
-        "random, ablated": ("#b8c0c8", lambda r: _is(r, "ablate", "random")),
-    }
-    values = [
-        v for r in rows for v in (value_of(r), value_of(r, "lo"), value_of(r, "hi")) if math.isfinite(v)
-    ]
-    low, high = (min([0.0, *values]), max([1e-9, *values])) if values else (0.0, 1.0)
-    drawing = Drawing(960, 70 + 26 * len(anchors), f"{read_out} under interventions")
-    legend(drawing, 14, 20, [(name, fill) for name, (fill, _) in kinds.items()])
-    left, right, top = 130, 930, 40
-
-    def at(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
-
-    for y, (arm, step) in enumerate(anchors):
-        centre = top + 26 * y + 13
-        drawing.line(left, centre, right, centre)
-        drawing.text(left - 10, centre + 4, f"{arm} {step}", anchor="end")
-        mine = [row for row in rows if (row["arm"], row["step"]) == (arm, step)]
-        for offset, (name, (fill, chosen)) in enumerate(reversed(kinds.items())):
-            for row in filter(chosen, mine):
-                place = centre + 2.5 * (offset - 2)
-                if math.isfinite(value_of(row)):
-                    if name != "random, ablated" and math.isfinite(value_of(row, "lo")):
-                        drawing.line(
-                            at(value_of(row, "lo")), place, at(value_of(row, "hi")), place, fill, 1.5
-                        )
-                    drawing.dot(at(value_of(row)), place, fill, 3.5, f"{name}: {value_of(row):.3g}")
-    foot = top + 26 * len(anchors) + 18
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        tick = low + share * (high - low)
-        drawing.text(at(tick), foot, f"{tick:.3g}", anchor="middle", size=11)
-    return drawing.svg()
-
-
-def _is(row: Row, intervention: str, control: str) -> bool:
-    return bool(row["intervention"] == intervention and row["control"] == control)
 
 
 def transfer_figure(tables: Tables, seed: int) -> str:
     """T[a, b]: the share of b's refusals that a's carrier removes."""
     rows = [r for r in tables["transfer"] if r["seed"] == seed and r["quantity"] == "transfer"]
-    names = list(dict.fromkeys((r["arm"], r["to"]) for r in rows))
+    asked = {(r["arm"], r["to"]): r["n"] for r in rows}
+    names = sorted(asked, key=lambda name: name[0] != "base")  # step 0 first, the others in their order
     sources = [name for name in names if any((r.get("from_arm"), r["from"]) == name for r in rows)]
-    cell, left, top = 64, 110, 60
-    drawing = Drawing(left + cell * len(names) + 20, top + 30 * len(sources) + 20, "Transfer between anchors")
+    labels = {name: f"{shortened(name[0])} {name[1]}" for name in names}
+    left = 20 + 6.5 * max((len(label) for label in labels.values()), default=0)
+    cell, top = 72, 84
+    drawing = Drawing(
+        max(left + cell * len(names) + 20, 480), top + 30 * len(sources) + 20, "Transfer between anchors"
+    )
     drawing.text(6, 18, "carrier of (row) ablated in (column): share of refusals removed", bold=True, size=13)
     for x, (arm, step) in enumerate(names):
-        drawing.text(left + cell * (x + 0.5), top - 8, f"{arm} {step}", anchor="middle", size=11)
+        words = (arm if len(arm) < 12 else f"{arm[:9]}…", f"step {step}", f"n = {asked[arm, step]}")
+        for line, word in enumerate(words):
+            drawing.text(left + cell * (x + 0.5), top - 36 + 14 * line, word, anchor="middle", size=11)
     for y, source in enumerate(sources):
-        drawing.text(left - 8, top + 30 * y + 19, f"{source[0]} {source[1]}", anchor="end", size=11)
+        drawing.text(left - 8, top + 30 * y + 19, labels[source], anchor="end", size=11)
         for x, target in enumerate(names):
             found = [
                 r for r in rows if (r.get("from_arm"), r["from"]) == source and (r["arm"], r["to"]) == target
             ]
-            effect = value_of(found[0]) if found else math.nan
-            tip = f"n = {found[0]['n']}" if found else "not measured"
-            drawing.rect(left + cell * x + 1, top + 30 * y + 1, cell - 2, 28, shade(effect), tip=tip)
-            if math.isfinite(effect):
-                middle = left + cell * (x + 0.5)
-                drawing.text(
-                    middle, top + 30 * y + 19, f"{effect:.2f}", anchor="middle", size=11, fill=ink_on(effect)
-                )
+            _transfer_cell(drawing, left + cell * x, top + 30 * y, cell, found[0] if found else None)
     return drawing.svg()
+
+
+def _transfer_cell(drawing: Drawing, x: float, y: float, width: float, row: Row | None) -> None:
+    effect = value_of(row) if row else math.nan
+    tip = "not measured"
+    if row is not None:
+        tip = f"{effect:.2f} [{value_of(row, 'lo'):.2f}, {value_of(row, 'hi'):.2f}], n = {row['n']}"
+    drawing.rect(x + 1, y + 1, width - 2, 28, shade(effect), tip=tip)
+    if math.isfinite(effect):
+        drawing.text(x + width / 2, y + 19, f"{effect:.2f}", anchor="middle", size=11, fill=ink_on(effect))

@@ -1,31 +1,26 @@
 """The report: one self-contained HTML file from a run's tables and artifacts; no model, no network, no GPU."""
 
+import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from ..artifacts import read_json, write_bytes
-from ..errors import UsageError
-from . import causal_figures, figures
+from ..artifacts import RunDirectory, read_json, write_bytes
+from ..errors import InputError, UsageError
+from . import figures
+from .captions import Basis, drawn_figures, profile_of
 from .tables import read_tables
 
 CONTRACT = ("behaviour", "carriers", "rank", "drift", "transfer", "causal", "training", "verdict")
 HARMFUL_SUITES = frozenset({"harmbench", "strongreject", "xstest_unsafe"})
 SAMPLE_ANSWERS = 3
-READ_OUTS = (
-    ("harmbench_any_refusal", "Harmful requests refused (generated answers)"),
-    ("xstest_safe_any_refusal", "XSTest-safe prompts refused (generated answers)"),
-    ("xstest_unsafe_any_refusal", "XSTest-unsafe prompts refused (generated answers)"),
-    ("utility_pass", "Utility audit passed (generated answers)"),
-    ("refusal_score", "Refusal score on harmful prompts, nats (teacher-forced, with random controls)"),
-    ("benign_kl", "KL on benign answers, nats per token (teacher-forced, with random controls)"),
-)
 # arXiv 2604.27019: Mistral-7B, LoRA, UltraChat. Facts beside which a run is shown, not targets.
 PUBLISHED = (
     ("R2D2 fixed-source HarmBench ASR", ("0.000", "0.000", "0.035", "0.250")),
@@ -33,6 +28,16 @@ PUBLISHED = (
     ("R2D2 adaptive GCG ASR", ("0", "–", "0.415", "0.613")),
     ("R2D2 best admissible carrier", ("late layer", "late layer", "early layer", "early layer")),
     ("SFT fixed-source HarmBench ASR", ("0.505–0.588 over these anchors", "", "", "")),
+)
+# Columns of the trajectory's table: title, suite, attack, metric.
+KEY_NUMBERS = (
+    figures.TRAJECTORY[0],
+    figures.TRAJECTORY[-1],
+    figures.TRAJECTORY[1],
+    ("Fixed-source − direct", "harmbench", "fixed_source", "compliance_minus_direct"),
+    *figures.TRAJECTORY[2:-1],
+    ("Direct: judged harmful", "harmbench", "direct", "harm"),
+    ("Perplexity", "perplexity", "none", "perplexity"),
 )
 SENTENCES: Mapping[str, str] = {
     "relocation": "refusal moved: another site, and the old direction no longer controls it",
@@ -44,20 +49,11 @@ SENTENCES: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure's file name, its caption, and its SVG."""
-
-    name: str
-    caption: str
-    svg: Markup
-
-
 def build_report(run: Path, *, show_answers: bool = False) -> Path:
     """Write `report/index.html` and `figures/*.svg` from artifacts; answers to harmful prompts stay redacted.
 
     Raises:
-        UsageError: the run has no tables yet.
+        UsageError: the run has no tables yet. InputError: its configuration or a table is damaged.
     """
     tables = read_tables(run)
     missing = [name for name in CONTRACT if name not in tables]
@@ -67,27 +63,35 @@ def build_report(run: Path, *, show_answers: bool = False) -> Path:
             where=str(run),
             remedy="Finish the study with `caryatid study run`.",
         )
-    manifest = read_json(run / "manifest.json")
+    manifest = RunDirectory(run).manifest()
+    config = RunDirectory(run).config_text()
+    settings = _settings(config, run)
     seeds = sorted({row["seed"] for row in tables["behaviour"]})
-    drawn = {seed: list(_figures(tables, manifest, seed)) for seed in seeds}
+    sources = _sources(run, manifest)
+    basis = Basis({row["field"]: row["n"] for row in sources}, settings, len(seeds) > 1)
+    drawn = {seed: list(drawn_figures(tables, basis, seed)) for seed in seeds}
     for found in drawn.values():
         for figure in found:
-            write_bytes(run / "figures" / f"{figure.name}.svg", str(figure.svg).encode())
+            name = re.sub(r"[^\w.-]+", "_", figure.name)  # arms of an observed series may be called anything
+            write_bytes(run / "figures" / f"{name}.svg", str(figure.svg).encode())
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["cell"] = cell
     template = environment.from_string(
         (resources.files("caryatid.report") / "template.html").read_text(encoding="utf-8")
     )
     html = template.render(
-        name=_config_value(run, "name") or run.name,
+        name=settings["name"],
         manifest=manifest,
         facts=manifest["facts"],
-        config=(run / "config.yaml").read_text(encoding="utf-8"),
+        config=config,
+        chat_note=_chat_note(settings),
         tables=tables,
         seeds=seeds,
         figures=drawn,
         headlines=list(_headlines(tables)),
-        trajectory=list(_trajectory(tables)),
+        columns=_trajectory(tables)[0],
+        trajectory=_trajectory(tables)[1],
+        warnings=list(_warnings(tables)),
         published=PUBLISHED,
         summary=_best_rows(tables),
         causal=[row for row in tables["causal"] if not row["control"].startswith("random")],
@@ -96,11 +100,24 @@ def build_report(run: Path, *, show_answers: bool = False) -> Path:
         samples=list(_samples(run, manifest, show_answers)),
         show_answers=show_answers,
         judges=sorted({row["judge"] for row in tables["behaviour"] if row["judge"]}),
-        sources=_sources(run, manifest),
+        sources=sources,
+        answers=f"greedy, at most {settings['behaviour']['max_new_tokens']} tokens",
     )
     path = run / "report" / "index.html"
     write_bytes(path, html.encode())
     return path
+
+
+def _settings(config: str, run: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = YAML(typ="safe").load(config)
+    except YAMLError as error:
+        raise InputError(
+            f"not YAML ({error})",
+            where=str(run / "config.yaml"),
+            remedy="Run the study again: it writes the file anew.",
+        ) from error
+    return found
 
 
 def cell(value: Any) -> str:
@@ -114,111 +131,15 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-def _config_value(run: Path, key: str) -> str | None:
-    for line in (run / "config.yaml").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{key}:"):
-            return line.partition(":")[2].strip()
-    return None
-
-
-def _figures(tables: figures.Tables, manifest: Mapping[str, Any], seed: int) -> Iterator[Figure]:
-    """All figures of one seed, with captions that say what the numbers rest on."""
-    suffix = f"-seed{seed}"
-    judge = next((row["judge"] for row in tables["behaviour"] if row["judge"]), "none")
-    interval = "Bars: 95 % Wilson intervals; hover a point for its n."
-    yield Figure(
-        f"behaviour{suffix}",
-        f"Judge: {judge} (an offline judge; its rates are proxies). {interval}",
-        Markup(figures.behaviour_figure(tables, seed)),
-    )
-    profile = _profile(tables)
-    for arm in figures.arms_of(tables, seed):
-        none = _none_admissible(tables, seed, arm, profile)
-        yield Figure(
-            f"bypass-{arm}{suffix}",
-            f"Profile: {profile}, selector: {_selector(tables)}. Numbers: gap-normalised bypass effect (1 = ablation "
-            f"removes the whole gap between harmful and harmless prompts).{none}",
-            Markup(figures.heat_map(tables, seed, arm, profile)),
-        )
-    if any(row["seed"] == seed for row in tables.get("threshold_sweep", ())):
-        yield Figure(
-            f"bypass-sweep{suffix}",
-            f"Profile {profile} with other KL cuts. No point: no candidate is admissible under that cut, or the "
-            "refusal gap is too small.",
-            Markup(figures.sweep_figure(tables, seed)),
-        )
-    yield Figure(
-        f"geometry{suffix}",
-        "Per-category directions, unit norm, at step 0's carrier site. Bars: 95 % jackknife over extraction prompts.",
-        Markup(figures.geometry_figure(tables, seed)),
-    )
-    yield from _causal_figures(tables, seed, suffix)
-
-
-def _causal_figures(tables: figures.Tables, seed: int, suffix: str) -> Iterator[Figure]:
-    """Read-outs, dose response, layer profile and transfer of one seed."""
-    for read_out, words in READ_OUTS:
-        if any(row["read_out"] == read_out and row["seed"] == seed for row in tables["causal"]):
-            yield Figure(
-                f"causal-{read_out}{suffix}",
-                f"{words}. Random controls have the carrier's rank and the same mean ‖Px‖² on benign activations.",
-                Markup(figures.causal_figure(tables, seed, read_out)),
-            )
-    if any(row["seed"] == seed for row in tables["causal"]):
-        yield Figure(
-            f"causal-dose{suffix}",
-            "Teacher-forced, at the anchors with a dose response: refusal score on harmful prompts (nats) against the "
-            "NLL of benign answers. Grey line: the frontier, less refusal at no more cost. Hover a point for numbers.",
-            Markup(causal_figures.frontier_figure(tables, seed)),
-        )
-    if any(row["seed"] == seed for row in tables.get("localisation", ())):
-        yield Figure(
-            f"causal-layers{suffix}",
-            "Ablation at one block's input and sublayer outputs alone. Bars: 95 % bootstrap over the prompts.",
-            Markup(causal_figures.profile_figure(tables, seed)),
-        )
-    yield Figure(
-        f"transfer-control{suffix}",
-        "Shares: 95 % Wilson intervals. Ratio: each bound one-sided at 95 %; missing where an anchor refuses nothing, "
-        "or its own carrier removes nothing.",
-        Markup(causal_figures.control_figure(tables, seed)),
-    )
-    yield Figure(
-        f"transfer{suffix}",
-        "Evaluation prompts used for neither extraction nor selection; grey: not measured, or nothing refused.",
-        Markup(figures.transfer_figure(tables, seed)),
-    )
-
-
-def _profile(tables: figures.Tables) -> str:
-    """The profile that the verdict used."""
-    return next((row["profile"] for row in tables["verdict"] if row.get("profile")), "published")
-
-
-def _selector(tables: figures.Tables) -> str:
-    """By what carriers were picked."""
-    return next((row["selector"] for row in tables["verdict"] if row.get("selector")), "bypass")
-
-
-def _none_admissible(tables: figures.Tables, seed: int, arm: str, profile: str) -> str:
-    rows = [
-        row
-        for row in tables["carriers"]
-        if (row["seed"], row["profile"]) == (seed, profile) and row["arm"] in ("base", arm)
-    ]
-    without = sorted({row["step"] for row in rows} - {row["step"] for row in rows if row["best"]})
-    if not without:
-        return ""
-    reasons = {
-        row["step"]: row["reason"]
-        for row in tables.get("carrier_summary", [])
-        if (row["seed"], row["profile"]) == (seed, profile) and row["arm"] in ("base", arm) and row["reason"]
-    }
-    named = ", ".join(f"step {step} ({reasons.get(step, 'no admissible carrier')})" for step in without)
-    blank = not {"no refusal", "undiscriminating refusal", "gap too small"}.isdisjoint(reasons.values())
-    return f" No carrier at {named}." + (
-        " Without a gap there is nothing to normalise by, and the row stays blank." if blank else ""
-    )
+def _chat_note(settings: Mapping[str, Any]) -> str:
+    """What the chat data of the SFT term are, and what that means for the SFT arm (protocol §3)."""
+    chat = settings["chat"]
+    if chat["source"] != "self_distilled":
+        return f"Chat data of the SFT term: {chat['path'] or chat['dataset']}."
+    own = "Chat data of the SFT term: the backbone's own greedy answers"
+    if settings["warmup"]["enabled"]:
+        return f"{own}, given before the warm-up, so that plain SFT leads back to the backbone that refuses less."
+    return f"{own}, so that plain SFT is nearly idle."
 
 
 def _headlines(tables: figures.Tables) -> Iterator[dict[str, Any]]:
@@ -227,25 +148,59 @@ def _headlines(tables: figures.Tables) -> Iterator[dict[str, Any]]:
     for seed, arm in dict.fromkeys((row["seed"], row["arm"]) for row in rows):
         mine = [row for row in rows if (row["seed"], row["arm"]) == (seed, arm)]
         whole = max(mine, key=lambda row: (row["to"] - row["from"], -row["from"]))
-        yield {**whole, "sentence": SENTENCES[whole["label"]]}
+        site = next((row for row in tables["rank"] if row["seed"] == seed), {})
+        yield {
+            **whole,
+            "sentence": SENTENCES[whole["label"]],
+            "sentences": re.split(r"(?<=[.]) (?=[A-Z])", whole["reasons"]),
+            "settings": ", ".join(
+                f"{name} {value:g}" for name, value in json.loads(whole["thresholds"]).items()
+            ),
+            "site_admissible": site.get("site_admissible"),
+        }
 
 
-def _trajectory(tables: figures.Tables) -> Iterator[dict[str, Any]]:
-    """One row per anchor with the key numbers, each with its interval and n."""
-    found: dict[tuple[int, str, int], dict[str, str]] = {}
+def _trajectory(tables: figures.Tables) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    """Columns (title, judge) of the key numbers that were measured, and one row of cells per anchor, each with its
+    interval and n."""
+    columns: dict[str, set[str]] = {title: set() for title, *_ in KEY_NUMBERS}
+    found: dict[tuple[int, str, int], dict[str, dict[str, Any]]] = {}
     for row in tables["behaviour"]:
-        key = (row["suite"], row["attack"], row["metric"])
-        for title, *wanted in (*figures.TRAJECTORY, ("Perplexity", "perplexity", "none", "perplexity")):
-            if list(key) == wanted and not row.get("group"):
-                words = f"{cell(row['value'])} [{cell(row['lo'])}, {cell(row['hi'])}] n={row['n']}"
-                found.setdefault((row["seed"], row["arm"], row["step"]), {})[title] = words
-    for (seed, arm, step), cells in found.items():
-        yield {"seed": seed, "arm": arm, "step": step, "cells": cells}
+        cells = found.setdefault((row["seed"], row["arm"], row["step"]), {})
+        for title, *wanted in KEY_NUMBERS:
+            if [row["suite"], row["attack"], row["metric"]] == wanted and not row.get("group"):
+                cells[title] = _reading(row)
+                columns[title].add(row["judge"] or "model")
+    shown = {title for cells in found.values() for title in cells}
+    heads = [{"title": k, "judge": ", ".join(sorted(v))} for k, v in columns.items() if k in shown]
+    return heads, [{"seed": a, "arm": b, "step": c, "cells": cells} for (a, b, c), cells in found.items()]
+
+
+def _reading(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A value, its interval and n; rates with two decimals."""
+
+    def shown(value: float | None) -> str:
+        return f"{value:.2f}" if value is not None and abs(value) <= 1 else cell(value)
+
+    return {
+        "value": shown(row["value"]),
+        "interval": f"[{shown(row['lo'])}, {shown(row['hi'])}]",
+        "n": row["n"],
+    }
+
+
+def _warnings(tables: figures.Tables) -> Iterator[str]:
+    """What must be known before the behaviour is read."""
+    for seed, note in dict.fromkeys(
+        (row["seed"], row["note"]) for row in tables["behaviour"] if row.get("note")
+    ):
+        yield f"Fixed-source attack (seed {seed}): {note}."
 
 
 def _best_rows(tables: figures.Tables) -> list[Mapping[str, Any]]:
-    """Carrier summaries under both profiles, one row per anchor and quantity."""
-    return [row for row in tables.get("carrier_summary", ()) if row["quantity"] != "argmin_depth"]
+    """Carrier summaries, one row per anchor and quantity: those of the study's profile first."""
+    rows = [row for row in tables.get("carrier_summary", ()) if row["quantity"] != "argmin_depth"]
+    return sorted(rows, key=lambda row: row["profile"] != profile_of(tables))
 
 
 def _sources(run: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ COLOURS: Mapping[str, str] = {
     "refusal_sft": "#009E73",
 }
 OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
-INK, FAINT = "#1d2733", "#d5dbe1"
+INK, FAINT, MUTED = "#1d2733", "#d5dbe1", "#5a6672"
+LONGEST_NAME = 14
 FONT = "font-family='system-ui, sans-serif'"
 
 
@@ -21,6 +22,11 @@ def colour(arm: str, arms: Sequence[str]) -> str:
     """An arm's colour, the same in every figure of a report."""
     unknown = [name for name in arms if name not in COLOURS]
     return COLOURS.get(arm) or OTHERS[unknown.index(arm) % len(OTHERS)]
+
+
+def shortened(name: str) -> str:
+    """A name that leaves room for the drawing; the tables have it whole."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def number(value: float) -> str:
@@ -134,12 +140,14 @@ def panel(
     steps: Sequence[int],
     bounds: tuple[float, float] | None = None,
     zero: float | None = None,
-    axis: str = "optimizer updates",
+    axis: str = "step",
+    empty: str = "no value",
 ) -> None:
     """One chart of values over anchors (evenly spaced, labelled with their steps) in the box (x, y, width, height).
 
     Args:
         steps: places on the x axis, which `axis` names: steps of anchors, or layers.
+        empty: said where there is no point to draw.
     """
     x0, y0, width, height = box
     left, top, right, bottom = x0 + 40, y0 + 26, x0 + width - 12, y0 + height - 34
@@ -160,7 +168,9 @@ def panel(
         drawing.line(left, at_y(zero), right, at_y(zero), "#8a949e", 1.5)
     for step in steps:
         drawing.text(at_x(step), bottom + 16, str(step), anchor="middle", size=11)
-    drawing.text((left + right) / 2, bottom + 31, axis, anchor="middle", size=10, fill="#5a6672")
+    drawing.text((left + right) / 2, bottom + 31, axis, anchor="middle", size=10, fill=MUTED)
+    if not any(math.isfinite(point.y) for one in series for point in one.points):
+        drawing.text((left + right) / 2, (top + bottom) / 2, empty, anchor="middle", fill=MUTED)
     for offset, one in enumerate(series):
         shift = (offset - (len(series) - 1) / 2) * 5
         shown = [p for p in one.points if math.isfinite(p.y)]
@@ -170,9 +180,8 @@ def panel(
             if math.isfinite(p.lo) and math.isfinite(p.hi):
                 ends = [min(max(v, low), high) for v in (p.lo, p.hi)]
                 drawing.line(x, at_y(ends[0]), x, at_y(ends[1]), one.colour, 1.5)
-            place = axis if axis in ("layer", "KL cut × 100") else "step"
             interval = f" [{p.lo:.3g}, {p.hi:.3g}]" if math.isfinite(p.lo) and math.isfinite(p.hi) else ""
-            tip = f"{one.name}, {place} {p.x:g}: {p.y:.3g}{interval} {p.note}"
+            tip = f"{one.name}, {axis} {p.x:g}: {p.y:.3g}{interval} {p.note}"
             drawing.dot(x, at_y(p.y), one.colour, tip=tip)
 
 

@@ -206,5 +206,19 @@ def _nullable(kind: pa.DataType) -> Any:
 
 
 def read_tables(run: Path) -> dict[str, list[dict[str, Any]]]:
-    """All tables of a run directory as rows, by name; null stays None."""
-    return {path.stem: pq.read_table(path).to_pylist() for path in sorted((run / "tables").glob("*.parquet"))}
+    """All tables of a run directory as rows, by name; null stays None.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((run / "tables").glob("*.parquet")):
+        try:
+            found[path.stem] = pq.read_table(path).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"not readable as parquet ({error})",
+                where=str(path),
+                remedy="Run the study again: it writes its tables anew and computes nothing twice.",
+            ) from error
+    return found

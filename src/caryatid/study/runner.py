@@ -176,12 +176,11 @@ def study_status(directory: Path) -> list[StageStatus]:
         UsageError: not a run directory, or of another version.
     """
     run = RunDirectory.existing(directory)
-    try:
-        config = parse_config(run.config_path.read_text(encoding="utf-8"), str(run.config_path))
-    except FileNotFoundError as error:
+    if not run.config_path.exists():
         raise UsageError(
             "the study was stopped before it began", where=str(directory), remedy="Run it again."
-        ) from error
+        )
+    config = parse_config(run.config_text(), str(run.config_path))
     plan = build_plan(config, Facts.from_json(run.manifest()["facts"]))
     busy = _is_locked(run)
     rows = []

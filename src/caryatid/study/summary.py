@@ -1,31 +1,63 @@
 """What `study run` prints at its end: the verdicts, the headline numbers, and where the report is."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..report.tables import read_tables
 from .runner import RunResult
 from .verdict import agreement
 
-HEADLINE = (
-    ("harmbench", "direct", "compliance"),
-    ("xstest_safe", "none", "any_refusal"),
-    ("utility", "none", "pass"),
-)
+Row = Mapping[str, Any]
+# Low compliance is never shown without what else lowers it: refusal of everything, and gibberish.
+HEADLINE: Mapping[tuple[str, str, str], str] = {
+    ("harmbench", "direct", "compliance"): "direct compliance",
+    ("xstest_safe", "none", "any_refusal"): "XSTest-safe refusal",
+    ("xstest_unsafe", "none", "any_refusal"): "XSTest-unsafe refusal",
+    ("harmbench", "direct", "degenerate"): "degenerate",
+    ("utility", "none", "pass"): "utility",
+}
 
 
 def summary_lines(result: RunResult) -> Iterator[str]:
     """A few lines for the terminal, from the run's tables."""
     tables = read_tables(result.directory)
-    yield f"{'arm':<12}{'step':>5}  {'direct compliance':<22}{'XSTest-safe refusal':<22}{'utility':<22}"
-    for (_seed, arm, step), cells in _trajectory(tables["behaviour"]).items():
-        yield f"{arm:<12}{step:>5}  " + "".join(f"{cells.get(key, '–'):<22}" for key in HEADLINE)
+    yield from trajectory_lines(tables["behaviour"])
     yield from verdict_lines(tables["verdict"])
     yield f"{result.executed} stages run, {result.reused} reused, {result.seconds:.0f} s"
     yield f"report: {result.report}"
 
 
-def verdict_lines(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def trajectory_lines(rows: Iterable[Row]) -> Iterator[str]:
+    """One line per anchor with the headline rates and their intervals, and what they rest on."""
+    rows = [row for row in rows if _key(row) in HEADLINE and not row.get("group")]
+    anchors: dict[tuple[int, str, int], dict[tuple[str, str, str], str]] = {}
+    for row in rows:
+        anchors.setdefault((row["seed"], row["arm"], row["step"]), {})[_key(row)] = _cell(row)
+    several = len({seed for seed, _, _ in anchors}) > 1
+    seeds = f"{'seed':<6}" if several else ""
+    yield f"{seeds}{'arm':<12}{'step':>5}  " + "".join(f"{title:<23}" for title in HEADLINE.values()).rstrip()
+    for (seed, arm, step), cells in anchors.items():
+        seeds = f"{seed:<6}" if several else ""
+        yield f"{seeds}{arm:<12}{step:>5}  " + "".join(f"{cells.get(k, '–'):<23}" for k in HEADLINE).rstrip()
+    counts = {_key(row): row["n"] for row in rows}
+    named = ", ".join(f"{title} {counts[key]}" for key, title in HEADLINE.items() if key in counts)
+    judges = sorted({row["judge"] for row in rows if row["judge"]})
+    if named:
+        yield f"n at the last anchor: {named}; 95 % Wilson intervals; judges {', '.join(judges)}"
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return row["suite"], row["attack"], row["metric"]
+
+
+def _cell(row: Row) -> str:
+    """A rate with its interval; nothing was scored where the value is null."""
+    if row["value"] is None:
+        return "unscored"
+    return f"{row['value']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]"
+
+
+def verdict_lines(verdicts: Sequence[Row]) -> Iterator[str]:
     """Every label with how many seeds agree on it, and the thresholds, profile and judge behind it."""
     for row in agreement(verdicts):
         flag = (
@@ -39,13 +71,3 @@ def verdict_lines(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     )
     if len({row["seed"] for row in verdicts}) == 1:
         yield "one seed: about these checkpoints, not about the training regimes"
-
-
-def _trajectory(rows: list[dict[str, Any]]) -> dict[tuple[int, str, int], dict[tuple[str, str, str], str]]:
-    found: dict[tuple[int, str, int], dict[tuple[str, str, str], str]] = {}
-    for row in rows:
-        key = (row["suite"], row["attack"], row["metric"])
-        if key in HEADLINE and not row.get("group"):
-            cell = f"{row['value']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]"
-            found.setdefault((row["seed"], row["arm"], row["step"]), {})[key] = cell
-    return found
