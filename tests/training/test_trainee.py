@@ -146,3 +146,27 @@ def test_masters_stay_float32_and_learn_under_mixed_precision() -> None:
         wanted = torch.cat([(a - b).flatten() for a, b in zip(exact, before, strict=True)])
         assert all(value.dtype == torch.float32 for value in after)
         assert nn.functional.cosine_similarity(moved, wanted, dim=0) > 0.8
+
+
+@pytest.mark.parametrize("arch", ["mistral", "qwen2", "gpt2"])
+def test_checkpointing_and_accumulation_of_16_bit_adapters(arch: str) -> None:
+    """What the 7B preset does: recomputed layers give the same gradients, which add up over micro-batches."""
+    found = []
+    for saving in (False, True):
+        trainee = trainee_of(arch, dtype=torch.bfloat16, gradient_checkpointing=saving)
+        for module in trainee.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        for _ in range(2):
+            with trainee.training():
+                for rows in (EXAMPLES[:1], EXAMPLES[1:]):
+                    out = trainee.forward(rows)
+                    trainee.backward(sft_loss(out.logits, out.targets) / 2, "test")
+                gradients = [value.grad.clone() for value in trainee.parameters if value.grad is not None]
+                trainee.update()
+        assert len(gradients) == len(trainee.parameters)
+        assert all(value.dtype == torch.float32 for value in gradients)
+        found.append([*gradients, *(value.detach().clone() for value in trainee.parameters)])
+    assert any(bool(value.any()) for value in found[0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
