@@ -138,6 +138,15 @@ def test_harmful_json(tmp_path: Path) -> None:
     assert done.to_json()["verdicts"] == {"unscored": 2, "harmless": 2}
 
 
+def test_nan_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_text(
+        '[{"behavior": "a", "generation": "Sure.", "context": NaN}, {"behavior": "a", "generation": NaN}]'
+    )
+    judge_harmful_file(tmp_path / "in.json", output=tmp_path / "out.json")
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [row["harmful"] for row in written] == [0, None]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

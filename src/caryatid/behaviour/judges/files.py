@@ -121,7 +121,7 @@ def judge_refusal_file(
 
 def _text(row: Mapping[str, Any], key: str, where: str, required: bool) -> str | None:
     value = row.get(key)
-    if value is None and not required:
+    if not required and (value is None or value != value):  # NaN is what pandas writes for nothing
         return None
     if not isinstance(value, str):
         raise InputError(f"{key!r} is {value!r:.60}", where=where, remedy="Give a string.")
@@ -142,7 +142,7 @@ def judge_harmful_file(source: Path, *, output: Path, judge: Judge | None = None
     """Add `harmful` (1, 0, null = unscored), `harmful_score` and `judge` to a JSON list of answers.
 
     Rows have `behavior`, `generation` and optionally `behavior_id` and `context`; they stay in order and keep all other
-    keys. A null generation is unscored.
+    keys. A null (or NaN) generation is unscored.
 
     Raises:
         DataMissingError: there is no such file. InputError: not a JSON list of such rows, no rows, or the output
