@@ -94,9 +94,9 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> I
     """Difference p_a − p_b of two rates of the same items, with Newcombe's score interval for paired data.
 
     Newcombe 1998 (Statistics in Medicine 17:2635), method 10: D − √(δ_a² − 2φ δ_a ε_b + ε_b²) to
-    D + √(ε_a² − 2φ ε_a δ_b + δ_b²), where δ and ε are the distances from a rate to its lower and upper Wilson bound, and
-    φ is the correlation of the two, a positive numerator made smaller by n/2. Unlike a bootstrap's it has a width where
-    no pair differs.
+    D + √(ε_a² − 2φ ε_a δ_b + δ_b²), where δ and ε are the distances from a rate to its lower and upper Wilson bound,
+    and φ is the correlation of the two, a positive numerator made smaller by n/2. Unlike a bootstrap's it has a width
+    where no pair differs.
 
     Raises:
         InputError: the arrays are not paired, or hold other values than 0 and 1.
