@@ -103,15 +103,3 @@ def test_config_is_frozen() -> None:
     config = StudyConfig()
     with pytest.raises(ValueError, match="frozen"):
         config.name = "other"  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    "suites", ["[harmbench]", "[harmbench, harmbench, xstest_safe, xstest_unsafe, utility]"]
-)
-def test_suites_that_interventions_are_read_off_cannot_be_left_out(suites: str) -> None:
-    with pytest.raises(ConfigError, match="needs harmbench, xstest_safe, xstest_unsafe, utility"):
-        load_config(preset="quick", overrides=[f"behaviour.suites={suites}"])
-    kept = load_config(
-        preset="quick", overrides=["behaviour.suites=[harmbench, xstest_safe, xstest_unsafe, utility]"]
-    )
-    assert len(kept.behaviour.suites) == 4

@@ -189,16 +189,6 @@ class BehaviourConfig(Part):
     refusal_judge: Literal["refusal-rules"] = "refusal-rules"
     harm_judge: HarmJudgeConfig = HarmJudgeConfig()
 
-    @field_validator("suites")
-    @classmethod
-    def _what_interventions_are_read_off(cls, suites: tuple[str, ...]) -> tuple[str, ...]:
-        needed = ("harmbench", "xstest_safe", "xstest_unsafe", "utility")
-        if not set(needed) <= set(suites) or len(set(suites)) != len(suites):
-            raise ValueError(
-                f"needs {', '.join(needed)}, each once; only strongreject and perplexity may be left out"
-            )
-        return suites
-
 
 class ProfileConfig(Part):
     """Thresholds of an admissibility profile."""

@@ -26,8 +26,8 @@ class Carrier:
 
     Attributes:
         choice: what the profile chose, or why it chose nothing.
-        admissible: whether the profile admits it. When it admits nothing, a stand-in is used (`strongest`), so that
-            there is something to intervene with, and every table says so.
+        admissible: whether the profile admits it. When it admits nothing, the carrier is the candidate with the lowest
+            bypass below the depth cut, so that there is something to intervene with, and every table says so.
         direction: r, not normalised.
         basis: orthonormal rows, strongest first, as many as the study's largest rank, or as the per-category directions
             span; its first k rows are the rank-k subspace.
@@ -96,10 +96,7 @@ def site_activations(context: Context, ref: AnchorRef, layer: int, position: int
 
 
 def strongest(scores: CandidateScores, profile: Profile) -> int:
-    """What stands in where no candidate is admissible: below the profile's depth cut, the candidate of lowest mean
-    bypass within the profile's KL, or without one that of lowest KL (as `intervene` chooses).
-
-    Bypass alone would pick directions whose ablation breaks the model, which answers nothing about refusal.
+    """The candidate with the lowest mean bypass below the profile's depth cut, admissible or not.
 
     Raises:
         InputError: no candidate is below the cut. NumericalError: none there has a finite score.
@@ -118,11 +115,7 @@ def strongest(scores: CandidateScores, profile: Profile) -> int:
             where="candidate scores",
             remedy="Check the anchor's weights, or measure it in float32.",
         )
-    kl = np.where(np.isfinite(bypass), average(scores).kl[0], np.nan)
-    gentle = kl <= profile.kl_max
-    if not gentle.any() and np.isfinite(kl).any():
-        return int(np.where(np.isfinite(kl), kl, np.inf).argmin())
-    return int(np.where(gentle if gentle.any() else np.isfinite(bypass), bypass, np.inf).argmin())
+    return int(np.where(np.isfinite(bypass), bypass, np.inf).argmin())
 
 
 def find_carrier(context: Context, ref: AnchorRef) -> Carrier:

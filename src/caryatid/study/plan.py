@@ -39,8 +39,8 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "activations": 2,
     "bank": 2,
     "causal": 3,
-    "transfer": 3,
-    "analysis": 3,
+    "transfer": 2,
+    "analysis": 2,
 }
 
 
