@@ -22,6 +22,7 @@ from caryatid.stats import (
     paired_bootstrap,
     paired_bootstrap_test,
     paired_ratio,
+    paired_difference,
     quantile_interval,
     wilson,
 )
@@ -235,3 +236,23 @@ def test_a_paired_ratio_without_a_denominator_is_undefined() -> None:
     assert all(math.isnan(value) for value in paired_ratio([True, False], [False, False]))
     with pytest.raises(InputError, match="not paired"):
         paired_ratio([True], [True, False])
+def _pairs(both: int, first: int, second: int, neither: int) -> tuple[list[int], list[int]]:
+    a = [1] * (both + first) + [0] * (second + neither)
+    b = [1] * both + [0] * first + [1] * second + [0] * neither
+    return a, b
+
+
+def test_paired_difference_is_newcombes_method_10() -> None:
+    # Newcombe 1998, first example: 36 both, 12 and 2 discordant, 0 neither.
+    found = paired_difference(*_pairs(36, 12, 2, 0))
+    assert found == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-5)
+    # No discordant pair: φ = 0 where a margin is empty, and the interval still has a width.
+    nothing = paired_difference(*_pairs(0, 0, 0, 4))
+    bound = wilson(0, 4).hi
+    assert nothing == pytest.approx((0.0, -bound, bound))
+    # Swapping the sides mirrors the interval.
+    there, back = paired_difference(*_pairs(7, 5, 1, 9)), paired_difference(*reversed(_pairs(7, 5, 1, 9)))
+    assert (there.value, there.lo, there.hi) == pytest.approx((-back.value, -back.hi, -back.lo))
+    assert np.isnan(paired_difference([], []).value)
+    with pytest.raises(InputError, match="0 or 1"):
+        paired_difference([0.5], [1])

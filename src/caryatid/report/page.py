@@ -39,6 +39,8 @@ KEY_NUMBERS = (
     ("Direct: judged harmful", "harmbench", "direct", "harm"),
     ("Perplexity", "perplexity", "none", "perplexity"),
 )
+# What low compliance is never shown without.
+BESIDE = {"xstest_safe": "XSTest safe", "xstest_unsafe": "XSTest unsafe"}
 SENTENCES: Mapping[str, str] = {
     "relocation": "refusal moved: another site, and the old direction no longer controls it",
     "replacement in place": "refusal was replaced where it was: the old direction no longer controls it",
@@ -195,6 +197,10 @@ def _warnings(tables: figures.Tables) -> Iterator[str]:
         (row["seed"], row["note"]) for row in tables["behaviour"] if row.get("note")
     ):
         yield f"Fixed-source attack (seed {seed}): {note}."
+    measured = {row["suite"] for row in tables["behaviour"]}
+    missing = [name for suite, name in BESIDE.items() if suite not in measured]
+    if missing:
+        yield f"Not measured: {', '.join(missing)}. Low compliance may be blanket refusal."
 
 
 def _best_rows(tables: figures.Tables) -> list[Mapping[str, Any]]:

@@ -28,8 +28,8 @@ class Carrier:
 
     Attributes:
         choice: what the profile chose, or why it chose nothing.
-        admissible: whether the profile admits it. When it admits nothing, a stand-in is used (`strongest`), so that
-            there is something to intervene with, and every table says so.
+        admissible: whether the profile admits it. When it admits nothing, the carrier is the candidate with the lowest
+            bypass below the depth cut, so that there is something to intervene with, and every table says so.
         direction: r, not normalised.
         basis: orthonormal rows, strongest first, as many as the study's largest rank, or as the per-category directions
             span; its first k rows are the rank-k subspace.

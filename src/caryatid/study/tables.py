@@ -14,7 +14,7 @@ from ..behaviour.metrics import metrics_rows, perplexity_rows
 from ..behaviour.perplexity import Perplexity
 from ..config import StudyConfig
 from ..report.tables import write_table
-from ..stats import paired_bootstrap
+from ..stats import paired_difference
 from .plan import AnchorRef, Plan, StagePlan
 
 Row = Mapping[str, Any]
@@ -128,7 +128,7 @@ def _with_notes(rows: Sequence[Row]) -> list[Row]:
 
 
 def _fixed_minus_direct(found: Sequence[AnswerRow], where: tuple[str, int, int]) -> list[Row]:
-    """Fixed-source minus direct compliance on the attacked behaviours, paired, with a bootstrap interval."""
+    """Fixed-source minus direct compliance on the attacked behaviours, paired, with a score interval."""
     direct = {row.prompt_id: row for row in found if (row.suite, row.attack) == ("harmbench", "direct")}
     fixed = [row for row in found if (row.suite, row.attack) == ("harmbench", "fixed_source")]
     pairs = [(row, direct[row.prompt_id]) for row in fixed if row.prompt_id in direct]
@@ -136,7 +136,7 @@ def _fixed_minus_direct(found: Sequence[AnswerRow], where: tuple[str, int, int])
     if not pairs:
         return []
     a, b = (np.array([pair[side].answered for pair in pairs], dtype=float) for side in (0, 1))
-    gap = paired_bootstrap(a, b, COMPARISON_DRAWS, np.random.default_rng(where[2]))
+    gap = paired_difference(a, b)
     row = {
         "arm": where[0],
         "step": where[1],
