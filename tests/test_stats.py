@@ -21,8 +21,8 @@ from caryatid.stats import (
     mcnemar_exact,
     paired_bootstrap,
     paired_bootstrap_test,
-    paired_ratio,
     paired_difference,
+    paired_ratio,
     quantile_interval,
     wilson,
 )
@@ -236,6 +236,8 @@ def test_a_paired_ratio_without_a_denominator_is_undefined() -> None:
     assert all(math.isnan(value) for value in paired_ratio([True, False], [False, False]))
     with pytest.raises(InputError, match="not paired"):
         paired_ratio([True], [True, False])
+
+
 def _pairs(both: int, first: int, second: int, neither: int) -> tuple[list[int], list[int]]:
     a = [1] * (both + first) + [0] * (second + neither)
     b = [1] * both + [0] * first + [1] * second + [0] * neither

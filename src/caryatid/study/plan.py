@@ -1,70 +1,23 @@
 """The stages of a study, with what each depends on. Keys follow from content alone, so that a plan needs no model."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..artifacts import RunDirectory, Stage, content_key
 from ..config import StudyConfig
 from ..geometry.carriers import PROFILES
+from .builder import STAGE_VERSIONS as STAGE_VERSIONS
+from .builder import Builder
+from .builder import Kind as Kind
+from .builder import StagePlan as StagePlan
 from .series import AnchorRef as AnchorRef
 from .series import anchors_of as anchors_of
 from .series import series_of as series_of
 from .series import transfer_sources
 from .series import verdict_pairs as verdict_pairs
 
-Kind = Literal[
-    "prompts",
-    "chat",
-    "warmup",
-    "cases",
-    "train",
-    "adaptive",
-    "answers",
-    "selection",
-    "activations",
-    "refusal_tokens",
-    "bank",
-    "reextract",
-    "causal",
-    "transfer",
-    "analysis",
-    "harm",
-]
-
 # Settings of `behaviour` that answers depend on; harm is judged afterwards, from saved answers.
 ANSWERED = ("suites", "max_new_tokens", "refusal_judge")
-
-# Raised when a stage's computation changes, so that older results are not taken for new ones.
-STAGE_VERSIONS: Mapping[str, int] = {
-    **dict.fromkeys(("warmup", "cases", "train", "adaptive", "answers", "harm", "selection"), 2),
-    **dict.fromkeys(("activations", "reextract"), 2),
-    "bank": 3,
-    **dict.fromkeys(("causal", "transfer", "analysis"), 4),
-}
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage: its kind, what its content depends on, and how large it is."""
-
-    id: str
-    kind: Kind
-    params: Mapping[str, Any]
-    needs: tuple[str, ...]
-    size: str
-    key_inputs: Mapping[str, Any] = field(repr=False)
-    anchor: AnchorRef | None = None
-    seed: int | None = None
-
-    @property
-    def key(self) -> str:
-        """The content key, which equals that of the stage's folder."""
-        return content_key({"stage": self.kind, "inputs": self.key_inputs})
-
-    def stage(self, run: RunDirectory) -> Stage:
-        """The stage's folder in a run directory."""
-        return run.stage(self.kind, self.key_inputs)
 
 
 @dataclass(frozen=True)
@@ -116,37 +69,9 @@ class Plan:
         ]
 
 
-class _Builder:
-    """Collects stages and chains their keys."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, StagePlan] = {}
-
-    def add(
-        self,
-        kind: Kind,
-        stage_id: str,
-        params: Mapping[str, Any],
-        needs: tuple[str, ...],
-        size: str,
-        *,
-        anchor: AnchorRef | None = None,
-        seed: int | None = None,
-    ) -> str:
-        inputs = {
-            "version": STAGE_VERSIONS.get(kind, 1),
-            "params": dict(params),
-            "needs": {need: self.stages[need].key for need in needs},
-        }
-        self.stages[stage_id] = StagePlan(
-            stage_id, kind, params, needs, size, inputs, anchor, anchor.seed if anchor else seed
-        )
-        return stage_id
-
-
 def build_plan(config: StudyConfig, facts: Facts) -> Plan:
     """The stages of `config`, in order. Pure: reads nothing."""
-    builder = _Builder()
+    builder = Builder()
     dump = config.model_dump(mode="json")
     prompts = builder.add(
         "prompts",
@@ -200,7 +125,7 @@ def build_plan(config: StudyConfig, facts: Facts) -> Plan:
 
 
 def _plan_seed(
-    builder: _Builder,
+    builder: Builder,
     config: StudyConfig,
     facts: Facts,
     dump: Mapping[str, Any],
@@ -247,7 +172,7 @@ def _plan_seed(
 
 
 def _plan_anchor(
-    builder: _Builder,
+    builder: Builder,
     config: StudyConfig,
     dump: Mapping[str, Any],
     anchor: AnchorRef,
@@ -297,7 +222,7 @@ class _Measuring:
 
     def __init__(
         self,
-        builder: _Builder,
+        builder: Builder,
         config: StudyConfig,
         dump: Mapping[str, Any],
         seed: int,

@@ -1,0 +1,117 @@
+"""How geometry and causality are measured, and what the verdict asks for."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from .part import NonNegative, Part, Positive
+
+
+class ProfileConfig(Part):
+    """Thresholds of an admissibility profile."""
+
+    kl_max: float = Field(gt=0)
+    induce_min: float | None = Field(None, description="Least induce score in nats (published: 0).")
+    effects_min: float | None = Field(None, description="Least gap-normalised bypass and induce effects.")
+    depth_fraction: float = Field(0.8, gt=0, le=1)
+
+
+class GeometryConfig(Part):
+    """Directions, the scored bank, rank and drift."""
+
+    positions: Literal["all", "last"] = Field("all", description="Post-instruction positions scored.")
+    scored_depth: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Score layers l < ⌊scored_depth · L⌋ only; profiles admit those below 0.8.",
+    )
+    layer_stride: Positive = Field(
+        1, description="Score every so many of them, counted down from the deepest."
+    )
+    profile: Literal["published", "calibrated"] = "published"
+    published: ProfileConfig = ProfileConfig(kl_max=0.1, induce_min=0.0)
+    calibrated: ProfileConfig = ProfileConfig(kl_max=0.35, effects_min=0.5)
+    selector: Literal["bypass", "cosmic"] = Field(
+        "bypass",
+        description="What picks the carrier among admissible candidates: lowest bypass, or COSMIC's highest score, "
+        "which asks for KL and depth alone.",
+    )
+    min_gap: float = Field(
+        1.0, gt=0, description="Nats between h and s below which no carrier is looked for."
+    )
+    answer_tokens: Positive = Field(8, description="First answer tokens over which the second KL is taken.")
+    discard_below: float | None = Field(
+        None,
+        description="Early discard: candidates that remove less than this share of the gap on the first "
+        "`discard_after` harmful prompts are not scored further; null: all are scored.",
+    )
+    discard_after: Positive = Field(8, description="Harmful prompts on which early discard is decided.")
+    rank: Positive = Field(3, description="k of the rank-k subspaces.")
+    bootstrap_draws: Annotated[int, Field(ge=100)] = 1000
+    reextraction_resamples: NonNegative = Field(
+        20, description="Resamples of the extraction prompts whose directions are scored anew; 0: none."
+    )
+    reextraction_candidates: Positive = Field(
+        8,
+        description="Candidates scored in each of these, those most often chosen over the selection prompts.",
+    )
+    splits: Annotated[int, Field(ge=20)] = 200
+
+
+class CausalConfig(Part):
+    """Interventions, their controls, and transfer."""
+
+    ranks: tuple[Positive, ...] = Field((1, 3), description="Ranks ablated beside random controls.")
+    alphas: tuple[float, ...] = Field((0.5, 1.0), description="Added beside controls, in units of ‖r‖.")
+    sweep_ranks: tuple[Positive, ...] = Field(
+        (1, 2, 3, 4, 5), description="Ranks of the dose response, teacher-forced, without controls."
+    )
+    sweep_alphas: tuple[float, ...] = Field(
+        (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
+        description="α of the dose response, teacher-forced, without controls.",
+    )
+    sweeps_at: Literal["none", "key", "all"] = Field(
+        "all", description="Anchors with a dose response; key: step 0, the most closed and each arm's last."
+    )
+    localise_at: Literal["none", "key", "all"] = Field(
+        "all", description="Anchors at which the carrier is ablated at one layer at a time."
+    )
+    localise_stride: Positive = Field(1, description="Every so many layers, counted down from the last.")
+    random_draws: Annotated[int, Field(ge=1)] = Field(8, description="Random subspaces per rank.")
+    unmatched_controls: tuple[Literal["isotropic", "covariance"], ...] = Field(
+        (),
+        description="Further random subspaces, as drawn, beside those matched on mean ‖Px‖².",
+    )
+    prompts: Positive = Field(32, description="Prompts of each kind under every condition.")
+    benign_prompts: Positive = Field(32, description="Held-out chat examples for benign KL and NLL.")
+    answer_tokens: Positive = Field(24, description="First answer tokens over which these are taken.")
+    controls_at: Literal["key", "all"] = Field("all", description="Anchors with random controls.")
+    generated_at: Literal["key", "all"] = Field("key", description="Anchors with generated read-outs.")
+    generated_controls: NonNegative = Field(
+        8,
+        description="Random subspaces per rank with generated read-outs, for coupling by answers; 0: controls and "
+        "other directions are teacher-forced only.",
+    )
+    transfer_prompts: Positive = Field(32, description="Evaluation prompts for the transfer table.")
+    transfer_pairs: Literal["verdict", "all"] = Field(
+        "verdict",
+        description="verdict: consecutive anchors, and step 0's carrier everywhere; all: the whole matrix.",
+    )
+
+    @field_validator("alphas", "sweep_alphas")
+    @classmethod
+    def _some_strength(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
+        if 0.0 in alphas or len(set(alphas)) != len(alphas):
+            raise ValueError("each α once, and none of them 0 (the untouched model is always measured)")
+        return alphas
+
+
+class VerdictConfig(Part):
+    """Thresholds of protocol §7."""
+
+    depth_shift: float = Field(0.25, gt=0)
+    probability: float = Field(0.95, gt=0.5, lt=1)
+    replaced_below: float = Field(0.5, gt=0)
+    kept_above: float = Field(0.8, gt=0)
+    excess_angle: float = Field(10.0, gt=0, description="Degrees.")
