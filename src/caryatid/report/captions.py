@@ -66,7 +66,7 @@ def _figures(tables: figures.Tables, basis: Basis, seed: int) -> Iterator[Figure
     for arm in figures.arms_of(tables, seed):
         yield Figure(
             f"bypass-{arm}",
-            f"Profile: {_thresholds(basis, profile)}. Numbers: gap-normalised bypass effect (1 = ablation removes the "
+            f"Profile: {_thresholds(basis, profile)}{_selector(tables)}. Numbers: gap-normalised bypass effect (1 = ablation removes the "
             f"whole gap between harmful and harmless prompts). {scored} Hover a cell for its induce effect and KL."
             f"{_none_admissible(tables, seed, arm, profile)}",
             Markup(figures.heat_map(tables, seed, arm, profile)),
@@ -147,6 +147,12 @@ def _judges(tables: figures.Tables, metric: str) -> str:
 def profile_of(tables: figures.Tables) -> str:
     """The profile that the verdict used."""
     return next((row["profile"] for row in tables["verdict"] if row.get("profile")), "published")
+
+
+def _selector(tables: figures.Tables) -> str:
+    """By what carriers were picked, where the verdicts say it."""
+    found = next((row["selector"] for row in tables["verdict"] if row.get("selector")), "")
+    return f", selector: {found}" if found else ""
 
 
 def _thresholds(basis: Basis, name: str) -> str:
