@@ -66,9 +66,9 @@ def _figures(tables: figures.Tables, basis: Basis, seed: int) -> Iterator[Figure
     for arm in figures.arms_of(tables, seed):
         yield Figure(
             f"bypass-{arm}",
-            f"Profile: {_thresholds(basis, profile)}{_selector(tables)}. Numbers: gap-normalised bypass effect (1 = ablation removes the "
-            f"whole gap between harmful and harmless prompts). {scored} Hover a cell for its induce effect and KL."
-            f"{_none_admissible(tables, seed, arm, profile)}",
+            f"Profile: {_thresholds(basis, profile)}{_selector(tables)}. Numbers: gap-normalised bypass effect (1 = "
+            f"ablation removes the whole gap between harmful and harmless prompts). {scored} Hover a cell for its induce "
+            f"effect and KL.{_none_admissible(tables, seed, arm, profile)}",
             Markup(figures.heat_map(tables, seed, arm, profile)),
         )
     if any(row["seed"] == seed for row in tables.get("threshold_sweep", ())):
