@@ -67,8 +67,8 @@ def _figures(tables: figures.Tables, basis: Basis, seed: int) -> Iterator[Figure
         yield Figure(
             f"bypass-{arm}",
             f"Profile: {_thresholds(basis, profile)}{_selector(tables)}. Numbers: gap-normalised bypass effect (1 = "
-            f"ablation removes the whole gap between harmful and harmless prompts). {scored} Hover a cell for its induce "
-            f"effect and KL.{_none_admissible(tables, seed, arm, profile)}",
+            f"ablation removes the whole gap between harmful and harmless prompts). {scored} Hover a cell for its "
+            f"induce effect and KL.{_none_admissible(tables, seed, arm, profile)}",
             Markup(figures.heat_map(tables, seed, arm, profile)),
         )
     if any(row["seed"] == seed for row in tables.get("threshold_sweep", ())):
