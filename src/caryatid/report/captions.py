@@ -66,10 +66,9 @@ def _figures(tables: figures.Tables, basis: Basis, seed: int) -> Iterator[Figure
     for arm in figures.arms_of(tables, seed):
         yield Figure(
             f"bypass-{arm}",
-            f"Profile: {_thresholds(basis, profile)}, selector: {selector_of(tables)}. Numbers: gap-normalised bypass "
-            f"effect (1 = ablation removes the whole gap between harmful and harmless prompts). {scored} Hover a cell "
-            "for its induce effect and KL."
-            f"{_none_admissible(tables, seed, arm, profile)}",
+            f"Profile: {_thresholds(basis, profile)}{_selector(tables)}. Numbers: gap-normalised bypass effect (1 = "
+            f"ablation removes the whole gap between harmful and harmless prompts). {scored} Hover a cell for its "
+            f"induce effect and KL.{_none_admissible(tables, seed, arm, profile)}",
             Markup(figures.heat_map(tables, seed, arm, profile)),
         )
     if any(row["seed"] == seed for row in tables.get("threshold_sweep", ())):
@@ -150,9 +149,10 @@ def profile_of(tables: figures.Tables) -> str:
     return next((row["profile"] for row in tables["verdict"] if row.get("profile")), "published")
 
 
-def selector_of(tables: figures.Tables) -> str:
-    """By what carriers were picked."""
-    return next((row["selector"] for row in tables["verdict"] if row.get("selector")), "bypass")
+def _selector(tables: figures.Tables) -> str:
+    """By what carriers were picked, where the verdicts say it."""
+    found = next((row["selector"] for row in tables["verdict"] if row.get("selector")), "")
+    return f", selector: {found}" if found else ""
 
 
 def _thresholds(basis: Basis, name: str) -> str:
