@@ -129,7 +129,7 @@ def test_verdicts_follow_from_the_tables_alone(finished: Path) -> None:
         ("profile", "published"),
         ("profile", "calibrated"),
         ("selector", "arg-min"),
-        ("selector", "cosmic"),
+        ("carrier selector", "cosmic"),
         ("judge", "refusal-phrases@1"),
     } <= settings
     assert sum(row["agree"] for row in tables["agreement"]) == len(tables["verdict"])

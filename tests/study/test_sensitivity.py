@@ -133,7 +133,7 @@ def test_the_studys_own_choices_repeat_the_verdict(run: Path) -> None:
     for verdict in read_tables(run)["verdict"]:
         rows = rows_of(run, verdict["from"], verdict["to"])
         assert verdict["label"] == "no change", verdict["reasons"]
-        own = [("profile", "calibrated"), ("selector", "depth and arg-min"), ("selector", "bypass")]
+        own = [("profile", "calibrated"), ("selector", "depth and arg-min"), ("carrier selector", "bypass")]
         for choice in (*own, ("judge", verdict["judge"])):
             assert (rows[choice]["label"], rows[choice]["note"]) == ("no change", "")
         assert ("kept_above", "0.52") in rows  # a threshold that is not on the grid
@@ -153,6 +153,6 @@ def test_another_profile_has_its_own_places_and_site(config: StudyConfig, run: P
 
 def test_the_other_selector_has_its_own_too(run: Path) -> None:
     """COSMIC takes layer 1 at step 0 and at step 1, and layer 2 at step 2, where layer 1 costs too much KL."""
-    rows = {end: rows_of(run, 0, end)["selector", "cosmic"] for end in (1, 2)}
+    rows = {end: rows_of(run, 0, end)["carrier selector", "cosmic"] for end in (1, 2)}
     assert {end: row["label"] for end, row in rows.items()} == {1: "drift only", 2: "re-siting"}
     assert {row["note"] for row in rows.values()} == {"transfer of the study's own carriers"}

@@ -15,11 +15,11 @@ from ...behaviour.judges.phrases import RefusalPhrases
 from ...causal.transfer import TransferRatio, transfer_ratio
 from ...causal.transfer import transfer as transfer_rate
 from ...geometry.angles import ExcessAngle, angle_summary, excess_angle
-from ...geometry.bootstrap import CarrierBootstrap, bootstrap_carrier, shift_shares
+from ...geometry.bootstrap import CarrierBootstrap, shift_shares
 from ...geometry.directions import category_directions, mean_difference, subspace
 from ...geometry.profiles import SELECTORS, Profile
 from ...geometry.rank import SiteActivations, compare_effective_rank
-from ..carrier import Place, carrier_place, find_carrier, labels_of, profile_of, read_bank, site_activations
+from ..carrier import Place, carrier_place, find_carrier, labels_of, profile_of, site_activations
 from ..carrier_tables import BOTH, NAMES, PROFILES, SELECTION, UNITS, add_carrier_tables, drift_by_layer
 from ..context import Context
 from ..evidence import no_carrier, shift_rows
@@ -261,17 +261,9 @@ class _Seed:
         ]
 
     def _draws(self, profile: Profile, ref: AnchorRef) -> CarrierBootstrap:
-        """Draws of a carrier's place; under another selector than the study's with directions as extracted."""
-        if profile.selector == self.profile.selector:
-            return self.depths[profile.name, ref]
-        config = self.config
-        return bootstrap_carrier(
-            read_bank(self.context, ref),
-            profile,
-            draws=config.bootstrap_draws,
-            rng=self.rng(),
-            min_gap=config.min_gap,
-        )
+        return self.depths[
+            profile.name if profile.selector == self.profile.selector else profile.selector, ref
+        ]
 
     def _no_carrier(self, ref: AnchorRef) -> str:
         return no_carrier(self.tables, self.seed, ref.arm, ref.step, self.profile.name)
@@ -301,12 +293,8 @@ class _Seed:
         add("selector", "depth", replace(evidence, **by_depth))
         add("selector", "arg-min", replace(evidence, **by_argmin))
         for selector in SELECTORS:
-            if selector == "bypass" or all(read_bank(self.context, ref).cosmic is not None for ref in (a, b)):
-                add(
-                    "selector",
-                    selector,
-                    *self._under(replace(self.profile, selector=selector), evidence, a, b),
-                )
+            other = replace(self.profile, selector=selector)
+            add("carrier selector", selector, *self._under(other, evidence, a, b))
         for name in PROFILES:
             add("profile", name, *self._under(profile_of(self.context.config, name), evidence, a, b))
         for judge in (None, RefusalPhrases()):
