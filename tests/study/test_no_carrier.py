@@ -182,6 +182,8 @@ def test_a_study_can_choose_its_carriers_by_cosmic(place: Path, planted: Path, t
                 row["layer"] for row in of_anchor(tables["causal"], arm, step) if row["control"] == "carrier"
             ]
             assert set(causal) == set(expected)
+    others = {row["choice"] for row in tables["sensitivity"] if row["setting"] == "carrier selector"}
+    assert others == {"bypass"}
     by_bypass = read_tables(planted)
     assert {row["selector"] for row in by_bypass["carriers"]} == {"bypass"}
 

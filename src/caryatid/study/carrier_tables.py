@@ -47,9 +47,10 @@ NAMES = ("carriers", "carrier_summary", "carrier_places", "selectors", "threshol
 def add_carrier_tables(
     context: Context, ref: AnchorRef, rng: Callable[[], np.random.Generator], tables: Tables
 ) -> dict[str, CarrierBootstrap]:
-    """Fill an anchor's rows; returns, by profile, the draws that verdicts use.
+    """Fill an anchor's rows; returns, by profile, the draws that verdicts use, and by its name the other selector's.
 
-    These contain the noise of the selection prompts, and of the extraction prompts where directions were re-extracted.
+    These contain the noise of the selection prompts, and of the extraction prompts where directions were re-extracted;
+    the other selector's that of the selection prompts alone.
     `rng` makes generators of one seed, so that anchors are compared draw by draw.
     """
     config = context.config.geometry
@@ -77,6 +78,10 @@ def add_carrier_tables(
             ]
         used[name] = found.get(BOTH, found[SELECTION])
     profile = profile_of(context.config)
+    for selector in SELECTORS:
+        if selector != profile.selector:
+            other = replace(profile, selector=selector)
+            used[selector] = bootstrap_carrier(scores, other, rng=rng(), **settings)
     own = choose(context, ref, scores, profile)
     for sweep in threshold_sweep(scores, profile, min_gap=config.min_gap):
         named = own if not own.gap_suffices else sweep  # the sweep alone does not know the refusal rates
