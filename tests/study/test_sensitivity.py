@@ -133,7 +133,7 @@ def test_the_studys_own_choices_repeat_the_verdict(run: Path) -> None:
     for verdict in read_tables(run)["verdict"]:
         rows = rows_of(run, verdict["from"], verdict["to"])
         assert verdict["label"] == "no change", verdict["reasons"]
-        own = [("profile", "calibrated"), ("selector", "depth and arg-min"), ("carrier selector", "bypass")]
+        own = [("profile", "calibrated"), ("selector", "depth and arg-min")]
         for choice in (*own, ("judge", verdict["judge"])):
             assert (rows[choice]["label"], rows[choice]["note"]) == ("no change", "")
         assert ("kept_above", "0.52") in rows  # a threshold that is not on the grid

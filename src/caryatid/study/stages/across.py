@@ -293,8 +293,9 @@ class _Seed:
         add("selector", "depth", replace(evidence, **by_depth))
         add("selector", "arg-min", replace(evidence, **by_argmin))
         for selector in SELECTORS:
-            other = replace(self.profile, selector=selector)
-            add("carrier selector", selector, *self._under(other, evidence, a, b))
+            if selector != self.profile.selector:
+                other = replace(self.profile, selector=selector)
+                add("carrier selector", selector, *self._under(other, evidence, a, b))
         for name in PROFILES:
             add("profile", name, *self._under(profile_of(self.context.config, name), evidence, a, b))
         for judge in (None, RefusalPhrases()):
