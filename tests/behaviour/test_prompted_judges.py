@@ -206,7 +206,11 @@ def test_llama_guard_replies(reply: str, verdict: str) -> None:
 
 def test_generating_judges_run_on_a_tiny_model_and_leave_noise_unscored() -> None:
     pairs = [PAIR, Exchange("x", "<|im_end|>" * 20), Exchange("x", " ")]
-    for judge in (WildGuard(tiny_loaded()), LlamaGuard(tiny_loaded())):
+    loaded = tiny_loaded()
+    loaded.model.config.max_position_embeddings = (
+        2048  # the tiny tokenizer makes many tokens of a published prompt
+    )
+    for judge in (WildGuard(loaded), LlamaGuard(loaded)):
         assert [one.verdict for one in judge.judge(pairs)] == [UNSCORED] * 3
         assert judge.judge([]) == []
         assert {len(one.prompt_hash or "") for one in judge.judge(pairs)} == {16}

@@ -9,6 +9,7 @@ import torch
 
 from caryatid import anchors
 from caryatid.anchors import Anchor, open_anchor
+from caryatid.config import StudyConfig
 from caryatid.study.context import Context
 from caryatid.study.plan import AnchorRef
 from tiny import save_tiny
@@ -54,7 +55,7 @@ def test_one_loaded_backbone_serves_all_anchors_with_adapters(
     monkeypatch.setattr(Context, "anchor", lambda self, ref: where[ref])
     facts = SimpleNamespace(dtype="float32", device="cpu")
     nothing = cast(Any, None)
-    context = Context(nothing, cast(Any, facts), nothing, nothing, nothing, nothing, None)
+    context = Context(StudyConfig(), cast(Any, facts), nothing, nothing, nothing, nothing, None)
     for ref in (first, second, base, first, full, second):
         opened = context.open(ref).model.state_dict()
         alone = open_anchor(where[ref], dtype="float32", device="cpu").model.state_dict()
