@@ -1,12 +1,17 @@
 """`caryatid attack …`: attacks on a model that the user loads, to measure its defence."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from ..errors import LostError
 from . import options
 from .console import TerminalProgress, announce, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..attacks.search import GcgResult
 
 app = typer.Typer(help="Attack a model that you load, to measure its defence.", no_args_is_help=True)
 
@@ -69,15 +74,23 @@ def gcg(
         ) from None
     finally:
         progress.done()
+    _say_stalled(results)
+    if as_json:
+        print_json(cases_json(results))
+    else:
+        _print_results(results)
+
+
+def _say_stalled(results: "Sequence[GcgResult]") -> None:
     for result in results:
         if result.stalled_steps:
             announce(
                 f"{result.behavior_id}: {result.stalled_steps} of {result.steps} steps kept their suffix, no candidate "
                 "came back unchanged from its text"
             )
-    if as_json:
-        print_json(cases_json(results))
-        return
+
+
+def _print_results(results: "Sequence[GcgResult]") -> None:
     columns = ["behaviour", "loss at start", "loss", "steps", "candidates", "forward tokens", "seconds"]
     rows = [
         (
