@@ -47,7 +47,7 @@ def test_candidates_without_finite_scores_are_passed_over() -> None:
 def test_a_study_takes_what_both_removes_and_induces_below_the_depth_cut() -> None:
     nan = float("nan")
     # layer 1 breaks the model: it removes more than anything, at a KL of 3, and induces nothing
-    bypass, kl = [3.9, -2.5, 1.0, -1.0] + [4.0] * 4 + [-4.0], [0.1, 3.0, 0.1, 0.6] + [0.1] * 5
+    bypass, kl = [3.9, -9.0, 1.0, -1.0] + [4.0] * 4 + [-4.0], [0.1, 3.0, 0.1, 0.6] + [0.1] * 5
     induce = [-4.0, -4.0, 1.0, 0.5] + [-4.0] * 4 + [4.0]
     assert strongest(scores(bypass, kl, induce), CALIBRATED) == 3
     induce[3] = nan

@@ -119,11 +119,11 @@ def site_activations(context: Context, ref: AnchorRef, layer: int, position: int
 
 
 def strongest(scores: CandidateScores, profile: Profile, *, early_discard: bool = False) -> int:
-    """The candidate below the profile's depth cut that both removes and induces most: largest induce − bypass, in nats.
+    """What stands in where no candidate is admissible: the one below the depth cut that both removes and induces most.
 
-    Lowest bypass alone would take directions of early layers that induce nothing and whose ablation breaks the model.
-    Where none has a score of induce, the lowest bypass.
-    Where `early_discard` left no candidate, over the prompts that all were scored on.
+    That is the largest min(h − bypass, induce − s), in nats. Lowest bypass alone, or the sum of both, would take directions
+    whose ablation breaks the model and which induce nothing. Where none has a score of induce, the lowest bypass; where
+    `early_discard` left no candidate, over the prompts that all were scored on.
 
     Raises:
         InputError: no candidate is below the cut. NumericalError: none there has a finite score.
@@ -145,7 +145,8 @@ def strongest(scores: CandidateScores, profile: Profile, *, early_discard: bool 
             where="candidate scores",
             remedy="Check the anchor's weights, or measure it in float32.",
         )
-    both = average(scores).induce[0] - bypass
+    means = average(scores)
+    both = np.minimum(means.h[0] - bypass, means.induce[0] - means.s[0])
     merit = both if np.isfinite(both).any() else -bypass
     return int(np.where(np.isfinite(merit), merit, -np.inf).argmax())
 
