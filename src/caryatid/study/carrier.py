@@ -121,9 +121,9 @@ def site_activations(context: Context, ref: AnchorRef, layer: int, position: int
 def strongest(scores: CandidateScores, profile: Profile, *, early_discard: bool = False) -> int:
     """What stands in where no candidate is admissible: the one below the depth cut that both removes and induces most.
 
-    That is the largest min(h − bypass, induce − s), in nats. Lowest bypass alone, or the sum of both, would take directions
-    whose ablation breaks the model and which induce nothing. Where none has a score of induce, the lowest bypass; where
-    `early_discard` left no candidate, over the prompts that all were scored on.
+    That is the largest min(h − bypass, induce − s), in nats. Lowest bypass alone, or the sum of both, would take
+    directions whose ablation breaks the model and which induce nothing. Where none has a score of induce, the lowest
+    bypass; where `early_discard` left no candidate, over the prompts that all were scored on.
 
     Raises:
         InputError: no candidate is below the cut. NumericalError: none there has a finite score.
