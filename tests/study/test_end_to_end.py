@@ -303,8 +303,10 @@ def test_run_directory_of_another_version_is_refused(place: Path, finished: Path
 
 
 @pytest.mark.skipif("CARYATID_DATA" not in os.environ, reason="needs CARYATID_DATA with the real benchmarks")
-def test_real_benchmarks_play_their_roles_and_drops_are_listed(place: Path, tmp_path: Path) -> None:
-    config = small_config(place, "prompts.source=auto", "anchors=[0, 1]", "arms=[sft]")
+def test_real_benchmarks_play_their_roles_and_drops_are_listed(tmp_path: Path) -> None:
+    config = small_config(tmp_path, "prompts.source=auto", "anchors=[0, 1]", "arms=[sft]")
+    file = tmp_path / "model" / "config.json"  # contextual behaviours are many tokens of the tiny tokenizer
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 4096}))
     directory = run_study(config, tmp_path / "run").directory
     (stored,) = directory.glob("stages/prompts/*/prompts.json")
     prompts = json.loads(stored.read_text())
