@@ -81,6 +81,7 @@ def run(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except _ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
+            # All of typer's errors have it; their class is found at run time, so that mypy cannot know.
             announce(error.format_message())  # type: ignore[attr-defined]
             return 2
         context = getattr(error, "ctx", None)

@@ -167,6 +167,7 @@ def _attacks(run: RunDirectory, plan: Plan) -> list[Row]:
     """What the attacks came to and cost: sums over cases, and mean losses."""
     rows: list[Row] = []
     for kind, attack in (("cases", "fixed_source"), ("adaptive", "adaptive")):
+        # `kind` runs over literals, which mypy widens to str.
         for entry in plan.of_kind(kind):  # type: ignore[arg-type]
             where = (entry.anchor.arm, entry.anchor.step) if entry.anchor else ("base", 0)
             found = {"seed": entry.seed, "arm": where[0], "step": where[1], "attack": attack}
