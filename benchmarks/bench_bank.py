@@ -105,6 +105,8 @@ class Peer:
         rows: dict[str, list[np.ndarray]] = {"bypass": [], "induce": [], "kl": []}
         for at_position in directions:
             for layer, vector in zip(layers, at_position, strict=True):
+                if not vector.norm():
+                    continue  # the template's own tokens, before the first block: no candidate
                 with hooked(self.ablation(vector / vector.norm())):
                     rows["bypass"].append(self.score(self.last_logits(harmful)).cpu().numpy())
                     changed = self.last_logits(harmless).log_softmax(-1)

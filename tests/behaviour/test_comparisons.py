@@ -11,6 +11,7 @@ from test_metrics import ANSWER
 from caryatid.behaviour.answers import AnswerRow
 from caryatid.behaviour.comparisons import AnchorAnswers, compare_arms
 from caryatid.errors import InputError
+from caryatid.stats import paired_difference
 
 
 def _answers(pattern: str, suite: str = "harmbench", attack: str = "direct") -> list[AnswerRow]:
@@ -38,12 +39,22 @@ def test_mcnemar_on_scored_pairs_and_holm_over_the_table() -> None:
     )
     assert (first["n"], first["only_a"], first["only_b"]) == (10, 8, 0)
     assert first["difference"] == pytest.approx(0.8)
-    assert first["lo"] > 0.4
+    newcombe = paired_difference(np.array([1] * 9 + [0]), np.array([0] * 8 + [1, 0]))
+    assert (first["lo"], first["hi"]) == (newcombe.lo, newcombe.hi)
+    assert 0.3 < first["lo"] < 0.8 < first["hi"] < 1
     assert first["p"] == pytest.approx(binomtest(8, 8, 0.5).pvalue)
     assert (second["suite"], second["metric"], second["n"]) == ("xstest_safe", "any_refusal", 4)
     assert second["difference"] == pytest.approx(-0.5)
     adjusted = multipletests([first["p"], second["p"]], method="holm")[1]
     assert [first["p_holm"], second["p_holm"]] == pytest.approx(list(adjusted))
+
+
+def test_arms_that_never_differ_have_an_interval_all_the_same() -> None:
+    same = _answers("ccccrrrr")
+    (row,) = _compare(AnchorAnswers("a", 1, 0, same), AnchorAnswers("b", 1, 0, same))
+    assert (row["difference"], row["p"]) == (0.0, 1.0)
+    assert row["lo"] == pytest.approx(-row["hi"])
+    assert row["hi"] > 0.05
 
 
 def test_only_arms_at_the_same_step_and_seed_are_compared() -> None:

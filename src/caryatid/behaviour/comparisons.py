@@ -9,7 +9,7 @@ import numpy as np
 from caryatid.behaviour.answers import AnswerRow
 from caryatid.behaviour.metrics import gives_scores
 from caryatid.errors import InputError
-from caryatid.stats import holm, mcnemar_exact, paired_bootstrap_test
+from caryatid.stats import Interval, holm, mcnemar_exact, paired_bootstrap_test, paired_difference
 
 Row = dict[str, str | int | float]
 
@@ -82,7 +82,11 @@ def _test(
     if not pairs:
         return None
     x, y = (np.array([kind.value(pair[side]) for pair in pairs], dtype=float) for side in (0, 1))
-    difference = paired_bootstrap_test(x, y, draws, rng)
+    if kind.score:
+        *bounds, p = paired_bootstrap_test(x, y, draws, rng)
+        difference = Interval(*bounds)
+    else:
+        difference, p = paired_difference(x, y), mcnemar_exact(x, y)
     return {
         "step": a.step,
         "seed": a.seed,
@@ -100,7 +104,7 @@ def _test(
         "n": len(pairs),
         "only_a": int((x > y).sum()),
         "only_b": int((y > x).sum()),
-        "p": difference.p if kind.score else mcnemar_exact(x, y),
+        "p": p,
         "test": "paired bootstrap" if kind.score else "McNemar exact",
         "judge": "+".join(sorted({str(kind.judge(row)) for pair in pairs for row in pair})),
     }
@@ -111,8 +115,8 @@ def compare_arms(anchors: Sequence[AnchorAnswers], *, draws: int, rng: np.random
 
     Compliance, and harm and mean score where judges for them ran, in suites of harmful requests; any-refusal in
     XSTest; pass in the utility audit. On prompts that both arms answered and that were scored: McNemar's exact test,
-    for scores the paired bootstrap's, with the bootstrap interval of the difference a − b. `only_a` counts the pairs in
-    which a has more.
+    with Newcombe's interval of the difference a − b (`stats.paired_difference`), for scores the paired bootstrap's, with
+    the percentile interval. `only_a` counts the pairs in which a has more.
     `p_holm` is adjusted over the whole table.
 
     Raises:

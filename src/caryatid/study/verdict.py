@@ -144,8 +144,10 @@ def _drifted(angle: Interval, thresholds: Thresholds) -> bool | None:
 
 def _site_reason(depth: ShiftShares, argmin: ShiftShares, thresholds: Thresholds) -> tuple[str, ...]:
     shift = thresholds.depth_shift
-    text = f"P(|Δdepth| ≥ {shift:g}) = {depth.moved:.2f} by depth, {argmin.moved:.2f} by arg-min layer"
     missing = max(depth.undefined, argmin.undefined)
+    if missing == 1:
+        return ("All draws lack a carrier at one of the two anchors, so that nothing is known of a move.",)
+    text = f"P(|Δdepth| ≥ {shift:g}) = {depth.moved:.2f} by depth, {argmin.moved:.2f} by arg-min layer"
     return (f"{text}; {missing:.0%} of draws lack a carrier.",) if missing > 0 else (f"{text}.",)
 
 
@@ -166,7 +168,8 @@ def _transfer_reason(evidence: Evidence, thresholds: Thresholds) -> tuple[str, .
 
 
 def _angle_reason(angle: Interval, thresholds: Thresholds) -> str:
-    return f"Excess angle {angle.value:.1f}° [{angle.lo:.1f}°, {angle.hi:.1f}°]."
+    value, lo, hi = (f"{bound:.1f}°".replace("-0.0", "0.0") for bound in angle)
+    return f"Excess angle {value} [{lo}, {hi}]."
 
 
 def _missing(found: _Findings, thresholds: Thresholds) -> Iterator[str]:
