@@ -337,9 +337,11 @@ def test_captured_inputs_are_the_models_hidden_states(arch: str) -> None:
             batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids, output_hidden_states=True
         ).hidden_states
         forward(model, SEQS[:1])
-    assert captured.values.shape == (4, 3, 2, WIDTH)
+    assert captured.stacked().shape == (4, 3, 2, WIDTH)
     for slot, layer in enumerate([3, 0, 2]):
-        assert torch.equal(captured.values[:3, slot], states[layer][:, -2:])
+        assert torch.equal(captured.stacked()[:3, slot], states[layer][:, -2:])
+        assert torch.equal(captured.of_layer(layer), captured.stacked()[:, slot])
+        assert captured.of_layer(layer).untyped_storage().nbytes() == 4 * 4 * 2 * WIDTH  # not the other layers'
 
 
 def test_capture_inside_an_intervention_sees_the_changed_stream() -> None:
@@ -347,7 +349,7 @@ def test_capture_inside_an_intervention_sees_the_changed_stream() -> None:
     directions = basis(1, 1)
     with intervening(model, Ablate(directions)), capture_block_inputs(model, range(LAYERS), 3) as captured:
         forward(model)
-    assert (captured.values @ directions[0, 0]).abs().max() < 1e-5
+    assert (captured.stacked() @ directions[0, 0]).abs().max() < 1e-5
 
 
 def test_hooks_come_off_after_an_error() -> None:
@@ -380,6 +382,6 @@ def test_bfloat16_stream_keeps_its_dtype() -> None:
     with intervening(model, Ablate(basis(1, 2))), capture_block_inputs(model, [1], 1) as captured:
         logits = forward(model)
     assert logits.dtype == torch.bfloat16
-    assert captured.values.dtype == torch.float32
-    residue = (captured.values @ basis(1, 2)[0].T).abs().max()
-    assert residue < 2**-6 * captured.values.norm(dim=-1).max()
+    assert captured.stacked().dtype == torch.float32
+    residue = (captured.stacked() @ basis(1, 2)[0].T).abs().max()
+    assert residue < 2**-6 * captured.stacked().norm(dim=-1).max()

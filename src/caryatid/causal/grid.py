@@ -208,12 +208,12 @@ class _Grid:
         if self.prefix_length:
             with capture_block_inputs(model, layers, self.prefix_length) as captured:
                 prefix = self._run_prefix(UNTOUCHED, one)
-            before = prefix, {layer: captured.values[:, i].to(dtype) for i, layer in enumerate(layers)}
+            before = prefix, {layer: captured.of_layer(layer).to(dtype) for layer in layers}
         for piece in pieces:
             cache = before[0].rows(torch.zeros(len(piece.prompts), dtype=torch.long)) if before else None
             with capture_block_inputs(model, layers, piece.batch.ids.shape[1]) as captured:
                 self.logits(piece.batch, 1, cache)
-            piece.inputs.update({layer: captured.values[:, i].to(dtype) for i, layer in enumerate(layers)})
+            piece.inputs.update({layer: captured.of_layer(layer).to(dtype) for layer in layers})
         return before
 
     def run(

@@ -32,16 +32,27 @@ class CapturedInputs:
         # A copy even when the dtype is float32 already, so that whole sequences are not kept alive.
         self._passes[-1][layer] = hidden[:, -self._positions :].detach().to(torch.float32, copy=True)
 
-    @property
-    def values(self) -> Float[Tensor, "rows layers positions d"]:
+    def of_layer(self, layer: int) -> Float[Tensor, "rows positions d"]:
+        """The rows of one layer, in the order of the forward passes.
+
+        Raises:
+            InputError: no forward pass has run.
+        """
+        self._require_passes()
+        return torch.cat([found[layer] for found in self._passes])
+
+    def stacked(self) -> Float[Tensor, "rows layers positions d"]:
         """All rows in the order of the forward passes.
 
         Raises:
             InputError: no forward pass has run.
         """
+        self._require_passes()
+        return torch.cat([torch.stack([p[layer] for layer in self._layers], dim=1) for p in self._passes])
+
+    def _require_passes(self) -> None:
         if not self._passes:
             raise InputError("no forward pass has run inside the context", where="capture_block_inputs")
-        return torch.cat([torch.stack([p[layer] for layer in self._layers], dim=1) for p in self._passes])
 
 
 def _check_layers(model: nn.Module, layers: Sequence[int], where: str) -> None:

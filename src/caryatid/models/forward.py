@@ -213,6 +213,6 @@ def block_inputs(
             capture_block_inputs(loaded.model, layers, n_positions) as captured,
         ):
             _logits(loaded, batch, 1)
-        parts.append(captured.values.cpu())
+        parts.append(captured.stacked().cpu())
         order += rows
     return _restore_order(parts, order)
