@@ -115,8 +115,8 @@ def compare_arms(anchors: Sequence[AnchorAnswers], *, draws: int, rng: np.random
 
     Compliance, and harm and mean score where judges for them ran, in suites of harmful requests; any-refusal in
     XSTest; pass in the utility audit. On prompts that both arms answered and that were scored: McNemar's exact test,
-    with Newcombe's interval of the difference a − b (`stats.paired_difference`), for scores the paired bootstrap's, with
-    the percentile interval. `only_a` counts the pairs in which a has more.
+    with Newcombe's interval of the difference a − b (`stats.paired_difference`), for scores the paired bootstrap's test
+    and percentile interval. `only_a` counts the pairs in which a has more.
     `p_holm` is adjusted over the whole table.
 
     Raises:
