@@ -341,7 +341,8 @@ def test_captured_inputs_are_the_models_hidden_states(arch: str) -> None:
     for slot, layer in enumerate([3, 0, 2]):
         assert torch.equal(captured.stacked()[:3, slot], states[layer][:, -2:])
         assert torch.equal(captured.of_layer(layer), captured.stacked()[:, slot])
-        assert captured.of_layer(layer).untyped_storage().nbytes() == 4 * 4 * 2 * WIDTH  # not the other layers'
+        own = captured.of_layer(layer).untyped_storage()
+        assert own.nbytes() == 4 * 4 * 2 * WIDTH  # without the other layers
 
 
 def test_capture_inside_an_intervention_sees_the_changed_stream() -> None:
