@@ -231,3 +231,20 @@ def test_seeds_that_agree_are_counted_and_never_pooled() -> None:
         (5, "no change", 1, 3, "1", 2),
         (9, "drift only", 1, 1, "0", 0),
     ]
+
+
+def test_draws_without_a_carrier_give_no_probability_and_stand_ins_their_name() -> None:
+    whole = decide(evidence(missing=1.0), T)
+    assert "lack a carrier" in whole.reasons[0]
+    assert "P(" not in whole.reasons[0]
+    assert any(reason.startswith("The old carrier removes 1.00") for reason in whole.reasons)
+    stand_ins = replace(evidence(missing=1.0), no_carrier=("gap too small", "no refusal"))
+    assert any(
+        reason.startswith("The old stand-in for a carrier removes")
+        and reason.endswith("the new stand-in does.")
+        for reason in decide(stand_ins, T).reasons
+    )
+
+
+def test_a_negative_zero_is_a_zero() -> None:
+    assert "Excess angle 0.0° [0.0°, 0.1°]." in decide(evidence(angle=(-0.04, 0.1)), T).reasons

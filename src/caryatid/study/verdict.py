@@ -162,9 +162,10 @@ def _transfer_reason(evidence: Evidence, thresholds: Thresholds) -> tuple[str, .
     ratio = evidence.transfer_ratio
     if evidence.transfer_reason is not None or math.isnan(ratio.value):
         return (f"The transfer ratio is undefined: {evidence.transfer_reason or 'not measured'}.",)
-    return (
-        f"The old carrier removes {ratio.value:.2f} [{ratio.lo:.2f}, {ratio.hi:.2f}] of what the new one does.",
-    )
+    old, new = evidence.no_carrier
+    names = "stand-in for a carrier" if old else "carrier", "stand-in" if new else "one"
+    removes = f"removes {ratio.value:.2f} [{ratio.lo:.2f}, {ratio.hi:.2f}] of what the new {names[1]} does."
+    return (f"The old {names[0]} {removes}",)
 
 
 def _angle_reason(angle: Interval, thresholds: Thresholds) -> str:
