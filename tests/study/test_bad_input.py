@@ -286,7 +286,13 @@ def test_out_of_memory(
 def test_interrupted_studies_say_that_they_can_go_on(model: Path, tmp_path: Path) -> None:
     file, out = study_file(tmp_path, model), tmp_path / "out"
     command = [sys.executable, "-m", "caryatid", "study", "run", "--config", file, "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def heed_interrupts() -> None:  # a shell's background job ignores them, and so would its children
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     deadline = time.monotonic() + 240
     while not (out / "stages").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
