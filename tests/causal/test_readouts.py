@@ -54,6 +54,17 @@ def test_teacher_forced_equals_every_condition_alone() -> None:
     assert found.perplexity()[0] == pytest.approx(expected)
 
 
+def test_an_answer_that_was_cut_off_has_no_end_of_turn() -> None:
+    loaded = tiny_loaded("llama")
+    chat = ChatFormat(loaded.tokenizer)
+    found = teacher_forced(
+        loaded, chat, [Condition()], HARMFUL, BENIGN, [5], batch_size=4, complete=[False, True]
+    )
+    lengths = [len(chat.answer_ids(answer, end_of_turn=False)) for _, answer in BENIGN]
+    assert found.answer_tokens.tolist() == [lengths[0], lengths[1] + len(chat.end_of_turn_ids)]
+    assert len(chat.end_of_turn_ids) > 0
+
+
 def test_teacher_forced_needs_something_to_measure() -> None:
     loaded = tiny_loaded("llama")
     chat = ChatFormat(loaded.tokenizer)

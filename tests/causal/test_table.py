@@ -49,6 +49,14 @@ def test_coupling_compares_with_matched_ablations_of_the_same_rank_only() -> Non
     assert {row["judge"] for row in rows} == {"someone"}
 
 
+def test_a_couplings_n_is_that_of_the_prompts_behind_each_number() -> None:
+    utility, refusal = np.zeros((len(CONDITIONS), 4)), np.zeros((len(CONDITIONS), 9))
+    utility[2, 1] = math.nan  # unscored under one control: left out under all
+    rows = coupling_rows(CONDITIONS, utility, refusal, "someone", np.random.default_rng(0))
+    counts = {row["read_out"]: row["n"] for row in rows}
+    assert counts == {"utility_difference": 3, "refusal_difference": 9, "utility_coupling": 3}
+
+
 def test_a_layer_profile_is_the_paired_loss_of_refusal_score() -> None:
     untouched = np.array([4.0, 2.0, 3.0])
     scores = np.array([[4.0, 2.0, 3.0], [1.0, -2.0, 1.0]])

@@ -17,6 +17,7 @@ from caryatid.geometry.angles import (
     grassmann,
     principal_angles,
 )
+from caryatid.geometry.jackknife import jackknife_variance
 from caryatid.geometry.rank import SiteActivations
 
 
@@ -249,3 +250,25 @@ def test_coverage_of_the_interval_of_the_excess_angle(theta: float, noise: float
     truth = np.mean([interval.value for interval in found])
     covered = np.mean([interval.lo <= truth <= interval.hi for interval in found])
     assert 0.91 <= covered <= 0.99
+
+
+@pytest.mark.parametrize("sizes", [(6,), (3, 3, 3), (4, 1, 1), (5, 2, 1)])
+def test_a_pooled_jackknife_is_exact_for_a_mean_over_strata(sizes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    strata = [label for label, size in enumerate(sizes) for _ in range(size)]
+    values = rng.normal(size=len(strata)) + 5 * np.array(strata)
+    left_out = (values.sum() - values) / (len(values) - 1)
+    merged = {(4, 1, 1): [0, 0, 0, 0, 1, 1], (5, 2, 1): [0] * 5 + [1] * 3}.get(sizes, strata)
+    parts = [values[np.array(merged) == label] for label in set(merged)]
+    exact = sum(len(part) * part.var(ddof=1) for part in parts) / len(values) ** 2
+    assert jackknife_variance(left_out, strata, pooled=True) == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("per_category", [1, 2, 3])
+def test_small_categories_do_not_narrow_the_interval_of_the_excess_angle(per_category: int) -> None:
+    a, b, _ = planted(24, 30, 0.6, seed=0)
+    labels = [str(i // per_category) for i in range(24)]
+    whole, split = (
+        excess_angle(a, b, each, splits=60, rng=np.random.default_rng(0)).excess for each in (None, labels)
+    )
+    assert split.hi - split.lo > 0.75 * (whole.hi - whole.lo)

@@ -16,7 +16,7 @@ from caryatid.report.causal_figures import (
     kinds_of,
     profile_figure,
 )
-from caryatid.report.figures import sweep_figure
+from caryatid.report.figures import geometry_figure, heat_map, sweep_figure
 
 Row = dict[str, Any]
 
@@ -143,3 +143,36 @@ def test_figures_are_well_formed_and_name_every_anchor(missing: bool) -> None:
     assert ("layer 5: 0.5" in profile) != missing
     assert "carrier of layer 3" in profile
     assert ("r2d2, step 8: 0.5" in control) != missing
+
+
+def candidate(position: int, bypass: float, effect: float, admissible: bool = False) -> Row:
+    row = {"seed": 0, "arm": "base", "step": 0, "layer": 3, "profile": "published", "best": False}
+    row |= {"position": position, "bypass": bypass, "bypass_effect": effect, "admissible": admissible}
+    return row
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_layer_shows_an_admissible_position_and_never_an_unscored_one(position: int) -> None:
+    rows = [candidate(-2, math.nan, math.nan), candidate(-1, -3.0, 0.91), candidate(-3, -2.0, 0.77)]
+    rows = rows[position:] + rows[:position]  # whatever comes first
+    assert ">0.91<" in heat_map({"carriers": rows}, 0, "r2d2", "published")
+    rows.append(candidate(-4, -1.0, 0.55, admissible=True))
+    drawn = heat_map({"carriers": rows}, 0, "r2d2", "published")
+    assert ">0.55<" in drawn
+    assert drawn.count("fill='none' stroke='#D55E00'") == 2  # the legend's frame and the cell's
+
+
+def test_arms_with_other_steps_have_their_own_anchor_before() -> None:
+    steps = {"one": [100, 200], "two": [50, 150]}
+    anchors = [("base", 0), *((arm, step) for arm, mine in steps.items() for step in mine)]
+    common = {"seed": 0, "value": 2.0, "lo": 1.0, "hi": 3.0}
+    ranks = [{**common, "arm": arm, "step": step, "quantity": "effective_rank"} for arm, step in anchors]
+    pairs = [(arm, a, b) for arm, mine in steps.items() for a, b in ((0, mine[0]), mine, (0, mine[1]))]
+    drift = [
+        {**common, "arm": arm, "from": a, "to": b, "quantity": "excess_angle", "value": 7.0 + b / 1000}
+        for arm, a, b in pairs
+    ]
+    drawn = geometry_figure({"behaviour": ranks, "rank": ranks, "drift": drift}, 0)
+    for arm, mine in steps.items():
+        for step in mine:
+            assert f"{arm}, step {step}: {7 + step / 1000:.3g}" in drawn

@@ -151,6 +151,10 @@ def test_causal_tables_hold_every_control_and_read_out(finished: Path) -> None:
     assert {r["judge"] for r in rows if r["read_out"] == "utility_coupling"} == {
         "teacher-forced", "refusal-rules@3",
     }  # fmt: skip
+    place = ("layer", "position", "carrier_admissible")
+    start = next(row for row in tables["causal"] if row["arm"] == "base")
+    sites = {tuple(r[k] for k in place) for r in rows if r["control"] == "step-0 carrier"}
+    assert sites == {tuple(start[k] for k in place)}
     # ranks beyond what the categories span are left out rather than measured twice
     swept = {r["rank"] for r in rows if (r["intervention"], r["control"]) == ("ablate", "carrier")}
     assert {1, 2, 3} <= swept < {1, 2, 3, 9}
@@ -159,10 +163,10 @@ def test_causal_tables_hold_every_control_and_read_out(finished: Path) -> None:
     assert len(energies) == 2 * 2 * 5  # draws × ranks × anchors
     layers = {row["layer"] for row in tables["localisation"]}
     assert layers == {1, 3}
-    start = {
+    from_start = {
         (row["arm"], row["to"]) for row in tables["transfer"] if (row["from_arm"], row["from"]) == ("base", 0)
     }
-    assert start == {("base", 0), ("sft", 1), ("sft", 2), ("r2d2", 1), ("r2d2", 2)}
+    assert from_start == {("base", 0), ("sft", 1), ("sft", 2), ("r2d2", 1), ("r2d2", 2)}
     figures = {path.stem for path in (finished / "figures").iterdir()}
     assert {"causal-dose-seed0", "causal-layers-seed0", "transfer-control-seed0"} <= figures
 

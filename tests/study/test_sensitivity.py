@@ -156,3 +156,20 @@ def test_the_other_selector_has_its_own_too(run: Path) -> None:
     rows = {end: rows_of(run, 0, end)["carrier selector", "cosmic"] for end in (1, 2)}
     assert {end: row["label"] for end, row in rows.items()} == {1: "drift only", 2: "re-siting"}
     assert {row["note"] for row in rows.values()} == {"transfer of the study's own carriers"}
+
+
+def test_what_the_other_judge_takes_for_no_refusal_is_none(
+    config: StudyConfig, run: Path, tmp_path: Path
+) -> None:
+    """Also where the answer is degenerate: gibberish is no control over refusal, and no refusal either."""
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    stage = stage_of(config, copied, "answers", "sft", 2)
+    rows = stage.read_json("answers.json")
+    stage.write_json("answers.json", [{**row, "text": "la " * 40} for row in rows])
+    reseal(stage)
+    shutil.rmtree(copied / "stages" / "analysis")
+    run_study(config, copied)
+    found = [r for r in read_tables(copied)["sensitivity"] if r["setting"] == "judge" and r["to"] == 2]
+    other = [row["label"] for row in found if row["choice"].startswith("refusal-phrases")]
+    assert other == ["undetermined"] * len(other) != []

@@ -54,12 +54,14 @@ def teacher_forced(
     *,
     batch_size: int,
     answer_tokens: int = 32,
+    complete: Sequence[bool] | None = None,
     progress: Progress | None = None,
 ) -> TeacherForced:
     """Refusal score on harmful prompts, and NLL and KL on benign (user text, answer) pairs, under every condition.
 
     Args:
         tokens: the refusal tokens T. answer_tokens: benign answers are cut here.
+        complete: whether each benign answer is whole, so that its end of turn belongs to it; None: all are.
         progress: advances by one per pair of condition and prompt.
 
     Raises:
@@ -72,7 +74,10 @@ def teacher_forced(
     reference = AnswerReference(
         loaded,
         chat.ids_many([user for user, _ in benign]),
-        [chat.answer_ids(answer) for _, answer in benign],
+        [
+            chat.answer_ids(answer, end_of_turn=whole)
+            for (_, answer), whole in zip(benign, complete or [True] * len(benign), strict=True)
+        ],
         answer_tokens=answer_tokens,
         batch_size=batch_size,
     )

@@ -61,6 +61,8 @@ def coupling_rows(
 
     Args:
         utility: −NLL of benign answers, or 1 and 0 for passed and failed. refusal: scores, or 1 and 0. NaN: unscored.
+
+    `n`: prompts that a difference rests on; of the coupling, which rests on two kinds, the smaller number.
     """
     rows: list[Row] = []
     for index, condition in enumerate(conditions):
@@ -76,19 +78,21 @@ def coupling_rows(
         found = utility_coupling(
             utility[index], utility[mine], refusal[index], refusal[mine], draws=DRAWS, rng=rng
         )
-        base = {
-            **condition.columns(),
-            "control": "carrier − random",
-            "n": refusal.shape[1],
-            "judge": judge,
-        }
-        for name, part in (
-            ("utility_coupling", found.ratio),
-            ("utility_difference", found.utility),
-            ("refusal_difference", found.refusal),
+        base = {**condition.columns(), "control": "carrier − random", "judge": judge}
+        compared = [index, *mine]
+        n_utility, n_refusal = (_scored_everywhere(side[compared]) for side in (utility, refusal))
+        for name, part, n in (
+            ("utility_coupling", found.ratio, min(n_utility, n_refusal)),
+            ("utility_difference", found.utility, n_utility),
+            ("refusal_difference", found.refusal, n_refusal),
         ):
-            rows.append({**base, "read_out": name, **part._asdict(), "note": found.reason or ""})
+            rows.append({**base, "read_out": name, **part._asdict(), "n": n, "note": found.reason or ""})
     return rows
+
+
+def _scored_everywhere(outcomes: Float[np.ndarray, "conditions prompts"]) -> int:
+    """How many prompts are scored under every condition: those that a coupling rests on."""
+    return int(np.isfinite(outcomes).all(axis=0).sum())
 
 
 class SuiteOutcomes(NamedTuple):

@@ -266,6 +266,6 @@ def excess_angle(
             (np.array([getattr(each, name) for each in group]), strata)
             for group, strata in ((no_harmful, labels), (no_harmless, unlabelled))
         ]
-        return jackknife_interval(getattr(whole, name), left_out, confidence)
+        return jackknife_interval(getattr(whole, name), left_out, confidence, pooled=True)
 
     return ExcessAngle(interval("excess"), whole.across, whole.within, interval("corrected"), splits)

@@ -18,21 +18,44 @@ LeaveOneOut = tuple[NDArray, Sequence[object]]
 """The statistic with each item of one sample left out, [items], and the items' stratum labels."""
 
 
-def jackknife_variance(values: Float[np.ndarray, "items"], strata: Sequence[object]) -> float:
-    """Σ_strata (n−1)/n Σ (T₋ᵢ − mean in the stratum)² (Tukey 1958), over strata of at least two items."""
-    members: dict[object, list[int]] = {}
-    for item, label in enumerate(strata):
-        members.setdefault(label, []).append(item)
+def jackknife_variance(
+    values: Float[np.ndarray, "items"], strata: Sequence[object], *, pooled: bool = False
+) -> float:
+    """Σ_strata c Σ (T₋ᵢ − mean in the stratum)², over strata of at least two of the N items.
+
+    c = (n−1)/n (Tukey 1958) for a statistic of every stratum's own mean, which an item left out moves by 1/(n−1). With
+    `pooled`, for a statistic of the mean over all items, which it moves by 1/(N−1) only: c = n/(n−1)·((N−1)/N)², the
+    same where there is one stratum. Items alone in their stratum then are one stratum together.
+    """
+    groups, total = _members(strata, together=pooled), len(values)
     variance = 0.0
-    for items in members.values():
+    for items in groups:
         n = len(items)
         if n > 1:
-            variance += (n - 1) / n * float(np.square(values[items] - values[items].mean()).sum())
+            scale = n / (n - 1) * ((total - 1) / total) ** 2 if pooled else (n - 1) / n
+            variance += scale * float(np.square(values[items] - values[items].mean()).sum())
     return variance
 
 
-def jackknife_interval(point: float, samples: Sequence[LeaveOneOut], confidence: float = 0.95) -> Interval:
+def _members(strata: Sequence[object], together: bool) -> list[list[int]]:
+    """The items of each stratum; `together`: those alone in theirs join, and one that is left joins the smallest."""
+    members: dict[object, list[int]] = {}
+    for item, label in enumerate(strata):
+        members.setdefault(label, []).append(item)
+    groups = sorted(members.values(), key=len)
+    alone = [items for items in groups if len(items) == 1]
+    if not together or not alone or len(groups) == 1:
+        return groups
+    joined, others = [items[0] for items in alone], groups[len(alone) :]
+    if len(joined) == 1:
+        joined, others = joined + others[0], others[1:]
+    return [joined, *others]
+
+
+def jackknife_interval(
+    point: float, samples: Sequence[LeaveOneOut], confidence: float = 0.95, *, pooled: bool = False
+) -> Interval:
     """point ± z·√(sum over independent samples of their jackknife variance); NaN bounds where it is undefined."""
-    variance = sum(jackknife_variance(values, strata) for values, strata in samples)
+    variance = sum(jackknife_variance(values, strata, pooled=pooled) for values, strata in samples)
     half = float(scipy_stats.norm.ppf(0.5 + confidence / 2)) * float(np.sqrt(variance))
     return Interval(point, point - half, point + half)

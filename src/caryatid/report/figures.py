@@ -105,7 +105,7 @@ def heat_map(tables: Tables, seed: int, arm: str, profile: str) -> str:
         drawing.text(left - 8, top + cell_h * y + 14, str(layer), anchor="end", size=11)
         for x, step in enumerate(steps):
             mine = [row for row in rows if row["layer"] == layer and row["step"] == step]
-            row = max(mine, key=lambda row: (bool(row["best"]), -value_of(row, "bypass")), default=None)
+            row = max(mine, key=_shown_first, default=None)
             if row is not None:
                 _cell(drawing, left + cell_w * x, top + cell_h * y, cell_w, cell_h, row)
     for x, step in enumerate(steps):
@@ -128,6 +128,12 @@ def heat_map(tables: Tables, seed: int, arm: str, profile: str) -> str:
             drawing.dot(x, place - 1, "#D55E00", 5, hollow=painter == "ring")
         drawing.text(x + 14, place + 3, words, size=11)
     return drawing.svg()
+
+
+def _shown_first(row: Row) -> tuple[bool, bool, float]:
+    """Of a layer's positions the carrier's is shown, else an admissible one, else that of the lowest bypass."""
+    bypass = value_of(row, "bypass")
+    return bool(row["best"]), bool(row["admissible"]), -bypass if math.isfinite(bypass) else -math.inf
 
 
 def _cell(drawing: Drawing, x: float, y: float, width: float, height: float, row: Row) -> None:
@@ -173,7 +179,9 @@ def geometry_figure(tables: Tables, seed: int) -> str:
     arms, steps = arms_of(tables, seed), steps_of(tables, seed)
     ranks = [r for r in tables["rank"] if r["seed"] == seed and r["quantity"] == "effective_rank"]
     angles = [r for r in tables["drift"] if r["seed"] == seed and r["quantity"] == "excess_angle"]
-    before = {arm: dict(zip(steps[1:], steps[:-1], strict=True)) for arm in arms}
+    # each arm's own steps: those of an observed series' arms may differ
+    own = {arm: [0, *sorted({r["step"] for r in ranks if r["arm"] == arm})] for arm in arms}
+    before = {arm: dict(zip(mine[1:], mine, strict=False)) for arm, mine in own.items()}
     consecutive = [
         {**row, "step": row["to"]}
         for row in angles

@@ -31,7 +31,8 @@ STAGE_VERSIONS: Mapping[str, int] = {
     **dict.fromkeys(("warmup", "cases", "train", "adaptive", "answers", "harm", "selection"), 2),
     **dict.fromkeys(("activations", "reextract"), 2),
     "bank": 3,
-    **dict.fromkeys(("causal", "transfer", "analysis"), 4),
+    "transfer": 4,
+    **dict.fromkeys(("causal", "analysis"), 5),
 }
 
 

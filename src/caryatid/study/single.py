@@ -113,7 +113,9 @@ class _Model:
         self.tokens = self._refusal_tokens()
         texts = [row.user_text for row in self.sets.chat_heldout]
         answers = self._answer(texts)
-        self.benign = [(text, one.text) for text, one in zip(texts, answers, strict=True) if one.text]
+        followed = [(text, one) for text, one in zip(texts, answers, strict=True) if one.text]
+        self.benign = [(text, one.text) for text, one in followed]
+        self.complete = [one.ended for _, one in followed]
 
     def _prompts(self, suite: str) -> list[Prompt]:
         """A suite's prompts that a refusal judge can be asked about: copyright rows are left out."""
@@ -191,6 +193,7 @@ class _Model:
             self.benign,
             self.tokens,
             batch_size=self.batch.forward,
+            complete=self.complete,
             progress=self.progress,
         )
         return forced_rows(conditions, found, np.random.default_rng(self.settings.seed))

@@ -186,7 +186,8 @@ def _causal(run: RunDirectory, plan: Plan, name: str) -> list[Row]:
         prefix = "carrier_" if name == "localisation" else ""  # whose own layer is that of the ablation
         site = {f"{prefix}{key}": facts[key] for key in ("layer", "position")}
         site["carrier_admissible"] = facts["admissible"]
-        rows += [{**where, **row, **site} for row in stage.read_json(f"{name}.json")]
+        # A row that names a site, that of another anchor's carrier, keeps it.
+        rows += [{**where, **site, **row} for row in stage.read_json(f"{name}.json")]
     return rows
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool
 
 from ...artifacts import Stage, nan_to_none
-from ...behaviour.judges.base import Exchange, Judge, judge_id
+from ...behaviour.judges.base import REFUSED, Exchange, Judge, judge_id
 from ...behaviour.judges.phrases import RefusalPhrases
 from ...causal.transfer import TransferRatio, transfer_ratio
 from ...causal.transfer import transfer as transfer_rate
@@ -166,18 +166,14 @@ class _Seed:
             for row in read_answers(self.context, b)
             if (row.suite, row.attack) == ("harmbench", "direct")
         }
-        texts = [[plain[name] for name in asked], *(stored["answers"][name] for name in names)]
-        judged = [
-            still_refused(
-                judge,
-                [
-                    Exchange(prompts[n].text, t, prompts[n].context)
-                    for n, t in zip(asked, answers, strict=True)
-                ],
-            )
-            for answers in texts
-        ]
-        return Refused(*map(spread, judged))
+
+        def exchanges(answers: Sequence[str]) -> list[Exchange]:
+            pairs = zip(asked, answers, strict=True)
+            return [Exchange(prompts[name].text, text, prompts[name].context) for name, text in pairs]
+
+        refused = [one.verdict in REFUSED for one in judge.judge(exchanges([plain[n] for n in asked]))]
+        under = [still_refused(judge, exchanges(stored["answers"][name])) for name in names]
+        return Refused(*map(spread, [refused, *under]))
 
     def _ratio(self, refused: Refused) -> TransferRatio:
         return transfer_ratio(*refused)

@@ -169,7 +169,8 @@ def causal(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any
     measured = chosen.collect()
     tokens = context.stage("refusal_tokens").read_json("tokens.json")["ids"]
     harmful = [row.user_text for row in judged_prompts(sets.harmbench.prompts)[: config.prompts]]
-    benign = [(row.user, row.answer) for row in context.chat_examples["heldout"][: config.benign_prompts]]
+    examples = context.chat_examples["heldout"][: config.benign_prompts]
+    benign = [(row.user, row.answer) for row in examples]
     context.progress.start(
         "teacher-forced read-outs", len(measured.conditions) * (len(harmful) + len(benign))
     )
@@ -182,6 +183,7 @@ def causal(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any
         tokens,
         batch_size=context.batch.forward,
         answer_tokens=config.answer_tokens,
+        complete=[row.complete for row in examples],
         progress=context.progress,
     )
     context.progress.done()
@@ -189,6 +191,7 @@ def causal(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any
     rows = forced_rows(measured.conditions, forced, rng)
     if key or config.generated_at == "all":
         rows += _generated(context, loaded, [Condition(), *measured.generated], ref, rng)
+    rows = _at_its_site(context, ref, rows)
     profile: list[Row] = []
     if chosen.at(config.localise_at):
         profile = _profile(context, loaded, carrier, harmful, tokens, forced.refusal[0], rng)
@@ -215,6 +218,15 @@ def causal(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any
         "conditions": len(measured.conditions),
         "ranks_available": len(carrier.basis),
     }
+
+
+def _at_its_site(context: Context, ref: AnchorRef, rows: list[Row]) -> list[Row]:
+    """Rows of step 0's carrier name its own site; all others are this anchor's."""
+    if not any(row["control"] == STEP_0 for row in rows):
+        return rows
+    start = find_carrier(context, AnchorRef(ref.seed, "base", 0))
+    site = {"layer": start.layer, "position": start.position, "carrier_admissible": start.admissible}
+    return [{**row, **site} if row["control"] == STEP_0 else row for row in rows]
 
 
 def _profile(
