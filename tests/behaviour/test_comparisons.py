@@ -31,7 +31,7 @@ def test_mcnemar_on_scored_pairs_and_holm_over_the_table() -> None:
     a = AnchorAnswers("sft", 50, 0, _answers("cccccccccru") + _answers("cccr", "xstest_safe", "none"))
     b = AnchorAnswers("r2d2", 50, 0, _answers("rrrrrrrrcrc") + _answers("crrr", "xstest_safe", "none"))
     first, second = _compare(a, b)
-    assert (first["arm_a"], first["arm_b"], first["step"], first["metric"]) == (
+    assert (first["arm_a"], first["arm_b"], first["step_a"], first["metric"]) == (
         "sft",
         "r2d2",
         50,
@@ -68,9 +68,33 @@ def test_only_arms_at_the_same_step_and_seed_are_compared() -> None:
             ("base", 0, 0),
         ]
     ]
-    assert [(row["arm_a"], row["arm_b"], row["step"], row["seed"]) for row in _compare(*anchors)] == [
-        ("sft", "r2d2", 50, 0)
+    rows = _compare(*anchors)
+    assert [(row["arm_a"], row["arm_b"], row["step_a"], row["step_b"], row["seed"]) for row in rows] == [
+        ("sft", "r2d2", 50, 50, 0)
     ]
+    assert rows[0]["matched"] == "step"
+
+
+def test_arms_are_also_compared_at_matched_benign_kl() -> None:
+    kl = {("sft", 50): 0.010, ("sft", 100): 0.10, ("sft", 250): 0.30}
+    kl |= {("r2d2", 50): 0.095, ("r2d2", 100): 0.080, ("r2d2", 250): 0.70, ("base", 0): 0.0}
+    anchors = [AnchorAnswers(arm, step, 0, _answers("cr"), value) for (arm, step), value in kl.items()]
+    rows = _compare(*anchors)
+    found = [(row["matched"], row["arm_a"], row["step_a"], row["arm_b"], row["step_b"]) for row in rows]
+    # .30 and .70 are each other's nearest, but too far apart; .080 is nearest to .10, whose nearest is .095
+    assert found.count(("benign KL", "sft", 100, "r2d2", 50)) == 1
+    assert [one for one in found if one[0] == "step"] == [
+        ("step", "sft", s, "r2d2", s) for s in (50, 100, 250)
+    ]
+    assert len(found) == 4
+    matched = next(row for row in rows if row["matched"] == "benign KL")
+    assert (matched["benign_kl_a"], matched["benign_kl_b"]) == (0.10, 0.095)
+
+
+def test_unknown_benign_kls_match_nothing() -> None:
+    anchors = [AnchorAnswers(arm, step, 0, _answers("cr")) for arm, step in [("a", 1), ("b", 2)]]
+    assert _compare(*anchors) == []
+    assert _compare(anchors[0]._replace(benign_kl=0.0), anchors[1]._replace(benign_kl=0.0)) == []
 
 
 def test_only_shared_prompts_are_paired() -> None:

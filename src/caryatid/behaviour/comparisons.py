@@ -1,7 +1,8 @@
-"""Paired comparisons of arms at the same anchor step: the same prompts, two models."""
+"""Paired comparisons of arms at the same step and at matched benign KL: the same prompts, two models."""
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,15 +40,17 @@ _METRICS = {
 }
 _SUITE_METRICS = {"utility": ("pass",), "xstest_safe": ("any_refusal",), "xstest_unsafe": ("any_refusal",)}
 _OF_REQUESTS = ("compliance", "harm", "score")
+KL_WITHIN = 1.5  # times; anchors whose benign KLs differ by more are not matched
 
 
 class AnchorAnswers(NamedTuple):
-    """The judged answers of one anchor."""
+    """The judged answers of one anchor, and its mean KL from step 0 on benign text where it is known."""
 
     arm: str
     step: int
     seed: int
     rows: Sequence[AnswerRow]
+    benign_kl: float = math.nan
 
 
 class _Key(NamedTuple):
@@ -64,14 +67,45 @@ def _by_prompt(anchor: AnchorAnswers) -> dict[_Key, AnswerRow]:
     return found
 
 
+class _Pair(NamedTuple):
+    """Anchors of two arms, and what they have in common."""
+
+    a: AnchorAnswers
+    b: AnchorAnswers
+    matched: str
+
+
+def _apart(a: AnchorAnswers, b: AnchorAnswers) -> float:
+    """How many times one benign KL is the other; infinite where it is unknown, or 0 as at step 0."""
+    low, high = sorted((a.benign_kl, b.benign_kl))
+    return high / low if low > 0 and math.isfinite(high) else math.inf
+
+
+def _pairs(anchors: Sequence[AnchorAnswers]) -> Iterator[_Pair]:
+    """Of every two arms of a seed the anchors at the same step; then, at different steps, those that are each other's
+    nearest by benign KL, at most `KL_WITHIN` times apart."""
+    arms: dict[tuple[int, str], list[AnchorAnswers]] = {}
+    for one in sorted(anchors, key=lambda one: (one.seed, one.step)):
+        arms.setdefault((one.seed, one.arm), []).append(one)
+    for (left, ours), (right, theirs) in itertools.combinations(arms.items(), 2):
+        if left[0] != right[0]:
+            continue
+        for a, b in itertools.product(ours, theirs):
+            nearest = min(_apart(a, other) for other in theirs), min(_apart(other, b) for other in ours)
+            if a.step == b.step:
+                yield _Pair(a, b, "step")
+            elif _apart(a, b) <= min(KL_WITHIN, *nearest):
+                yield _Pair(a, b, "benign KL")
+
+
 def _test(
-    a: AnchorAnswers,
-    b: AnchorAnswers,
+    pair: _Pair,
     suite: tuple[str, str, str],
     metric: str,
     draws: int,
     rng: np.random.Generator,
 ) -> Row | None:
+    a, b, matched = pair
     left, right = _by_prompt(a), _by_prompt(b)
     kind = _METRICS[metric]
     shared = [key for key in left if key in right and key[:3] == suite]
@@ -88,7 +122,11 @@ def _test(
     else:
         difference, p = paired_difference(x, y), mcnemar_exact(x, y)
     return {
-        "step": a.step,
+        "matched": matched,
+        "step_a": a.step,
+        "step_b": b.step,
+        "benign_kl_a": a.benign_kl,
+        "benign_kl_b": b.benign_kl,
         "seed": a.seed,
         "arm_a": a.arm,
         "arm_b": b.arm,
@@ -111,7 +149,7 @@ def _test(
 
 
 def compare_arms(anchors: Sequence[AnchorAnswers], *, draws: int, rng: np.random.Generator) -> list[Row]:
-    """Tests between every two arms that have answers at the same step and seed.
+    """Tests between every two arms of a seed, at equal step and at matched benign KL (protocol §3).
 
     Compliance, and harm and mean score where judges for them ran, in suites of harmful requests; any-refusal in
     XSTest; pass in the utility audit. On prompts that both arms answered and that were scored: McNemar's exact test,
@@ -123,13 +161,10 @@ def compare_arms(anchors: Sequence[AnchorAnswers], *, draws: int, rng: np.random
         InputError: an anchor has several answers to a prompt in one suite and attack.
     """
     table: list[Row] = []
-    order = sorted(anchors, key=lambda one: (one.seed, one.step))
-    for a, b in itertools.combinations(order, 2):
-        if (a.step, a.seed) != (b.step, b.seed) or a.arm == b.arm:
-            continue
-        for suite in dict.fromkeys((row.suite, row.set_name, row.attack) for row in a.rows):
+    for pair in _pairs(anchors):
+        for suite in dict.fromkeys((row.suite, row.set_name, row.attack) for row in pair.a.rows):
             for metric in _SUITE_METRICS.get(suite[0], _OF_REQUESTS):
-                row = _test(a, b, suite, metric, draws, rng)
+                row = _test(pair, suite, metric, draws, rng)
                 if row is not None:
                     table.append(row)
     adjusted = holm([float(row["p"]) for row in table])

@@ -65,8 +65,9 @@ SCHEMAS: Mapping[str, Mapping[str, str]] = {
 ADDITIONAL: Mapping[str, Mapping[str, str]] = {
     "behaviour_by_group": {**SCHEMAS["behaviour"], "group": "string"},
     "comparisons": {
-        "step": "int64",
-        "seed": "int64",
+        "matched": "string",
+        **dict.fromkeys(("step_a", "step_b", "seed"), "int64"),
+        **dict.fromkeys(("benign_kl_a", "benign_kl_b"), "double"),
         **dict.fromkeys(("arm_a", "arm_b", "suite", "attack", "metric"), "string"),
         **dict.fromkeys(("value_a", "value_b", "difference", "lo", "hi"), "double"),
         "n": "int64",

@@ -1,5 +1,6 @@
 """The tables of a run, assembled from the artifacts of its stages (contract: run directory)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -58,8 +59,8 @@ def write_tables(run: RunDirectory, config: StudyConfig, plan: Plan) -> None:
     write_answers(run.path / "answers", [row for one in answers for row in one.rows], where)
     tables["behaviour"] = _behaviour(answers, by_group=False)
     tables["behaviour_by_group"] = _behaviour(answers, by_group=True)
-    tables["comparisons"] = _comparisons(answers)
     tables["training"] = _training(run, plan)
+    tables["comparisons"] = _comparisons(answers, tables["training"])
     tables["attacks"] = _attacks(run, plan)
     for name in ("causal", "controls", "localisation"):
         tables[name] = _causal(run, plan, name)
@@ -148,8 +149,11 @@ def _fixed_minus_direct(found: Sequence[AnswerRow], where: tuple[str, int, int])
     return [{**row, **names, **gap._asdict(), "n": len(pairs), "judge": pairs[0][0].judge, "proxy": True}]
 
 
-def _comparisons(answers: Sequence[_Answers]) -> list[Row]:
-    anchors = [AnchorAnswers(one.anchor.arm, one.anchor.step, one.anchor.seed, one.rows) for one in answers]
+def _comparisons(answers: Sequence[_Answers], training: Sequence[Row]) -> list[Row]:
+    kl = {AnchorRef(row["seed"], row["arm"], row["step"]): float(row["benign_kl"]) for row in training}
+    anchors = [
+        AnchorAnswers(ref.arm, ref.step, ref.seed, rows, kl.get(ref, math.nan)) for ref, rows, _ in answers
+    ]
     return list(compare_arms(anchors, draws=COMPARISON_DRAWS, rng=np.random.default_rng(0)))
 
 
