@@ -29,8 +29,8 @@ Kind = Literal[
 # Raised when a stage's computation changes, so that older results are not taken for new ones.
 STAGE_VERSIONS: Mapping[str, int] = {
     **dict.fromkeys(("warmup", "cases", "train", "adaptive", "answers", "harm", "selection"), 2),
-    **dict.fromkeys(("activations", "reextract"), 2),
-    "bank": 3,
+    "activations": 2,
+    **dict.fromkeys(("bank", "reextract"), 3),
     "transfer": 4,
     **dict.fromkeys(("causal", "analysis"), 5),
 }

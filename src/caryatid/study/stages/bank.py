@@ -20,7 +20,7 @@ from ...models.capture import capture_block_outputs
 from ...models.forward import block_inputs
 from ...models.layout import num_layers
 from ...stats import bootstrap_indices
-from ..carrier import labels_of, plain_scores, profiles_of, read_bank, refusal_rates
+from ..carrier import plain_scores, profiles_of, read_bank, refusal_rates
 from ..context import Context
 from ..plan import AnchorRef, StagePlan
 
@@ -120,7 +120,8 @@ def _refused_minus_answered(scorer: "_Scorer", stage: Stage) -> str:
 def reextract(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
     """The likeliest carriers, with directions from resamples of the extraction prompts, scored anew.
 
-    The resamples (within categories) depend on the seed alone: they are the same prompts at every anchor.
+    The resamples depend on the seed alone: they are the same prompts at every anchor. They are not drawn within
+    categories, of which a sample of a few prompts has about as many: one prompt would always stand for itself.
     """
     assert entry.anchor is not None
     config = context.config.geometry
@@ -141,9 +142,10 @@ def reextract(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, 
             scorer.layers.index(int(scores.layers[index])),
         ] = True
     rng = np.random.default_rng(entry.anchor.seed)
-    labels = labels_of(context.prompts.extraction_harmful)
-    up = bootstrap_indices(len(scorer.harmful), config.reextraction_resamples, rng, strata=labels)
-    down = bootstrap_indices(len(scorer.harmless), config.reextraction_resamples, rng)
+    up, down = (
+        bootstrap_indices(len(side), config.reextraction_resamples, rng)
+        for side in (scorer.harmful, scorer.harmless)
+    )
     compared = scorer.cosmic_layers if config.selector == "cosmic" else ()
     chunks = stage.chunks("resamples")
     done = len(chunks.load())
