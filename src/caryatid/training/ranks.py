@@ -4,6 +4,7 @@ Every rank holds all weights and draws the same batches; each takes every `size`
 are means over all ranks' tokens, so that any number of ranks makes the same update as one, up to rounding.
 """
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ T = TypeVar("T")
 
 # Ranks wait for the first one through whole stages that it does alone.
 _PATIENCE = timedelta(days=14)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Ranks:
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=_PATIENCE)
+            atexit.register(_leave)  # threads that still run when the interpreter ends abort the process
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
