@@ -21,7 +21,7 @@ from typing import IO, Any, Literal
 
 from .errors import InputError, UsageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEY_LENGTH = 20
 
 # Whole stages are worth days of training: a damaged manifest of the run must not make anybody delete them.
@@ -119,8 +119,8 @@ class Chunks:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One content-addressed unit of work and its files."""
+class StageFolder:
+    """The folder of one content-addressed unit of work, and its files."""
 
     name: str
     key: str
@@ -130,6 +130,11 @@ class Stage:
     @property
     def manifest_path(self) -> Path:
         return self.path / "manifest.json"
+
+    @staticmethod
+    def key_of(name: str, inputs: Mapping[str, Any]) -> str:
+        """The key of a stage whose content `inputs` (plain JSON values) determine."""
+        return content_key({"stage": name, "inputs": inputs})
 
     @property
     def work_dir(self) -> Path:
@@ -314,10 +319,10 @@ class RunDirectory:
         """Write the run's manifest with the format version."""
         write_json(self.manifest_path, {"format_version": FORMAT_VERSION, **facts})
 
-    def stage(self, name: str, inputs: Mapping[str, Any]) -> Stage:
-        """The stage whose content `inputs` (plain JSON values) determine."""
-        key = content_key({"stage": name, "inputs": inputs})
-        return Stage(name=name, key=key, path=self.path / "stages" / name / key, inputs=inputs)
+    def stage(self, name: str, inputs: Mapping[str, Any]) -> StageFolder:
+        """The folder of the stage whose content `inputs` (plain JSON values) determine."""
+        key = StageFolder.key_of(name, inputs)
+        return StageFolder(name=name, key=key, path=self.path / "stages" / name / key, inputs=inputs)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

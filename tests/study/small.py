@@ -1,9 +1,7 @@
 """A study small enough for tests: a tiny random model through every stage."""
 
 from pathlib import Path
-from typing import Any
-
-from caryatid.artifacts import RunDirectory, Stage
+from caryatid.artifacts import RunDirectory, StageFolder
 from caryatid.config import StudyConfig, load_config
 from caryatid.study.runner import planned
 from tiny import save_tiny
@@ -61,12 +59,12 @@ def small_config(tmp_path: Path, *overrides: str) -> StudyConfig:
     return load_config(file=file, overrides=overrides)
 
 
-def stage_of(config: StudyConfig, run: Path, kind: str, arm: str, step: int) -> Stage:
-    return planned(config, run)[0][f"{kind}/{arm}@{step}/seed0"].stage(RunDirectory(run))
+def stage_of(config: StudyConfig, run: Path, kind: str, arm: str, step: int) -> StageFolder:
+    return planned(config, run)[f"{kind}/{arm}@{step}/seed0"].folder(RunDirectory(run))
 
 
-def reseal(stage: Stage, **facts: Any) -> None:
-    """Finish a stage again with what now lies in it and with other facts."""
-    kept = {key: value for key, value in stage.manifest().items() if key not in ("stage", "key", "inputs")}
+def reseal(folder: StageFolder) -> None:
+    """Finish a stage again with what now lies in it."""
+    kept = {key: value for key, value in folder.manifest().items() if key not in ("stage", "key", "inputs")}
     kept.pop("files")
-    stage.finish({**kept, "facts": {**kept["facts"], **facts}})
+    folder.finish(kept)

@@ -185,9 +185,10 @@ def _export(
 def _write(out: Path, found: Any) -> None:
     from ..behaviour.files import write_answers
     from ..report.tables import write_table
+    from ..study.tables.behaviour import TABLE
 
     write_answers(out, found.answers)
-    write_table(out, "behaviour", found.rows)
+    write_table(out, TABLE.name, TABLE.columns, found.rows)
     announce(f"answers and rates written to {out}")
 
 

@@ -25,7 +25,7 @@ def run(
 ) -> None:
     """Run a study, or resume it where it stopped."""
     from ..config import load_config
-    from ..study.runner import run_study
+    from ..study.flow import run_study
     from ..study.summary import summary_lines
 
     settings = load_config(preset=preset, file=config, overrides=overrides)
@@ -60,10 +60,11 @@ def plan(
     from ..study.runner import planned
 
     settings = load_config(preset=preset, file=config, overrides=overrides)
-    stages, facts = planned(settings, out)
-    rows = [[entry.id, entry.kind, entry.size, entry.key] for entry in stages]
+    stages = planned(settings, out)
+    facts = stages.study.facts
+    rows = [[entry.id, entry.stage.kind, entry.stage.size(), entry.key] for entry in stages]
     if out is not None:
-        states = [entry.stage(RunDirectory(out)).state() for entry in stages]
+        states = [entry.folder(RunDirectory(out)).state() for entry in stages]
         rows = [[*row, state] for row, state in zip(rows, states, strict=True)]
     if as_json:
         names = ("id", "stage", "size", "key", "state")
@@ -98,11 +99,10 @@ def report(
     as_json: bool = typer.Option(False, "--json", help="Print the report's path as JSON."),
 ) -> None:
     """Rebuild the report from artifacts alone."""
-    from ..artifacts import RunDirectory
-    from ..report.page import build_report
+    from ..study.page import build_report
+    from ..study.run import open_run
 
-    RunDirectory.existing(directory)
-    path = build_report(directory, show_answers=show_answers)
+    path = build_report(open_run(directory), show_answers=show_answers)
     if as_json:
         print_json({"report": str(path)})
     else:

@@ -26,7 +26,7 @@ def train(
     from ..config import load_config
     from ..config.names import ArmName
     from ..errors import UsageError
-    from ..study.runner import train_only
+    from ..study.flow import train_only
 
     if arm not in get_args(ArmName):
         raise UsageError(f"no arm {arm!r}", remedy=f"Choose from {', '.join(get_args(ArmName))}.")

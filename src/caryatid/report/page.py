@@ -3,24 +3,18 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from ..artifacts import RunDirectory, read_json, write_bytes
-from ..errors import InputError, UsageError
+from ..artifacts import write_bytes
 from . import figures
 from .captions import Basis, drawn_figures, profile_of
-from .tables import read_tables
 
-CONTRACT = ("behaviour", "carriers", "rank", "drift", "transfer", "causal", "training", "verdict")
-HARMFUL_SUITES = frozenset({"harmbench", "strongreject", "xstest_unsafe"})
-SAMPLE_ANSWERS = 3
 # arXiv 2604.27019: Mistral-7B, LoRA, UltraChat. Facts beside which a run is shown, not targets.
 PUBLISHED = (
     ("R2D2 fixed-source HarmBench ASR", ("0.000", "0.000", "0.035", "0.250")),
@@ -51,31 +45,46 @@ SENTENCES: Mapping[str, str] = {
 }
 
 
-def build_report(run: Path, *, show_answers: bool = False) -> Path:
-    """Write `report/index.html` and `figures/*.svg` from artifacts; answers to harmful prompts stay redacted.
+@dataclass(frozen=True)
+class Fold:
+    """A table that the page shows by itself, folded away in a section, with a paragraph below it."""
 
-    Raises:
-        UsageError: the run has no tables yet. InputError: its configuration or a table is damaged.
+    table: str
+    section: str
+    title: str
+    columns: tuple[str, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the page is made of.
+
+    Attributes:
+        settings: the resolved configuration; config: the same as text. manifest: the run's. tables: rows by name.
+        folds: tables that need no words of the page's own. sources: prompt sets. samples: answers, redacted already.
     """
-    tables = read_tables(run)
-    missing = [name for name in CONTRACT if name not in tables]
-    if missing:
-        raise UsageError(
-            f"no table {missing[0]!r} yet",
-            where=str(run),
-            remedy="Finish the study with `caryatid study run`.",
-        )
-    manifest = RunDirectory(run).manifest()
-    config = RunDirectory(run).config_text()
-    settings = _settings(config, run)
+
+    settings: Mapping[str, Any]
+    config: str
+    manifest: Mapping[str, Any]
+    tables: figures.Tables
+    folds: tuple[Fold, ...]
+    sources: tuple[Mapping[str, Any], ...]
+    samples: tuple[Mapping[str, Any], ...]
+    show_answers: bool
+
+
+def write_page(folder: Path, content: Content) -> Path:
+    """Write `report/index.html` and `figures/*.svg` into a run directory; returns the page's path."""
+    tables, settings, manifest = content.tables, content.settings, content.manifest
     seeds = sorted({row["seed"] for row in tables["behaviour"]})
-    sources = _sources(run, manifest)
-    basis = Basis({row["field"]: row["n"] for row in sources}, settings, len(seeds) > 1)
+    basis = Basis({row["field"]: row["n"] for row in content.sources}, settings, len(seeds) > 1)
     drawn = {seed: list(drawn_figures(tables, basis, seed)) for seed in seeds}
     for found in drawn.values():
         for figure in found:
             name = re.sub(r"[^\w.-]+", "_", figure.name)  # arms of an observed series may be called anything
-            write_bytes(run / "figures" / f"{name}.svg", str(figure.svg).encode())
+            write_bytes(folder / "figures" / f"{name}.svg", str(figure.svg).encode())
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["cell"] = cell
     template = environment.from_string(
@@ -85,9 +94,10 @@ def build_report(run: Path, *, show_answers: bool = False) -> Path:
         name=settings["name"],
         manifest=manifest,
         facts=manifest["facts"],
-        config=config,
+        config=content.config,
         chat_note=_chat_note(settings),
         tables=tables,
+        folds=content.folds,
         seeds=seeds,
         figures=drawn,
         headlines=list(_headlines(tables)),
@@ -98,28 +108,16 @@ def build_report(run: Path, *, show_answers: bool = False) -> Path:
         summary=_best_rows(tables),
         causal=[row for row in tables["causal"] if not row["control"].startswith("random")],
         coupling=[row for row in tables["causal"] if row["read_out"] == "utility_coupling"],
-        dropped=tables.get("dropped", []),
-        samples=list(_samples(run, manifest, show_answers)),
-        show_answers=show_answers,
+        dropped=tables["dropped"],
+        samples=content.samples,
+        show_answers=content.show_answers,
         judges=sorted({row["judge"] for row in tables["behaviour"] if row["judge"]}),
-        sources=sources,
+        sources=content.sources,
         answers=f"greedy, at most {settings['behaviour']['max_new_tokens']} tokens",
     )
-    path = run / "report" / "index.html"
+    path = folder / "report" / "index.html"
     write_bytes(path, html.encode())
     return path
-
-
-def _settings(config: str, run: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = YAML(typ="safe").load(config)
-    except YAMLError as error:
-        raise InputError(
-            f"not YAML ({error})",
-            where=str(run / "config.yaml"),
-            remedy="Run the study again: it writes the file anew.",
-        ) from error
-    return found
 
 
 def cell(value: Any) -> str:
@@ -207,43 +205,3 @@ def _best_rows(tables: figures.Tables) -> list[Mapping[str, Any]]:
     """Carrier summaries, one row per anchor and quantity: those of the study's profile first."""
     rows = [row for row in tables.get("carrier_summary", ()) if row["quantity"] != "argmin_depth"]
     return sorted(rows, key=lambda row: row["profile"] != profile_of(tables))
-
-
-def _sources(run: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every prompt set with its role, size, source and licence."""
-    for entry in manifest["stages"].values():
-        stored = run / entry["folder"] / "prompts.json"
-        if entry["kind"] == "prompts" and stored.exists():
-            sets = read_json(stored)["sets"]
-            return [
-                {
-                    "field": name,
-                    "n": len(one["prompts"]),
-                    **{k: one[k] for k in ("role", "source", "licence")},
-                }
-                for name, one in sets.items()
-            ]
-    return []
-
-
-def _samples(run: Path, manifest: Mapping[str, Any], show: bool) -> Iterator[dict[str, Any]]:
-    """A few answers of each suite at each anchor; those to harmful prompts redacted unless asked for."""
-    for name, entry in manifest["stages"].items():
-        stored = run / entry["folder"] / "answers.json"
-        if entry["kind"] != "answers" or not stored.exists():
-            continue
-        rows = read_json(stored)
-        for suite, attack in dict.fromkeys((row["suite"], row["attack"]) for row in rows):
-            mine: Sequence[dict[str, Any]] = [r for r in rows if (r["suite"], r["attack"]) == (suite, attack)]
-            for row in mine[:SAMPLE_ANSWERS]:
-                hidden = suite in HARMFUL_SUITES and not show
-                yield {
-                    "anchor": name.split("/", 1)[1],
-                    "suite": suite,
-                    "attack": attack,
-                    "prompt": row["user_text"],
-                    "answer": f"[redacted, {len(row['text'])} characters]" if hidden else row["text"],
-                    "verdict": row["verdict"] or "unscored",
-                    "judge": row["judge"],
-                    "degenerate": row["degenerate"] or "",
-                }

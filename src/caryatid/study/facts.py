@@ -1,7 +1,9 @@
 """What is settled before a plan can be made: which prompts, which backbone, which device and batch shapes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -17,9 +19,38 @@ from ..models.load import choose_device, load_model
 from ..models.resolve import resolve
 from ..paths import hub_offline
 from ..training.trainee import check_precision
-from .plan import Facts
 
 PROMPT_TOKENS = 256  # planned for the user's text and the template, when batch shapes are chosen
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is settled when a study is planned, recorded in the manifest and reused on resume.
+
+    Attributes:
+        batch: sizes by use. observed_identities: of somebody else's checkpoints, in order. chat_sha256: of the user's
+            chat file, empty without one.
+    """
+
+    model_identity: str
+    dtype: str
+    device: str
+    prompts_source: Literal["benchmarks", "embedded"]
+    prompts_note: str
+    prompts_sha256: str
+    batch: Mapping[str, int]
+    observed_identities: tuple[str, ...] = ()
+    chat_sha256: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the manifest."""
+        plain = {"batch": dict(self.batch), "observed_identities": list(self.observed_identities)}
+        return {**vars(self), **plain}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Facts":
+        """Read back what `to_json` wrote."""
+        return cls(**{**value, "observed_identities": tuple(value["observed_identities"])})
 
 
 @dataclass(frozen=True)

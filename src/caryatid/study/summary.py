@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..report.tables import read_tables
-from .runner import RunResult
+from .flow import RunResult
 from .verdict import agreement
 
 Row = Mapping[str, Any]

@@ -1,106 +1,116 @@
-"""Training stages: the warm-up, and the arms with their anchors."""
+"""One arm, from step 0 to its last anchor; and where the weights of every anchor of a study are."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...anchors import Anchor, anchor_to_json, name_base
-from ...artifacts import Stage, nan_to_none
+from ...anchors import Anchor, name_base
+from ...artifacts import nan_to_none
 from ...attacks.cases import default_target
-from ...behaviour.suites import run_suite
+from ...config.schema import ObservedAnchor
 from ...data.prompts import Prompt
-from ...models.load import LoadedModel
 from ...training.arms import RECIPES
 from ...training.cases import AdversarialSettings
 from ...training.loop import ChatSettings, train_arm
 from ...training.trainee import LoraShape, OptimizerSettings
-from ...training.warmup import warm_up
-from ..context import Context
-from ..plan import AnchorRef, StagePlan
-
-CHECK_PROMPTS = 24  # held-out prompts of each kind for the warm-up's stopping rule
-CHECK_TOKENS = 16
-
-
-def _lora(context: Context) -> LoraShape:
-    return LoraShape(**context.config.training.lora.model_dump())
+from ..finished import Results
+from ..series import BASE, AnchorRef, ArmRef, SeedRef
+from ..stage import AnyStage, Stage, Study, register_stage
+from ..weights import StoredAnchors, stored_anchors
+from ..work import Work
+from .chat import Chat
+from .prompts import Prompts
+from .warmup import Warmup
 
 
-def warmup(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
-    """A short refusal-SFT; the warmed model is step 0."""
-    config, sets = context.config.warmup, context.prompts
-    assert entry.seed is not None
-    model = context.config.model
-    backbone = Anchor("base", 0, model.spec, revision=model.revision)
-    loaded = context.fresh(backbone)
-    chat = context.chat(loaded)
-    harmful, held_harmful = _held_out(sets.warmup_harmful.prompts, bool(config.check_every))
-    examples = context.chat_examples["warmup"]
-    held_harmless: list[Prompt] = []
-    if config.check_every:
-        held_ids = {row.id for row in examples[-min(CHECK_PROMPTS, len(examples) // 4) :]}
-        held_harmless = [row for row in sets.warmup_harmless if row.id in held_ids]
-        examples = [row for row in examples if row.id not in held_ids]
-    checks: list[dict[str, float]] = []
+@dataclass(frozen=True)
+class Trained(StoredAnchors):
+    """An arm's anchors. `rows`: of the `training` table, one an anchor."""
 
-    def enough(step: int, current: LoadedModel) -> bool:
-        refused, safe = (_refusal_rate(context, current, rows) for rows in (held_harmful, held_harmless))
-        checks.append({"step": step, "refusal": refused, "safe_refusal": safe})
-        return refused >= config.min_refusal and safe <= config.max_safe_refusal
-
-    training = context.config.training
-    warmed = warm_up(
-        loaded,
-        chat,
-        harmful=harmful,
-        refusals=sets.refusals,
-        harmless=examples,
-        mode=training.mode,
-        lora=_lora(context),
-        optimizer=OptimizerSettings(
-            learning_rate=config.learning_rate, steps=config.steps, mixed_precision=training.mixed_precision
-        ),
-        batch_size=config.batch_size,
-        harmful_share=config.harmful_share,
-        max_length=training.max_length,
-        out=stage.file("weights"),
-        seed=entry.seed,
-        check_every=config.check_every,
-        stop_when=enough,
-        progress=context.progress,
-    )
-    folder = str(stage.file("weights"))
-    if training.mode == "lora":
-        name_base(Path(folder), backbone, context.run.path)
-    anchor = (
-        replace(backbone, adapters=(folder,))
-        if training.mode == "lora"
-        else Anchor("base", 0, model.spec, weights=folder)
-    )
-    stage.write_json("anchor.json", anchor_to_json(anchor, stage.path.resolve()))
-    stage.write_json("log.json", {"updates": [asdict(row) for row in warmed.rows], "checks": checks})
-    return {"updates": warmed.steps, "checks": checks, "loss": warmed.rows[-1].loss}
+    rows: tuple[dict[str, Any], ...]
 
 
-def _held_out(prompts: tuple[Prompt, ...], hold: bool) -> tuple[list[Prompt], list[Prompt]]:
-    """Rows to train on, and rows for the stopping rule (at most a quarter)."""
-    count = min(CHECK_PROMPTS, len(prompts) // 4) if hold else 0
-    return list(prompts[count:]), list(prompts[:count])
+@register_stage
+class Train(Stage[Trained]):
+    """All processes of a run train together; the first one writes."""
 
+    kind, scope, result, collective = "train", "arm", Trained, True
 
-def _refusal_rate(context: Context, loaded: LoadedModel, prompts: list[Prompt]) -> float:
-    rows = run_suite(
-        loaded,
-        context.chat(loaded),
-        prompts,
-        suite="warmup",
-        attack="none",
-        judge=context.judge,
-        max_new_tokens=min(CHECK_TOKENS, context.config.behaviour.max_new_tokens),
-        batch_size=context.batch.generate,
-    )
-    return sum(row.refused for row in rows) / max(len(rows), 1)
+    def needs(self) -> Iterator[AnyStage]:
+        yield self.at(Prompts, None)
+        yield self.at(Chat, None)
+        yield from step_zero(self.study, self.place.seed)
+
+    def settings(self) -> Mapping[str, Any]:
+        settings = self.study.settings["training"]
+        steps = list(self.config.steps)
+        return {"arm": self.place.arm, "steps": steps, "training": settings, "seed": self.place.seed}
+
+    def size(self) -> str:
+        steps = self.config.steps[1:]
+        updates = self.config.training.updates(steps[-1], self.place.arm)
+        return f"{updates}, anchors {', '.join(map(str, steps))}"
+
+    def run(self, work: Work) -> Trained:
+        config, recipe = self.config.training, RECIPES[self.place.arm]
+        prompts, chat = work.of(Prompts, None), work.of(Chat, None)
+        work.models.close()
+        base = work.models.where(AnchorRef(self.place.seed, BASE, 0))
+        loaded = work.models.fresh(base)
+        chunk = {"batch_size": config.chat_batch_size, "accumulation": config.accumulation}
+        folder = work.folder.file("anchors")
+        trained = train_arm(
+            loaded,
+            work.chat(loaded),
+            recipe,
+            examples=list(chat.train),
+            benign=list(chat.heldout),
+            behaviours=[_with_target(row) for row in prompts.pool],
+            anchors=self.config.steps[1:],
+            mode=config.mode,
+            lora=LoraShape(**config.lora.model_dump()),
+            optimizer=OptimizerSettings(
+                learning_rate=config.learning_rate,
+                steps=self.config.steps[-1],
+                schedule=config.schedule,
+                warmup_steps=config.lr_warmup_steps,
+                weight_decay=config.weight_decay,
+                max_grad_norm=config.max_grad_norm,
+                mixed_precision=config.mixed_precision,
+                gradient_checkpointing=config.gradient_checkpointing,
+            ),
+            chat_settings=ChatSettings(**chunk, max_length=config.max_length, seed=self.place.seed),
+            adversarial=AdversarialSettings(**config.r2d2.model_dump(), gcg_batch=work.batch.gcg),
+            out=folder,
+            work=work.folder.work_dir,
+            seed=self.place.seed,
+            ranks=work.ranks,
+            progress=work.progress,
+        )
+        if not work.ranks.main:
+            return Trained((), ())
+        anchors = []
+        for one in trained.anchors:
+            made = str(folder.resolve() / one.folder)
+            if config.mode == "lora":
+                name_base(Path(made), base, work.root.resolve())
+                adapters = (*base.adapters, made)
+                anchors.append(replace(base, arm=recipe.name, step=one.step, adapters=adapters))
+            else:
+                anchors.append(Anchor(recipe.name, one.step, base.backbone, weights=made))
+        rows = tuple(nan_to_none(asdict(row)) for row in trained.rows)
+        return Trained(stored_anchors(anchors, work.root), rows)
+
+    def summary(self, result: Trained) -> Mapping[str, Any]:
+        config = self.config.training
+        dynamic = RECIPES[self.place.arm].suffixes == "dynamic"
+        return {
+            "arm": self.place.arm,
+            "anchors": [row["step"] for row in result.anchors],
+            "accumulation": config.accumulation,
+            "gcg_steps_per_update": config.gcg_steps_per_update if dynamic else 0,
+        }
 
 
 def _with_target(behaviour: Prompt) -> Prompt:
@@ -108,65 +118,41 @@ def _with_target(behaviour: Prompt) -> Prompt:
     return behaviour if behaviour.targets else replace(behaviour, targets=(default_target(behaviour.text),))
 
 
-def train(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
-    """One arm, from step 0 to its last anchor."""
-    assert entry.seed is not None
-    config = context.config.training
-    recipe = RECIPES[entry.params["arm"]]
-    context.close()
-    base = context.anchor(AnchorRef(entry.seed, "base", 0))
-    loaded = context.fresh(base)
-    r2d2 = config.r2d2.model_dump()
-    chunk = {"batch_size": config.chat_batch_size, "accumulation": config.accumulation}
-    trained = train_arm(
-        loaded,
-        context.chat(loaded),
-        recipe,
-        examples=context.chat_examples["train"],
-        benign=context.chat_examples["heldout"],
-        behaviours=[_with_target(row) for row in context.prompts.pool],
-        anchors=context.config.steps[1:],
-        mode=config.mode,
-        lora=_lora(context),
-        optimizer=OptimizerSettings(
-            learning_rate=config.learning_rate,
-            steps=context.config.steps[-1],
-            schedule=config.schedule,
-            warmup_steps=config.lr_warmup_steps,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            mixed_precision=config.mixed_precision,
-            gradient_checkpointing=config.gradient_checkpointing,
-        ),
-        chat_settings=ChatSettings(**chunk, max_length=config.max_length, seed=entry.seed),
-        adversarial=AdversarialSettings(**r2d2, gcg_batch=context.batch.gcg),
-        out=stage.file("anchors"),
-        work=stage.work_dir,
-        seed=entry.seed,
-        ranks=context.ranks,
-        progress=context.progress,
+def step_zero(study: Study, seed: int) -> Iterator[AnyStage]:
+    """What made step 0: the warm-up, or nothing where the backbone is step 0 as it is."""
+    place = SeedRef(seed)
+    if place in list(Warmup.places(study)):
+        yield Warmup(study, place)
+
+
+def makers(study: Study, ref: AnchorRef) -> Iterator[AnyStage]:
+    """The stages that made an anchor."""
+    if ref.arm == BASE or study.config.observed:
+        yield from step_zero(study, ref.seed)
+    else:
+        yield Train(study, ArmRef(ref.seed, ref.arm))
+
+
+def where_is(study: Study, results: Results, ref: AnchorRef) -> Anchor:
+    """Where an anchor's weights are."""
+    config = study.config
+    if ref.arm != BASE and config.observed:
+        return _observed(study, config.observed_anchors, ref)
+    for maker in makers(study, ref):
+        stored: StoredAnchors = results.of(maker)
+        return stored.at(ref.step, results.run.path)
+    return Anchor(BASE, 0, config.model.spec, revision=config.model.revision)
+
+
+def _observed(study: Study, entries: Iterable[ObservedAnchor], ref: AnchorRef) -> Anchor:
+    """A checkpoint that somebody else trained."""
+    model = study.config.model
+    (entry,) = [entry for entry in entries if (entry.arm, entry.step) == (ref.arm, ref.step)]
+    return Anchor(
+        ref.arm,
+        ref.step,
+        model.spec,
+        adapters=(str(Path(entry.adapter)),) if entry.adapter else (),
+        weights=entry.model,
+        revision=entry.revision or (None if entry.model else model.revision),
     )
-    if not context.ranks.main:
-        return {}
-    root = context.run.path.resolve()
-    anchors = []
-    for one in trained.anchors:
-        folder = str(stage.file("anchors").resolve() / one.folder)
-        if config.mode == "lora":
-            name_base(Path(folder), base, root)
-        found = (
-            Anchor(
-                recipe.name, one.step, base.backbone, (*base.adapters, folder), base.weights, base.revision
-            )
-            if config.mode == "lora"
-            else Anchor(recipe.name, one.step, base.backbone, weights=folder)
-        )
-        anchors.append(anchor_to_json(found, root))
-    stage.write_json("anchors.json", anchors)
-    stage.write_json("training.json", [nan_to_none(asdict(row)) for row in trained.rows])
-    return {
-        "arm": recipe.name,
-        "anchors": [one.step for one in trained.anchors],
-        "accumulation": config.accumulation,
-        "gcg_steps_per_update": config.gcg_steps_per_update if recipe.suffixes == "dynamic" else 0,
-    }

@@ -1,71 +1,130 @@
-"""The transfer stage: an anchor's refusals under its own carrier and under other anchors'."""
+"""An anchor's refusals under its own carrier and under other anchors'."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ...artifacts import Stage
+import numpy as np
+from jaxtyping import Bool
+
 from ...behaviour.degenerate import is_degenerate
-from ...behaviour.judges.base import FULL_COMPLIANCE, Exchange, Judge
+from ...behaviour.judges.base import FULL_COMPLIANCE, REFUSED, Exchange, Judge
 from ...causal.conditions import Condition
+from ...causal.locate import unit_row
 from ...causal.readouts import generate_under
-from ..carrier import find_carrier, unit_row
-from ..context import Context
-from ..plan import AnchorRef, StagePlan
-from .intervene import judged_prompts, read_answers
+from ..series import AnchorRef, transfer_sources
+from ..stage import AnyStage, Stage, register_stage
+from ..subsets import judged_requests
+from ..work import Work, texts_of
+from .answers import Answers
+from .carrier import ChosenCarrier
+from .prompts import Prompts
 
 
-def transfer(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
-    """Which of an anchor's refusals are gone under its own carrier and under other anchors'.
+@dataclass(frozen=True)
+class RefusedUnder:
+    """Per transfer prompt: the target anchor refuses it as it is, under a's carrier, and under its own."""
 
-    Gone means answered: a degenerate or unscored answer does not count as control over refusal. The answers are kept,
-    so that another judge can read them.
+    plain: Bool[np.ndarray, "prompts"]
+    under_a: Bool[np.ndarray, "prompts"]
+    under_b: Bool[np.ndarray, "prompts"]
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What became of an anchor's refusals.
+
+    Attributes:
+        prompts: what was asked: request, context and the plain answer, of refusals alone. refused: per prompt of the
+            study's transfer prompts, whether the anchor refuses it.
+        answers: to `prompts` under each source's carrier, by the source's label.
+        refused_under: whether these still refuse (or are degenerate or unscored), by the study's judge.
     """
-    assert entry.anchor is not None
-    target, config = entry.anchor, context.config
-    sources = [AnchorRef(target.seed, arm, step) for arm, step in entry.params["sources"]]
-    chosen = judged_prompts(context.prompts.harmbench.prompts)[: config.causal.transfer_prompts]
-    rows = [r for r in read_answers(context, target) if (r.suite, r.attack) == ("harmbench", "direct")]
-    refused = {row.prompt_id for row in rows if row.refused}
-    asked = [row for row in chosen if row.id in refused]
-    flags: dict[str, list[bool]] = {}
-    texts: dict[str, list[str]] = {}
-    if asked:
-        loaded = context.open(target)
-        carriers = {source: find_carrier(context, source) for source in sources}
-        conditions = [Condition("ablate", s.label, unit_row(carriers[s].direction)) for s in sources]
-        context.progress.start("transfer", len(conditions) * len(asked))
-        made = generate_under(
-            loaded,
-            context.chat(loaded),
-            conditions,
-            [row.user_text for row in asked],
-            max_new_tokens=config.behaviour.max_new_tokens,
-            batch_size=context.batch.generate,
-            progress=context.progress,
-        )
-        context.progress.done()
-        for source, answers in zip(sources, made, strict=True):
-            name = f"{source.arm}@{source.step}"
-            texts[name] = [one.text for one in answers]
-            pairs = [
-                Exchange(row.text, text, row.context) for row, text in zip(asked, texts[name], strict=True)
+
+    refused: tuple[bool, ...]
+    prompts: tuple[Exchange, ...]
+    answers: dict[str, tuple[str, ...]]
+    refused_under: dict[str, tuple[bool, ...]]
+
+    def under(self, a: AnchorRef, b: AnchorRef) -> RefusedUnder:
+        """By the study's judge."""
+        plain = np.array(self.refused, dtype=bool)
+        flags = [self.refused_under.get(ref.label, ()) for ref in (a, b)]
+        return RefusedUnder(plain, *(self._spread(one) for one in flags))
+
+    def judged_by(self, judge: Judge, a: AnchorRef, b: AnchorRef) -> RefusedUnder:
+        """By another judge: of the answers that the study's judge took for refusals, and of what became of them."""
+        if not self.prompts:
+            return self.under(a, b)
+        plain = [one.verdict in REFUSED for one in judge.judge(list(self.prompts))]
+        under = [still_refused(judge, self.prompts, self.answers[ref.label]) for ref in (a, b)]
+        return RefusedUnder(*(self._spread(flags) for flags in (plain, *under)))
+
+    def _spread(self, flags: Sequence[bool]) -> Bool[np.ndarray, "prompts"]:
+        """Flags of the refused prompts over all transfer prompts; False where nothing was refused."""
+        spread = np.zeros(len(self.refused), dtype=bool)
+        spread[np.flatnonzero(self.refused)] = flags if len(flags) else False
+        return spread
+
+
+@register_stage
+class Transfer(Stage[Transferred]):
+    """The answers are kept, so that another judge can read them."""
+
+    kind, scope, result = "transfer", "anchor", Transferred
+
+    @property
+    def sources(self) -> list[AnchorRef]:
+        """Whose carriers are ablated here."""
+        return transfer_sources(self.config, self.place)
+
+    def needs(self) -> Iterator[AnyStage]:
+        yield self.at(Prompts, None)
+        yield self.at(Answers)
+        yield from (self.at(ChosenCarrier, ref) for ref in self.sources)
+
+    def settings(self) -> Mapping[str, Any]:
+        sources = [[ref.arm, ref.step] for ref in self.sources]
+        return {"sources": sources, "prompts": self.config.causal.transfer_prompts}
+
+    def size(self) -> str:
+        return f"{len(self.sources)} carriers × {self.config.causal.transfer_prompts} prompts"
+
+    def run(self, work: Work) -> Transferred:
+        chosen = judged_requests(work.of(Prompts, None), self.config.causal.transfer_prompts)
+        plain = {row.prompt_id: row for row in work.of(Answers).to("harmbench", "direct")}
+        refused = tuple(row.id in plain and plain[row.id].refused for row in chosen)
+        asked = [row for row, flag in zip(chosen, refused, strict=True) if flag]
+        prompts = tuple(Exchange(row.text, plain[row.id].text, row.context) for row in asked)
+        answers: dict[str, tuple[str, ...]] = {}
+        if asked:
+            loaded = work.open()
+            conditions = [
+                Condition("ablate", ref.label, unit_row(work.of(ChosenCarrier, ref).carrier.direction))
+                for ref in self.sources
             ]
-            flags[name] = still_refused(context.judge, pairs)
-    stage.write_json(
-        "transfer.json",
-        {
-            "prompts": [row.id for row in chosen],
-            "refused": [row.id in refused for row in chosen],
-            "asked": [row.id for row in asked],
-            "refused_under": flags,
-            "answers": texts,
-        },
-    )
-    return {"refused": len(asked), "prompts": len(chosen), "sources": len(sources)}
+            with work.progressing("transfer", len(conditions) * len(asked)) as progress:
+                made = generate_under(
+                    loaded,
+                    work.chat(loaded),
+                    conditions,
+                    texts_of(asked),
+                    max_new_tokens=self.config.behaviour.max_new_tokens,
+                    batch_size=work.batch.generate,
+                    progress=progress,
+                )
+            for source, found in zip(self.sources, made, strict=True):
+                answers[source.label] = tuple(one.text for one in found)
+        flags = {name: tuple(still_refused(work.judge, prompts, texts)) for name, texts in answers.items()}
+        return Transferred(refused, prompts, answers, flags)
+
+    def summary(self, result: Transferred) -> Mapping[str, Any]:
+        return {"refused": len(result.prompts), "prompts": len(result.refused), "sources": len(self.sources)}
 
 
-def still_refused(judge: Judge, pairs: list[Exchange]) -> list[bool]:
+def still_refused(judge: Judge, prompts: Sequence[Exchange], answers: Sequence[str]) -> list[bool]:
     """Per answer under an intervention: not an answer that complies (refused, unscored or degenerate)."""
+    pairs = [asked._replace(answer=text) for asked, text in zip(prompts, answers, strict=True)]
     return [
         verdict.verdict != FULL_COMPLIANCE or bool(is_degenerate(pair.answer, pair.prompt))
         for verdict, pair in zip(judge.judge(pairs), pairs, strict=True)

@@ -1,0 +1,136 @@
+"""The scored candidate directions of one anchor: bypass, induce and KL per selection prompt, and COSMIC's cosines."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...artifacts import StageFolder
+from ...causal.locate import CandidateScorer, CandidateSettings, SelectionPrompts
+from ...errors import InputError
+from ...geometry.carriers import UNDISCRIMINATING_ABOVE, CandidateScores
+from ...geometry.directions import refused_minus_answered
+from ...models.forward import block_inputs
+from ..stage import AnyStage, Stage, register_stage
+from ..work import Work, texts_of
+from .activations import Activations
+from .prompts import Prompts
+from .refusal_tokens import RefusalTokens
+from .selection import Selection
+
+# Settings of `geometry` that scores depend on.
+SCORING = ("scored_depth", "layer_stride", "answer_tokens", "discard_below", "discard_after")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Per-prompt scores, and a note on the refused-minus-answered direction where harmless prompts are refused too."""
+
+    scores: CandidateScores
+    note: str = ""
+
+
+@register_stage
+class ScoredCandidates(Stage[Candidates]):
+    """Every candidate below the scored depth, at every post-instruction position."""
+
+    kind, scope, result = "candidates", "anchor", Candidates
+
+    def needs(self) -> Iterator[AnyStage]:
+        yield self.at(Prompts, None)
+        yield self.at(RefusalTokens, None)
+        yield self.at(Activations)
+        yield self.at(Selection)
+
+    def settings(self) -> Mapping[str, Any]:
+        return {key: self.study.settings["geometry"][key] for key in SCORING}
+
+    def size(self) -> str:
+        geometry = self.config.geometry
+        return f"every {geometry.layer_stride}. layer, {geometry.positions} position(s)"
+
+    def run(self, work: Work) -> Candidates:
+        scorer = scorer_at(work)
+        count = len(scorer.positions) * len(scorer.layers) * scorer.selection.passes
+        with work.progressing("candidate scores", count):
+            scores = scorer.score_all()
+        note = ""
+        if work.of(Selection).refusal_rates[1] > UNDISCRIMINATING_ABOVE:
+            note = self._refused_minus_answered(work, scorer)
+        return Candidates(scores, note)
+
+    def _refused_minus_answered(self, work: Work, scorer: CandidateScorer) -> str:
+        """Where harmless prompts are refused too: the direction of those refused minus those answered (protocol §5)."""
+        flags = torch.tensor([row.refused for row in work.of(Selection).harmless])
+        values = block_inputs(
+            scorer.model.loaded,
+            scorer.model.chat.ids_many(scorer.selection.harmless),
+            layers=scorer.layers,
+            n_positions=len(scorer.positions),
+            batch_size=scorer.model.batch_size,
+        )
+        try:
+            # [prompts, positions, layers, d], as directions are
+            found = refused_minus_answered(values.transpose(1, 2), flags)
+        except InputError as error:
+            return error.what
+        work.folder.write_tensors(
+            "refused_minus_answered.safetensors", {"direction": found.float().contiguous()}
+        )
+        return cosine_note(found, scorer.directions())
+
+    def save(self, result: Candidates, folder: StageFolder) -> None:
+        scores = result.scores
+        tensors = {name: torch.from_numpy(value) for name, value in scores.arrays().items()}
+        folder.write_tensors("scores.safetensors", tensors)
+        folder.write_json("candidates.json", {"n_layers": scores.n_layers, "note": result.note})
+
+    def load(self, folder: StageFolder) -> Candidates:
+        stored = folder.read_json("candidates.json")
+        arrays = {key: value.numpy() for key, value in folder.read_tensors("scores.safetensors").items()}
+        return Candidates(CandidateScores.from_arrays(arrays, int(stored["n_layers"])), stored["note"])
+
+    def summary(self, result: Candidates) -> Mapping[str, Any]:
+        return {"candidates": len(result.scores), "gap": result.scores.gap, "note": result.note}
+
+
+def cosine_note(
+    found: Float[Tensor, "positions layers d"], directions: Float[Tensor, "positions layers d"]
+) -> str:
+    """How much the refused-minus-answered directions resemble the harmful-minus-harmless ones."""
+    cosines = torch.nn.functional.cosine_similarity(found, directions, dim=-1)
+    return f"cosine with the harmful-minus-harmless direction: {float(cosines.abs().max()):.2f} at most"
+
+
+def scorer_at(work: Work) -> CandidateScorer:
+    """The scorer of the anchor in hand."""
+    sets, geometry = work.of(Prompts, None), work.study.config.geometry
+    selection = SelectionPrompts(
+        harmful=texts_of(sets.selection_harmful),
+        harmless=texts_of(sets.selection_harmless),
+        answers=[row.ids for row in work.of(Selection).harmless],
+        tokens=work.of(RefusalTokens, None).ids,
+    )
+    settings = CandidateSettings(**{key: getattr(geometry, key) for key in SCORING})
+    return CandidateScorer(work.measured(), work.of(Activations), selection, settings)
+
+
+def plain_scores(scores: CandidateScores) -> dict[str, Any]:
+    """Scores for JSON, which has no NaN: what is not finite is null."""
+    plain: dict[str, Any] = {}
+    for name, value in scores.arrays().items():
+        cells = value.astype(object)
+        cells[~np.isfinite(value)] = None
+        plain[name] = cells.tolist()
+    return plain
+
+
+def scores_from_plain(row: Mapping[str, Any], n_layers: int) -> CandidateScores:
+    """Read back what `plain_scores` gave; null is NaN."""
+    whole = {name: np.array(row[name], dtype=np.int64) for name in ("positions", "layers")}
+    real = {name: np.array(value, dtype=np.float64) for name, value in row.items() if name not in whole}
+    return CandidateScores.from_arrays({**whole, **real}, n_layers)

@@ -1,0 +1,43 @@
+"""Fixed-source cases: optimised once against step 0, sent unchanged to every anchor."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ...config.schema import AttackConfig
+from ..attacking import Attacked, AttackStage
+from ..series import BASE, AnchorRef, Place
+from ..stage import AnyStage, Study, register_stage
+from ..work import Work
+from .prompts import Prompts
+from .train import makers
+
+
+@register_stage
+class Cases(AttackStage):
+    """One set of cases a seed."""
+
+    kind, scope = "cases", "seed"
+
+    @classmethod
+    def places(cls, study: Study) -> Iterable[Place]:
+        return study.places("seed") if study.config.attacks.fixed_source.enabled else []
+
+    @property
+    def attack(self) -> AttackConfig:
+        return self.config.attacks.fixed_source
+
+    @property
+    def target(self) -> AnchorRef:
+        """Step 0, against which they are made."""
+        return AnchorRef(self.place.seed, BASE, 0)
+
+    def needs(self) -> Iterator[AnyStage]:
+        yield self.at(Prompts, None)
+        yield from makers(self.study, self.target)
+
+    def settings(self) -> Mapping[str, Any]:
+        attack = self.study.settings["attacks"]["fixed_source"]
+        return {"attack": attack, "model": self.study.model_settings, "seed": self.place.seed}
+
+    def run(self, work: Work) -> Attacked:
+        return self.against(work, self.target)

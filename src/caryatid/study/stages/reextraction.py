@@ -1,0 +1,101 @@
+"""The likeliest carriers of an anchor, with directions from resamples of the extraction prompts, scored anew."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...artifacts import StageFolder
+from ...geometry.bootstrap import most_likely
+from ...geometry.carriers import PROFILES, CandidateScores
+from ...stats import bootstrap_indices
+from ..profiles import profiles_of
+from ..series import Place
+from ..stage import AnyStage, Stage, Study, register_stage
+from ..work import Work
+from .activations import Activations
+from .candidates import SCORING, ScoredCandidates, plain_scores, scorer_at, scores_from_plain
+from .prompts import Prompts
+from .refusal_tokens import RefusalTokens
+from .selection import Selection
+
+LIKELY_DRAWS = 1000  # resamples of the selection prompts over which the likeliest carriers are found
+CHOOSING = ("selector", "min_gap", "profile", "reextraction_resamples", "reextraction_candidates")
+
+
+@dataclass(frozen=True)
+class Reextracted:
+    """Scores of each resample's directions."""
+
+    resamples: tuple[CandidateScores, ...]
+
+
+@register_stage
+class Reextraction(Stage[Reextracted]):
+    """The resamples depend on the seed alone: they are the same prompts at every anchor.
+
+    They are not drawn within categories, of which a sample of a few prompts has about as many: one prompt would always
+    stand for itself.
+    """
+
+    kind, scope, result = "reextraction", "anchor", Reextracted
+
+    @classmethod
+    def places(cls, study: Study) -> Iterable[Place]:
+        return study.places("anchor") if study.config.geometry.reextraction_resamples else []
+
+    def needs(self) -> Iterator[AnyStage]:
+        yield self.at(Prompts, None)
+        yield self.at(RefusalTokens, None)
+        yield self.at(ScoredCandidates)
+        yield self.at(Activations)
+        yield self.at(Selection)
+
+    def settings(self) -> Mapping[str, Any]:
+        return {key: self.study.settings["geometry"][key] for key in (*SCORING, *CHOOSING, *PROFILES)}
+
+    def size(self) -> str:
+        geometry = self.config.geometry
+        return f"{geometry.reextraction_resamples} resamples × {geometry.reextraction_candidates} candidates"
+
+    def run(self, work: Work) -> Reextracted:
+        geometry = self.config.geometry
+        count = geometry.reextraction_resamples
+        scorer, scores = scorer_at(work), work.of(ScoredCandidates).scores
+        kept = most_likely(
+            scores,
+            profiles_of(self.config),
+            geometry.reextraction_candidates,
+            draws=LIKELY_DRAWS,
+            rng=np.random.default_rng(self.place.seed),
+            min_gap=geometry.min_gap,
+        )
+        mask = torch.zeros(len(scorer.positions), len(scorer.layers), dtype=torch.bool)
+        for index in kept:
+            position, layer = int(scores.positions[index]), int(scores.layers[index])
+            mask[scorer.positions.index(position), scorer.layers.index(layer)] = True
+        rng = np.random.default_rng(self.place.seed)
+        up, down = (bootstrap_indices(len(side), count, rng) for side in (scorer.harmful, scorer.harmless))
+        chunks = work.folder.chunks("resamples")
+        done = [scores_from_plain(row, scores.n_layers) for row in chunks.load()]
+        cost = len(kept) * scorer.selection.passes
+        with work.progressing("re-extracted directions", count * cost) as progress:
+            progress.advance(len(done) * cost)
+            for number in range(len(done), count if len(kept) else 0):
+                directions = scorer.directions(up[number], down[number]) * mask[..., None]
+                done.append(scorer.score(directions, cosmic=geometry.selector == "cosmic"))
+                chunks.append(number, plain_scores(done[-1]))
+        return Reextracted(tuple(done))
+
+    def save(self, result: Reextracted, folder: StageFolder) -> None:
+        rows = [{"n_layers": one.n_layers, "scores": plain_scores(one)} for one in result.resamples]
+        folder.write_json("resamples.json", rows)
+
+    def load(self, folder: StageFolder) -> Reextracted:
+        rows = folder.read_json("resamples.json")
+        return Reextracted(tuple(scores_from_plain(row["scores"], row["n_layers"]) for row in rows))
+
+    def summary(self, result: Reextracted) -> Mapping[str, Any]:
+        return {"resamples": len(result.resamples)}

@@ -1,0 +1,128 @@
+"""A short refusal-SFT on prompts used nowhere else; the warmed model is step 0."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...anchors import Anchor, name_base
+from ...behaviour.suites import run_suite
+from ...data.prompts import Prompt
+from ...models.load import LoadedModel
+from ...training.trainee import LoraShape, OptimizerSettings
+from ...training.warmup import warm_up
+from ..series import Place
+from ..stage import AnyStage, Stage, Study, register_stage
+from ..weights import StoredAnchors, stored_anchors
+from ..work import Work
+from .chat import Chat
+from .prompts import Prompts
+
+CHECK_PROMPTS = 24  # held-out prompts of each kind for the warm-up's stopping rule
+CHECK_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Warmed(StoredAnchors):
+    """Step 0. `updates`: one row each; `checks`: refusal rates of the stopping rule."""
+
+    updates: tuple[dict[str, Any], ...]
+    checks: tuple[dict[str, float], ...]
+
+
+@register_stage
+class Warmup(Stage[Warmed]):
+    """Trains until the model refuses harmful prompts and answers harmless ones."""
+
+    kind, scope, result = "warmup", "seed", Warmed
+
+    @classmethod
+    def places(cls, study: Study) -> Iterable[Place]:
+        wanted = study.config.warmup.enabled and not study.config.observed
+        return study.places("seed") if wanted else []
+
+    def needs(self) -> Iterator[AnyStage]:
+        yield self.at(Prompts, None)
+        yield self.at(Chat, None)
+
+    def settings(self) -> Mapping[str, Any]:
+        training = self.study.settings["training"]
+        own = {"warmup": self.study.settings["warmup"], "seed": self.place.seed}
+        return own | {key: training[key] for key in ("lora", "mode", "mixed_precision", "max_length")}
+
+    def size(self) -> str:
+        return f"≤ {self.config.warmup.steps} updates"
+
+    def run(self, work: Work) -> Warmed:
+        config, sets, model = self.config.warmup, work.of(Prompts, None), self.config.model
+        training = self.config.training
+        backbone = Anchor("base", 0, model.spec, revision=model.revision)
+        loaded = work.models.fresh(backbone)
+        harmful, held_harmful = _held_out(sets.warmup_harmful.prompts, bool(config.check_every))
+        examples = list(work.of(Chat, None).warmup)
+        held_harmless: list[Prompt] = []
+        if config.check_every:
+            held_ids = {row.id for row in examples[-min(CHECK_PROMPTS, len(examples) // 4) :]}
+            held_harmless = [row for row in sets.warmup_harmless if row.id in held_ids]
+            examples = [row for row in examples if row.id not in held_ids]
+        checks: list[dict[str, float]] = []
+
+        def enough(step: int, current: LoadedModel) -> bool:
+            refused, safe = (_refusal_rate(work, current, rows) for rows in (held_harmful, held_harmless))
+            checks.append({"step": step, "refusal": refused, "safe_refusal": safe})
+            return refused >= config.min_refusal and safe <= config.max_safe_refusal
+
+        folder = work.folder.file("weights")
+        warmed = warm_up(
+            loaded,
+            work.chat(loaded),
+            harmful=harmful,
+            refusals=sets.refusals,
+            harmless=examples,
+            mode=training.mode,
+            lora=LoraShape(**training.lora.model_dump()),
+            optimizer=OptimizerSettings(
+                learning_rate=config.learning_rate,
+                steps=config.steps,
+                mixed_precision=training.mixed_precision,
+            ),
+            batch_size=config.batch_size,
+            harmful_share=config.harmful_share,
+            max_length=training.max_length,
+            out=folder,
+            seed=self.place.seed,
+            check_every=config.check_every,
+            stop_when=enough,
+            progress=work.progress,
+        )
+        if training.mode == "lora":
+            name_base(Path(folder), backbone, work.root)
+            anchor = replace(backbone, adapters=(str(folder),))
+        else:
+            anchor = Anchor("base", 0, model.spec, weights=str(folder))
+        stored = stored_anchors([anchor], work.root)
+        return Warmed(stored, tuple(asdict(row) for row in warmed.rows), tuple(checks))
+
+    def summary(self, result: Warmed) -> Mapping[str, Any]:
+        last = result.updates[-1] if result.updates else {}
+        return {"updates": len(result.updates), "checks": list(result.checks), "loss": last.get("loss")}
+
+
+def _held_out(prompts: tuple[Prompt, ...], hold: bool) -> tuple[list[Prompt], list[Prompt]]:
+    """Rows to train on, and rows for the stopping rule (at most a quarter)."""
+    count = min(CHECK_PROMPTS, len(prompts) // 4) if hold else 0
+    return list(prompts[count:]), list(prompts[:count])
+
+
+def _refusal_rate(work: Work, loaded: LoadedModel, prompts: list[Prompt]) -> float:
+    rows = run_suite(
+        loaded,
+        work.chat(loaded),
+        prompts,
+        suite="warmup",
+        attack="none",
+        judge=work.judge,
+        max_new_tokens=min(CHECK_TOKENS, work.study.config.behaviour.max_new_tokens),
+        batch_size=work.batch.generate,
+    )
+    return sum(row.refused for row in rows) / max(len(rows), 1)

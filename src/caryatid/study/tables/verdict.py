@@ -1,0 +1,47 @@
+"""The verdict on every pair of anchors."""
+
+import json
+
+from ...report.tables import Column
+from ..run import Run
+from ..stages.verdict import Verdicts
+from ..table import PAIR, PROFILE, SELECTOR, Row, Table, register_table
+
+
+def _rows(run: Run) -> list[Row]:
+    return [
+        {
+            **pair.columns,
+            "label": found.label,
+            "expansion": found.expansion,
+            "reasons": " ".join(found.reasons),
+            "thresholds": json.dumps(found.thresholds, sort_keys=True),
+            "profile": found.profile,
+            "selector": found.selector,
+            "judge": found.judge,
+        }
+        for pair, found in run.each(Verdicts)
+    ]
+
+
+TABLE = register_table(
+    Table(
+        "verdict",
+        "One label a pair of anchors, with its reasons (docs/verdict.md).",
+        (
+            *PAIR,
+            Column(
+                "label",
+                str,
+                "relocation, replacement in place, re-siting, drift only, no change or undetermined",
+            ),
+            Column("expansion", bool, "effective rank changed"),
+            Column("reasons", str, "the evidence, in sentences"),
+            Column("thresholds", str, "the settings it was decided with, as JSON"),
+            PROFILE,
+            SELECTOR,
+            Column("judge", str, "`name@version` of what judged refusals under ablation"),
+        ),
+        _rows,
+    )
+)
