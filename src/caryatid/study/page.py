@@ -8,6 +8,7 @@ from ..errors import UsageError
 from ..report.page import Content, Fold, write_page
 from ..report.tables import read_tables
 from .run import Run
+from .series import all_anchors
 from .stages.answers import Answers
 from .stages.prompts import Prompts
 from .table import all_tables
@@ -56,14 +57,16 @@ def build_report(run: Run, *, show_answers: bool = False) -> Path:
 
 def _sources(run: Run) -> Iterator[dict[str, Any]]:
     """Every prompt set with its role, size, source and licence."""
-    for name, one in run.of(Prompts).sets.items():
+    sets = run.of(Prompts).sets if run.has(Prompts) else {}
+    for name, one in sets.items():
         row = {"field": name, "n": len(one), "role": one.role.value}
         yield {**row, "source": one.source, "licence": one.licence}
 
 
 def _samples(run: Run, show: bool) -> Iterator[dict[str, Any]]:
     """A few answers of each suite at each anchor; those to harmful prompts redacted unless asked for."""
-    for ref, found in run.each(Answers):
+    anchors = [ref for ref in all_anchors(run.config) if run.has(Answers, ref)]
+    for ref, found in ((ref, run.of(Answers, ref)) for ref in anchors):
         for suite, attack in dict.fromkeys((row.suite, row.attack) for row in found.rows):
             for row in found.to(suite, attack)[:SAMPLE_ANSWERS]:
                 hidden = suite in HARMFUL_SUITES and not show

@@ -41,6 +41,10 @@ class Run:
         """The result of a stage at a place; None: the whole study."""
         return self.results.of(kind(self.study, place))
 
+    def has(self, kind: type[Stage[Any]], place: Any = None) -> bool:
+        """Whether a stage's artifacts are here: a run that was shared may come with its tables alone."""
+        return self.plan[kind(self.study, place)].folder(self.directory).manifest_path.exists()
+
     def each(self, kind: type[Stage[R]]) -> Iterator[tuple[Any, R]]:
         """Place and result of every stage of a kind, in the order of the study."""
         for place in kind.places(self.study):

@@ -1,5 +1,6 @@
 """Running a plan: stages in order, finished ones reused, failures recorded, everything resumable."""
 
+import functools
 import os
 import platform
 import time
@@ -36,6 +37,7 @@ class StageStatus:
     detail: str
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
     """Versions of what numbers can depend on."""
     versions = {"caryatid": __version__, "python": platform.python_version()}
