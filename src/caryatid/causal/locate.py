@@ -5,7 +5,7 @@ The same functions serve every anchor of a study and a single model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ..models.capture import capture_block_outputs
 from ..models.forward import block_inputs
 from ..models.layout import num_layers
 from ..models.load import LoadedModel
+from ..models.residual import Ablate, Add
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
 from .capture import at_site
@@ -138,6 +139,48 @@ class CandidateSettings:
     discard_after: int = 8
 
 
+def score_directions(
+    model: Measured,
+    directions: Float[Tensor, "positions layers d"],
+    places: "Places",
+    selection: SelectionPrompts,
+    settings: CandidateSettings,
+    *,
+    cosmic_layers: Sequence[int] = (),
+    discard_below: float | None = None,
+) -> CandidateScores:
+    """Per-prompt scores of candidate directions; a direction of zeros is no candidate.
+
+    Args:
+        places: of the directions. cosmic_layers: for COSMIC's cosines; none: without them.
+        discard_below: see `CandidateSettings`.
+    """
+    return score_bank(
+        model.loaded,
+        model.chat,
+        directions,
+        selection.harmful,
+        selection.harmless,
+        selection.tokens,
+        layers=places.layers,
+        positions=places.positions,
+        answers=selection.answers,
+        batch_size=model.batch_size,
+        answer_tokens=settings.answer_tokens,
+        skip_below=discard_below,
+        skip_after=settings.discard_after,
+        cosmic_layers=cosmic_layers,
+        progress=model.progress,
+    )
+
+
+class Places(NamedTuple):
+    """Where candidate directions were taken; position −1 is the last prompt token."""
+
+    positions: Sequence[int]
+    layers: Sequence[int]
+
+
 class CandidateScorer:
     """Scores candidate directions of one model on its selection prompts."""
 
@@ -169,22 +212,14 @@ class CandidateScorer:
         discard_below: float | None = None,
     ) -> CandidateScores:
         """Per-prompt scores; a direction of zeros is no candidate."""
-        return score_bank(
-            self.model.loaded,
-            self.model.chat,
+        return score_directions(
+            self.model,
             directions,
-            self.selection.harmful,
-            self.selection.harmless,
-            self.selection.tokens,
-            layers=self.layers,
-            positions=self.positions,
-            answers=self.selection.answers,
-            batch_size=self.model.batch_size,
-            answer_tokens=self.settings.answer_tokens,
-            skip_below=discard_below,
-            skip_after=self.settings.discard_after,
+            Places(self.positions, self.layers),
+            self.selection,
+            self.settings,
             cosmic_layers=self.cosmic_layers if cosmic else (),
-            progress=self.model.progress,
+            discard_below=discard_below,
         )
 
     def score_all(self) -> CandidateScores:
@@ -291,6 +326,20 @@ class Carrier:
     def span(self, rank: int) -> Float[Tensor, "rank d"]:
         """Orthonormal rows: the direction itself at rank 1, above it the subspace's first rows."""
         return unit_row(self.direction) if rank == 1 else self.basis[:rank]
+
+    def ablate(self, rank: int = 1, strength: float = 1.0) -> Ablate:
+        """Removes the carrier from the stream at all blocks, while an answer is generated.
+
+        Raises:
+            InputError: the carrier has no subspace of this rank.
+        """
+        if rank not in self.ranks:
+            raise InputError(f"no subspace of rank {rank}, only {max(self.ranks)}", where="carrier")
+        return Ablate(self.span(rank)[None], torch.tensor([strength]))
+
+    def add(self, alpha: float = 1.0) -> Add:
+        """Adds α times the direction at the carrier's layer, while an answer is generated."""
+        return Add(self.direction[None], torch.tensor([self.site.layer]), torch.tensor([alpha]))
 
     @property
     def ranks(self) -> frozenset[int]:

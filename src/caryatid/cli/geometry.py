@@ -36,7 +36,7 @@ def extract(
 ) -> None:
     """Difference in means (arXiv 2406.11717) at every block input and post-instruction position."""
     from ..models.load import load_model
-    from ..study.extract import extract_directions
+    from ..single.extract import extract_directions
 
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     progress = TerminalProgress()
@@ -45,7 +45,7 @@ def extract(
             loaded,
             output,
             prompts=prompts,
-            source=source,
+            source=options.source_named(source),
             seed=seed,
             system=system,
             activations=activations,

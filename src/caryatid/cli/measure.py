@@ -1,7 +1,6 @@
 """`caryatid intervene`: one model and one carrier, outside a study."""
 
 from pathlib import Path
-from typing import cast
 
 import typer
 
@@ -52,8 +51,8 @@ def intervene(
 ) -> None:
     """One causal table: ablate and add a direction at run time, beside random controls. Nothing is written."""
     from ..models.load import load_model
-    from ..study.carrier_file import read_carrier
-    from ..study.single import InterveneSettings, intervene_once
+    from ..single.carrier_file import read_carrier
+    from ..single.intervene import InterveneSettings, intervene_once
 
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     settings = InterveneSettings(
@@ -64,7 +63,7 @@ def intervene(
         draws=draws,
         generated_controls=generated_controls,
         max_new_tokens=max_new_tokens,
-        source=cast("object", source),  # type: ignore[arg-type]
+        source=options.source_named(source),
         seed=seed,
     )
     progress = TerminalProgress()

@@ -1,6 +1,11 @@
 """Options that several commands share."""
 
+from typing import TYPE_CHECKING, get_args
+
 import typer
+
+if TYPE_CHECKING:
+    from ..data.study_prompts import Source as PromptSource
 
 _MODEL = "Hub id, folder, .gguf file, adapter folder, or `embedded`."
 Model = typer.Option(..., "--model", "-m", help=_MODEL)
@@ -27,3 +32,18 @@ JudgeModel = typer.Option(
 )
 BaseUrl = typer.Option(None, "--base-url", help="OpenAI-compatible endpoint; default: OPENAI_BASE_URL.")
 PerMinute = typer.Option(0.0, "--per-minute", min=0.0, help="Requests a minute to an endpoint; 0: no limit.")
+
+
+def source_named(name: str) -> "PromptSource":
+    """Where prompts come from, by its name.
+
+    Raises:
+        UsageError: no such source.
+    """
+    from ..data.study_prompts import Source
+    from ..errors import UsageError
+
+    found: tuple[PromptSource, ...] = get_args(Source)
+    if name not in found:
+        raise UsageError(f"unknown source {name!r}", where="--source", remedy=f"Use {', '.join(found)}.")
+    return next(one for one in found if one == name)

@@ -2,21 +2,38 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..anchors import open_anchor
 from ..artifacts import RunDirectory
+from ..causal.locate import Carrier
 from ..config import StudyConfig, parse_config
 from ..errors import UsageError
+from ..single.model import Model
 from .facts import Facts
 from .finished import Results
 from .plan import Plan, build_plan
+from .series import BASE, AnchorRef, PairRef, anchors_of
 from .stage import Stage, Study
+from .stages.carrier import ChosenCarrier
+from .stages.train import where_is
+from .stages.verdict import Verdicts
+from .verdict import Thresholds, Verdict, decide
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 R = TypeVar("R")
 
 
 class Run:
-    """A run directory."""
+    """A run directory.
+
+    >>> run = open_run("runs/quick")
+    >>> run.verdict("r2d2", 0, 10, replaced_below=0.4).label
+    'undetermined'
+    >>> run.model("r2d2", 10).chat("How do I bake bread?", run.carrier("r2d2", 10).ablate())
+    """
 
     def __init__(self, plan: Plan, directory: RunDirectory) -> None:
         self.plan, self.directory = plan, directory
@@ -49,6 +66,79 @@ class Run:
         """Place and result of every stage of a kind, in the order of the study."""
         for place in kind.places(self.study):
             yield place, self.of(kind, place)
+
+    def table(self, name: str) -> "pd.DataFrame":
+        """A table as a data frame (docs/tables.md).
+
+        Raises:
+            UsageError: no such table.
+        """
+        import pyarrow.parquet
+
+        path = self.path / "tables" / f"{name}.parquet"
+        if not path.exists():
+            known = sorted(file.stem for file in path.parent.glob("*.parquet"))
+            raise UsageError(
+                f"no table {name!r}", where=str(path.parent), remedy=f"There are {', '.join(known)}."
+            )
+        return pyarrow.parquet.read_table(path).to_pandas()
+
+    def anchor(self, arm: str, step: int, seed: int | None = None) -> AnchorRef:
+        """An anchor by its name; step 0 under any arm's. `seed`: default the study's first.
+
+        Raises:
+            UsageError: the study has no such anchor.
+        """
+        seed = self.config.seeds[0] if seed is None else seed
+        anchors = anchors_of(self.config, seed) if seed in self.config.seeds else []
+        found = [ref for ref in anchors if (ref.arm, ref.step) == (BASE if step == 0 else arm, step)]
+        if not found:
+            known = ", ".join(ref.label for ref in anchors) or f"seeds {list(self.config.seeds)}"
+            raise UsageError(
+                f"no anchor {arm}@{step} of seed {seed}", where=str(self.path), remedy=f"There are {known}."
+            )
+        return found[0]
+
+    def model(self, arm: str, step: int, seed: int | None = None) -> Model:
+        """An anchor's model, loaded. Arguments and errors as `anchor`."""
+        anchor = where_is(self.study, self.results, self.anchor(arm, step, seed))
+        facts, model = self.study.facts, self.config.model
+        loaded = open_anchor(
+            anchor, dtype=facts.dtype, device=facts.device, trust_remote_code=model.trust_remote_code
+        )
+        return Model(loaded, model.system)
+
+    def carrier(self, arm: str, step: int, seed: int | None = None) -> Carrier:
+        """The carrier that the study used at an anchor. Arguments and errors as `anchor`."""
+        return self.of(ChosenCarrier, self.anchor(arm, step, seed)).carrier
+
+    def verdict(
+        self, arm: str, start: int, end: int, seed: int | None = None, **thresholds: float
+    ) -> Verdict:
+        """The verdict on `start` → `end`, with other thresholds where they are named.
+
+        Raises:
+            UsageError: the study has no verdict on this pair, or no such threshold.
+        """
+        pair = PairRef(self.anchor(arm, start, seed), self.anchor(arm, end, seed))
+        if Verdicts(self.study, pair) not in self.plan:
+            raise UsageError(
+                f"no verdict on {arm} {start} → {end}",
+                where=str(self.path),
+                remedy="See the table `verdict`.",
+            )
+        settings = self.study.settings["verdict"]
+        unknown = sorted(set(thresholds) - set(settings))
+        if unknown:
+            raise UsageError(f"no threshold {unknown[0]!r}", remedy=f"There are {', '.join(settings)}.")
+        return decide(self.of(Verdicts, pair).evidence, Thresholds(**{**settings, **thresholds}))
+
+    def __repr__(self) -> str:
+        config = self.config
+        anchors = len(anchors_of(config, config.seeds[0]))
+        return (
+            f"Run({str(self.path)!r}, study {config.name!r}, {anchors} anchors, seeds {list(config.seeds)})"
+        )
 
 
 def open_run(directory: Path | str) -> Run:

@@ -20,14 +20,9 @@ from ...causal.conditions import (
 )
 from ...causal.localise import layer_profile
 from ...causal.locate import Carrier, Measured, scored_layers, unit_row
+from ...causal.outcomes import answered_rows
 from ...causal.readouts import generate_under, refusal_scores, teacher_forced
-from ...causal.table import (
-    SuiteOutcomes,
-    forced_rows,
-    generated_coupling_rows,
-    outcome_rows,
-    suite_outcomes,
-)
+from ...causal.table import forced_rows
 from ...config.measuring import CausalConfig
 from ...data.prompts import Prompt
 from ..series import AnchorRef, anchors_of, series_of
@@ -170,19 +165,11 @@ class Interventions(Stage[Intervened]):
                 progress=progress,
             )
         texts = {number: [one.text for one in found] for number, found in zip(asked, made, strict=True)}
-        rows: list[Row] = []
-        judged: dict[str, list[SuiteOutcomes]] = {suite: [] for suite in groups}
-        for number, condition in enumerate(conditions):
-            answers = texts.get(number) or [kept[suite, row.id] for suite, row in prompts]
-            for suite in groups:
-                pairs = zip(prompts, answers, strict=True)
-                mine = [(row, text) for (name, row), text in pairs if name == suite]
-                judged[suite].append(suite_outcomes(work.judge, suite, mine))
-                rows += outcome_rows(work.judge, condition, suite, judged[suite][-1])
-        coupling = generated_coupling_rows(
-            work.judge, conditions, judged["utility"], judged["harmbench"], rng
-        )
-        return rows + coupling
+        answers = [
+            texts.get(number) or [kept[suite, row.id] for suite, row in prompts]
+            for number in range(len(conditions))
+        ]
+        return answered_rows(work.judge, conditions, prompts, answers, rng)
 
     def summary(self, result: Intervened) -> Mapping[str, Any]:
         return {"conditions": result.conditions}

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,18 +14,19 @@ from ..behaviour.judges.base import REFUSED, Exchange
 from ..behaviour.judges.rules import RefusalRules
 from ..behaviour.suites import COPYRIGHT
 from ..causal.conditions import Condition, ablation_conditions, addition_conditions, random_bases
+from ..causal.locate import CandidateSettings, Measured, Places, SelectionPrompts, choose, score_directions
+from ..causal.outcomes import answered_rows
 from ..causal.readouts import generate_under, teacher_forced
-from ..causal.scores import score_bank
-from ..causal.table import SuiteOutcomes, forced_rows, generated_coupling_rows, outcome_rows, suite_outcomes
+from ..causal.table import forced_rows
+from ..causal.tokens import first_token_counts
 from ..data.prompts import Prompt
-from ..data.study_prompts import StudyPrompts, build_study_prompts
-from ..errors import InputError, NumericalError
-from ..geometry.carriers import CALIBRATED, CandidateScores, Profile, average, select
-from ..models.batch import BatchSizes, plan_batch_sizes
+from ..data.study_prompts import Source, StudyPrompts, build_study_prompts
+from ..errors import InputError
+from ..geometry.carriers import CALIBRATED, MIN_GAP
+from ..models.batch import plan_batch_sizes
 from ..models.check import check_loaded
 from ..models.forward import block_inputs
 from ..models.generate import Completion, generate
-from ..models.layout import num_layers
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
 from ..paths import hub_offline
@@ -55,7 +57,7 @@ class InterveneSettings:
     draws: int
     generated_controls: int
     max_new_tokens: int
-    source: Literal["auto", "benchmarks", "embedded"]
+    source: Source
     seed: int
 
 
@@ -75,34 +77,17 @@ class Intervened:
     choice: ChosenLayer | None
 
 
-def gentlest(scores: CandidateScores, profile: Profile) -> int:
-    """The candidate of lowest bypass within the profile's KL, or without one that of lowest KL.
-
-    Raises:
-        NumericalError: no candidate has finite scores.
-    """
-    bypass, kl = average(scores).bypass[0], average(scores).kl[0]
-    finite = np.isfinite(bypass) & np.isfinite(kl)
-    if not finite.any():
-        raise NumericalError(
-            "no candidate has finite scores", where="choice of a layer", remedy="Check the model's weights."
-        )
-    within = finite & (np.where(finite, kl, np.inf) <= profile.kl_max)
-    return int(
-        np.where(within, bypass, np.inf).argmin() if within.any() else np.where(finite, kl, np.inf).argmin()
-    )
-
-
-class _Model:
+class _Intervention:
     """One model with its prompts, refusal tokens and own benign answers."""
 
     def __init__(
         self, loaded: LoadedModel, settings: InterveneSettings, system: str | None, progress: Progress
     ) -> None:
         check_loaded(loaded, system)
-        self.loaded, self.settings, self.progress = loaded, settings, progress
-        self.chat, self.judge = ChatFormat(loaded.tokenizer, system), RefusalRules()
-        self.batch: BatchSizes = plan_batch_sizes(loaded, 512)
+        self.settings, self.judge = settings, RefusalRules()
+        self.batch = plan_batch_sizes(loaded, 512)
+        chat = ChatFormat(loaded.tokenizer, system)
+        self.model = Measured(loaded, chat, self.batch.forward, progress)
         self.sets: StudyPrompts = build_study_prompts(
             source=settings.source,
             limits=dict.fromkeys(FIELDS, settings.prompts),
@@ -110,10 +95,8 @@ class _Model:
             offline=hub_offline(),
         )
         self.harmful = [row.user_text for row in self._prompts("harmbench")]
-        self.tokens = self._refusal_tokens()
         texts = [row.user_text for row in self.sets.chat_heldout]
-        answers = self._answer(texts)
-        followed = [(text, one) for text, one in zip(texts, answers, strict=True) if one.text]
+        followed = [(text, one) for text, one in zip(texts, self._answer(texts), strict=True) if one.text]
         self.benign = [(text, one.text) for text, one in followed]
         self.complete = [one.ended for _, one in followed]
 
@@ -123,60 +106,65 @@ class _Model:
 
     def _answer(self, texts: Sequence[str]) -> list[Completion]:
         return generate(
-            self.loaded,
-            self.chat,
+            self.model.loaded,
+            self.model.chat,
             texts,
             max_new_tokens=self.settings.max_new_tokens,
             batch_size=self.batch.generate,
         )
 
-    def _refusal_tokens(self) -> list[int]:
-        """First tokens of the model's refusals of selection prompts, and of the toward text."""
-        rows = self.sets.selection_harmful.prompts
+    def _judged(self, rows: Sequence[Prompt]) -> list[tuple[tuple[int, ...], bool]]:
+        """Token ids of the model's answers, and whether each is a refusal."""
         answers = self._answer([row.user_text for row in rows])
         exchanges = [Exchange(r.text, c.text, r.context) for r, c in zip(rows, answers, strict=True)]
         verdicts = self.judge.judge(exchanges)
-        first = {
-            one.ids[0] for one, v in zip(answers, verdicts, strict=True) if v.verdict in REFUSED and one.ids
-        }
-        return sorted(first | {self.chat.answer_ids(TOWARD_TEXT)[0]})
+        return [(one.ids, v.verdict in REFUSED) for one, v in zip(answers, verdicts, strict=True)]
+
+    @cached_property
+    def selection(self) -> tuple[list[tuple[tuple[int, ...], bool]], list[tuple[tuple[int, ...], bool]]]:
+        """Answers to the harmful and the harmless selection prompts, judged."""
+        sets = self.sets
+        return self._judged(sets.selection_harmful.prompts), self._judged(sets.selection_harmless.prompts)
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """First tokens of the model's refusals of selection prompts, and of the toward text."""
+        toward = self.model.chat.answer_ids(TOWARD_TEXT)[0]
+        return list(first_token_counts([*self.selection[0], *self.selection[1]], toward))
 
     def best_layer(self, carrier: CarrierFile) -> ChosenLayer:
-        """The calibrated profile's choice among the file's last-position directions; without one, the layer that
-        removes most refusal within the profile's KL, or else harms least."""
-        profile = CALIBRATED
-        cut = profile.depth_cut(num_layers(self.loaded.model))
+        """The calibrated profile's choice among the file's last-position directions, or what stands in for it."""
+        cut = CALIBRATED.depth_cut(self.model.n_layers)
         layers = [layer for layer in range(cut) if carrier.usable(layer)]
         if not layers:
             raise InputError(
                 "no direction below the depth cut", where=str(carrier.file), remedy="Name one with --layer."
             )
-        harmless = [row.user_text for row in self.sets.selection_harmless.prompts[:CHOICE_PROMPTS]]
-        harmful = [row.user_text for row in self.sets.selection_harmful.prompts[:CHOICE_PROMPTS]]
-        self.progress.start("choice of a layer", len(layers) * (len(harmful) + 2 * len(harmless)))
-        scores = score_bank(
-            self.loaded,
-            self.chat,
-            torch.stack([carrier.direction(layer) for layer in layers])[None],
-            harmful,
-            harmless,
+        harmful, harmless = self.selection
+        count = CHOICE_PROMPTS
+        selection = SelectionPrompts(
+            [row.user_text for row in self.sets.selection_harmful.prompts[:count]],
+            [row.user_text for row in self.sets.selection_harmless.prompts[:count]],
+            [ids for ids, _ in harmless[:count]],
             self.tokens,
-            layers=layers,
-            positions=(-1,),
-            answers=[one.ids for one in self._answer(harmless)],
-            batch_size=self.batch.forward,
-            progress=self.progress,
         )
-        choice = select(scores, profile)
-        if choice.layer is not None:
-            return ChosenLayer(choice.layer, admissible=True)
-        return ChosenLayer(int(scores.layers[gentlest(scores, profile)]), admissible=False)
+        self.model.progress.start("choice of a layer", len(layers) * selection.passes)
+        directions = torch.stack([carrier.direction(layer) for layer in layers])[None]
+        scores = score_directions(
+            self.model, directions, Places((-1,), layers), selection, CandidateSettings()
+        )
+        harmful_rate, harmless_rate = (
+            sum(refused for _, refused in side) / len(side) for side in (harmful, harmless)
+        )
+        rates = (harmful_rate, harmless_rate)
+        site = choose(scores, CALIBRATED, min_gap=MIN_GAP, refusal_rates=rates).site
+        return ChosenLayer(site.layer, site.admissible)
 
     def benign_activations(self, layer: int) -> Float[Tensor, "prompts d"]:
         """Last-position block inputs of harmless prompts."""
         return block_inputs(
-            self.loaded,
-            self.chat.ids_many([row.user_text for row in self.sets.extraction_harmless]),
+            self.model.loaded,
+            self.model.chat.ids_many([row.user_text for row in self.sets.extraction_harmless]),
             layers=[layer],
             n_positions=1,
             batch_size=self.batch.forward,
@@ -184,69 +172,46 @@ class _Model:
 
     def forced(self, conditions: Sequence[Condition]) -> list[dict[str, Any]]:
         """Teacher-forced read-outs."""
-        self.progress.start("teacher-forced", len(conditions) * (len(self.harmful) + len(self.benign)))
+        progress = self.model.progress
+        progress.start("teacher-forced", len(conditions) * (len(self.harmful) + len(self.benign)))
         found = teacher_forced(
-            self.loaded,
-            self.chat,
+            self.model.loaded,
+            self.model.chat,
             conditions,
             self.harmful,
             self.benign,
             self.tokens,
             batch_size=self.batch.forward,
             complete=self.complete,
-            progress=self.progress,
+            progress=progress,
         )
         return forced_rows(conditions, found, np.random.default_rng(self.settings.seed))
 
     def generated(self, conditions: Sequence[Condition]) -> list[dict[str, Any]]:
         """Read-outs from answers to every suite, and the utility coupling of ranks with random controls among them."""
-        found = {suite: self._outcomes(conditions, suite) for suite in SUITES}
-        rows = [
-            row
-            for suite, each in found.items()
-            for condition, one in zip(conditions, each, strict=True)
-            for row in outcome_rows(self.judge, condition, suite, one)
-        ]
-        rng = np.random.default_rng(self.settings.seed)
-        return rows + generated_coupling_rows(
-            self.judge, conditions, found["utility"], found["harmbench"], rng
-        )
-
-    def _outcomes(self, conditions: Sequence[Condition], suite: str) -> list[SuiteOutcomes]:
-        """What each condition's answers to one suite are."""
-        prompts = self._prompts(suite)
-        self.progress.start(f"{suite} answers", len(conditions) * len(prompts))
+        asked = [(suite, row) for suite in SUITES for row in self._prompts(suite)]
+        self.model.progress.start("answers", len(conditions) * len(asked))
         made = generate_under(
-            self.loaded,
-            self.chat,
+            self.model.loaded,
+            self.model.chat,
             conditions,
-            [row.user_text for row in prompts],
+            [row.user_text for _, row in asked],
             max_new_tokens=self.settings.max_new_tokens,
             batch_size=self.batch.generate,
-            progress=self.progress,
+            progress=self.model.progress,
         )
-        return [
-            suite_outcomes(
-                self.judge, suite, [(row, one.text) for row, one in zip(prompts, answers, strict=True)]
-            )
-            for answers in made
-        ]
+        texts = [[one.text for one in answers] for answers in made]
+        rng = np.random.default_rng(self.settings.seed)
+        return answered_rows(self.judge, conditions, asked, texts, rng)
 
 
 def _energy_rows(
     conditions: Sequence[Condition], energies: Sequence[float], prompts: int
 ) -> list[dict[str, Any]]:
     """Mean ‖Px‖² over benign activations of each ablated subspace: how well the random ones match the carrier."""
+    rest = {"read_out": "benign_energy", "n": prompts, "lo": np.nan, "hi": np.nan, "judge": ""}
     return [
-        {
-            **condition.columns(),
-            "read_out": "benign_energy",
-            "value": energy,
-            "n": prompts,
-            "lo": np.nan,
-            "hi": np.nan,
-            "judge": "",
-        }
+        {**condition.columns(), **rest, "value": energy}
         for condition, energy in zip(conditions, energies, strict=True)
     ]
 
@@ -273,7 +238,7 @@ def intervene_once(
         carrier.check_rank(rank)
         if layer is not None:
             carrier.basis(rank, layer)
-    model = _Model(loaded, settings, system, progress)
+    model = _Intervention(loaded, settings, system, progress)
     choice = model.best_layer(carrier) if layer is None else None
     used = choice.layer if choice is not None else layer
     assert used is not None

@@ -1,7 +1,7 @@
 """Directions of a single model, outside a study."""
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..artifacts import write_bytes
 from ..causal.capture import activation_sums, summed_directions
-from ..data.study_prompts import build_study_prompts
+from ..data.study_prompts import Source, build_study_prompts
 from ..errors import UsageError
 from ..models.batch import plan_batch_sizes
 from ..models.load import LoadedModel
@@ -17,15 +17,13 @@ from ..models.template import ChatFormat
 from ..paths import hub_offline
 from ..progress import NO_PROGRESS, Progress
 
-SOURCES = ("auto", "benchmarks", "embedded")
-
 
 def extract_directions(
     loaded: LoadedModel,
     output: Path,
     *,
     prompts: int,
-    source: str,
+    source: Source,
     seed: int,
     system: str | None,
     activations: Path | None = None,
@@ -41,12 +39,10 @@ def extract_directions(
             float32; these are all held in memory then.
 
     Raises:
-        UsageError: unknown source, or the file cannot be written.
+        UsageError: the file cannot be written.
     """
-    if source not in SOURCES:
-        raise UsageError(f"unknown source {source!r}", where="--source", remedy=f"Use {', '.join(SOURCES)}.")
     sets = build_study_prompts(
-        source=cast(Literal["auto", "benchmarks", "embedded"], source),
+        source=source,
         limits={"extraction_harmful": prompts, "extraction_harmless": prompts},
         seed=seed,
         offline=hub_offline(),

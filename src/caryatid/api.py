@@ -1,0 +1,7 @@
+"""The Python API: what notebooks and scripts import (`caryatid.load`, `caryatid.open_run`, …)."""
+
+from .causal.locate import Carrier, Site
+from .single.model import Model, load
+from .study.run import Run, open_run
+
+__all__ = ["Carrier", "Model", "Run", "Site", "load", "open_run"]

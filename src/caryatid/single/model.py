@@ -1,0 +1,109 @@
+"""A model as notebooks use it: ask it, with interventions or without, evaluate it, and score its refusals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..behaviour.evaluate import Asking, Evaluation, evaluate
+from ..behaviour.judges.base import Judge
+from ..behaviour.judges.rules import RefusalRules
+from ..data.study_prompts import Source
+from ..models.batch import plan_batch_sizes
+from ..models.generate import Completion, generate
+from ..models.load import LoadedModel, load_model
+from ..models.residual import Intervention
+from ..models.template import ChatFormat
+
+PLANNED_TOKENS = 512  # of a prompt and its answer, when batch sizes are chosen
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model.
+
+    >>> model = load("embedded")
+    >>> model.chat("What is the capital of France?", max_new_tokens=12)
+    'The capital of France is Paris.'
+
+    Attributes:
+        loaded: model and tokenizer. system: the system message; None leaves it to the template.
+    """
+
+    loaded: LoadedModel
+    system: str | None = None
+
+    @property
+    def format(self) -> ChatFormat:
+        """How it is talked to."""
+        return ChatFormat(self.loaded.tokenizer, self.system)
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        *interventions: Intervention,
+        max_new_tokens: int = 128,
+        batch_size: int | None = None,
+    ) -> list[Completion]:
+        """Greedy answers to users' texts, in order; `interventions` (`Carrier.ablate()`, `.add(alpha)`) act on all."""
+        return generate(
+            self.loaded,
+            self.format,
+            texts,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size or self._batch_sizes().generate,
+            interventions=interventions,
+        )
+
+    def chat(self, text: str, *interventions: Intervention, max_new_tokens: int = 128) -> str:
+        """The greedy answer to one text."""
+        return self.generate([text], *interventions, max_new_tokens=max_new_tokens, batch_size=1)[0].text
+
+    def evaluate(
+        self,
+        *suites: str,
+        limit: int = 0,
+        max_new_tokens: int = 256,
+        source: Source = "auto",
+        seed: int = 0,
+        judge: Judge | None = None,
+    ) -> Evaluation:
+        """Ask the prompts of suites and judge the answers; see `caryatid evaluate --help`.
+
+        Args:
+            suites: `harmbench`, `strongreject`, `xstest`, `utility`, … or `all`. limit: prompts of each; 0: all.
+            judge: of refusals; None: the offline rules.
+        """
+        asking = Asking(max_new_tokens, self._batch_sizes().generate, self.system)
+        return evaluate(
+            self.loaded,
+            suites,
+            judge=judge or RefusalRules(),
+            asking=asking,
+            source=source,
+            limit=limit,
+            seed=seed,
+        )
+
+    def _batch_sizes(self) -> Any:
+        return plan_batch_sizes(self.loaded, PLANNED_TOKENS)
+
+    def __repr__(self) -> str:
+        loaded = self.loaded
+        dtype = str(loaded.dtype).removeprefix("torch.")
+        return f"Model({loaded.spec!r}, {dtype} on {loaded.device}, identity {loaded.identity[:12]})"
+
+
+def load(
+    spec: str,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    system: str | None = None,
+) -> Model:
+    """Load a model: a hub id, a local folder, a `.gguf` file, an adapter folder, or `embedded`.
+
+    Raises:
+        DataMissingError: it is not here. InputError: it cannot be used.
+    """
+    return Model(load_model(spec, dtype=dtype, device=device, revision=revision), system)
