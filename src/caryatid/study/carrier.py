@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..causal.capture import at_site
+from ..causal.activations import at_site
 from ..config import StudyConfig
 from ..data.prompts import PromptSet
 from ..errors import InputError, NumericalError

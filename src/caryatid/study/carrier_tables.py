@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..causal.capture import at_site
+from ..causal.activations import at_site
 from ..geometry.angles import angle_summary, excess_angle_value
 from ..geometry.bootstrap import (
     CarrierBootstrap,

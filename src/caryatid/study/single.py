@@ -13,8 +13,8 @@ from ..behaviour.judges.base import REFUSED, Exchange
 from ..behaviour.judges.rules import RefusalRules
 from ..behaviour.suites import COPYRIGHT
 from ..causal.conditions import Condition, ablation_conditions, addition_conditions, random_bases
-from ..causal.readouts import generate_under, teacher_forced
-from ..causal.scores import score_bank
+from ..causal.readouts import ReadOutPrompts, generate_under, teacher_forced
+from ..causal.scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
 from ..causal.table import SuiteOutcomes, forced_rows, generated_coupling_rows, outcome_rows, suite_outcomes
 from ..data.prompts import Prompt
 from ..data.study_prompts import StudyPrompts, build_study_prompts
@@ -154,17 +154,17 @@ class _Model:
         harmless = [row.user_text for row in self.sets.selection_harmless.prompts[:CHOICE_PROMPTS]]
         harmful = [row.user_text for row in self.sets.selection_harmful.prompts[:CHOICE_PROMPTS]]
         self.progress.start("choice of a layer", len(layers) * (len(harmful) + 2 * len(harmless)))
-        scores = score_bank(
+        directions = torch.stack([carrier.direction(layer) for layer in layers])
+        scores = score_candidates(
             self.loaded,
-            self.chat,
-            torch.stack([carrier.direction(layer) for layer in layers])[None],
-            harmful,
-            harmless,
-            self.tokens,
-            layers=layers,
-            positions=(-1,),
-            answers=[one.ids for one in self._answer(harmless)],
-            batch_size=self.batch.forward,
+            CandidateDirections.of_grid(directions[None], positions=(-1,), layers=layers),
+            SelectionPrompts(
+                harmful=self.chat.ids_many(harmful),
+                harmless=self.chat.ids_many(harmless),
+                answers=[one.ids for one in self._answer(harmless)],
+                refusal_tokens=self.tokens,
+            ),
+            ScoringSettings(self.batch.forward),
             progress=self.progress,
         )
         choice = select(scores, profile)
@@ -187,13 +187,11 @@ class _Model:
         self.progress.start("teacher-forced", len(conditions) * (len(self.harmful) + len(self.benign)))
         found = teacher_forced(
             self.loaded,
-            self.chat,
             conditions,
-            self.harmful,
-            self.benign,
-            self.tokens,
+            ReadOutPrompts.of_texts(
+                self.chat, self.harmful, self.tokens, self.benign, complete=self.complete
+            ),
             batch_size=self.batch.forward,
-            complete=self.complete,
             progress=self.progress,
         )
         return forced_rows(conditions, found, np.random.default_rng(self.settings.seed))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from ...artifacts import Stage
 from ...behaviour.judges.base import REFUSED
-from ...causal.scores import score_bank
+from ...causal.scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
 from ...errors import InputError
 from ...geometry.bootstrap import most_likely
 from ...geometry.carriers import UNDISCRIMINATING_ABOVE, CandidateScores
@@ -196,20 +196,18 @@ class _Scorer:
         discard_below: float | None = None,
     ) -> CandidateScores:
         """Per-prompt scores; a direction of zeros is no candidate."""
-        return score_bank(
-            self.loaded,
-            self.chat,
-            directions,
-            [row.user_text for row in self.sets.selection_harmful],
-            [row.user_text for row in self.sets.selection_harmless],
-            self.context.stage("refusal_tokens").read_json("tokens.json")["ids"],
-            layers=self.layers,
-            positions=self.positions,
+        prompts = SelectionPrompts(
+            harmful=self.chat.ids_many([row.user_text for row in self.sets.selection_harmful]),
+            harmless=self.chat.ids_many([row.user_text for row in self.sets.selection_harmless]),
             answers=self.answers,
+            refusal_tokens=self.context.stage("refusal_tokens").read_json("tokens.json")["ids"],
+        )
+        settings = ScoringSettings(
             batch_size=self.context.batch.forward,
             answer_tokens=self.config.answer_tokens,
-            skip_below=discard_below,
-            skip_after=self.config.discard_after,
-            cosmic_layers=cosmic_layers,
-            progress=self.context.progress,
+            discard_below=discard_below,
+            discard_after=self.config.discard_after,
+            cosmic_layers=tuple(cosmic_layers),
         )
+        candidates = CandidateDirections.of_grid(directions, positions=self.positions, layers=self.layers)
+        return score_candidates(self.loaded, candidates, prompts, settings, progress=self.context.progress)

@@ -19,8 +19,8 @@ from ...causal.conditions import (
     localisation_conditions,
     random_bases,
 )
-from ...causal.localise import layer_profile
-from ...causal.readouts import generate_under, refusal_scores, teacher_forced
+from ...causal.localisation import layer_profile
+from ...causal.readouts import ReadOutPrompts, generate_under, refusal_scores, teacher_forced
 from ...causal.table import (
     SuiteOutcomes,
     forced_rows,
@@ -176,14 +176,16 @@ def causal(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any
     )
     forced = teacher_forced(
         loaded,
-        context.chat(loaded),
         measured.conditions,
-        harmful,
-        benign,
-        tokens,
+        ReadOutPrompts.of_texts(
+            context.chat(loaded),
+            harmful,
+            tokens,
+            benign,
+            complete=[row.complete for row in examples],
+            answer_tokens=config.answer_tokens,
+        ),
         batch_size=context.batch.forward,
-        answer_tokens=config.answer_tokens,
-        complete=[row.complete for row in examples],
         progress=context.progress,
     )
     context.progress.done()
@@ -243,9 +245,8 @@ def _profile(
     context.progress.start("layer profile", len(layers) * len(harmful))
     scores = refusal_scores(
         loaded,
-        context.chat(loaded),
         localisation_conditions(unit_row(carrier.direction), layers),
-        harmful,
+        context.chat(loaded).ids_many(harmful),
         tokens,
         batch_size=context.batch.forward,
         progress=context.progress,
