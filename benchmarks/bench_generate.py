@@ -22,7 +22,7 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
-from bench_bank import timed
+from bench_candidates import timed
 from caryatid.behaviour.answers import AnswerRow
 from caryatid.behaviour.judges.rules import RefusalRules
 from caryatid.behaviour.suites import rejudge, run_suite

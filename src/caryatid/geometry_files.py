@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from caryatid.errors import DataMissingError, InputError, NumericalError
-from caryatid.geometry.profiles import PROFILES, SELECTORS
-from caryatid.geometry.published import TableChoice, select_cosmic_from_table, select_from_table
+from .errors import DataMissingError, InputError, NumericalError
+from .geometry.profiles import PROFILES, SELECTORS
+from .geometry.published import TableChoice, select_cosmic_from_table, select_from_table
 
 
 def select_file(
@@ -133,7 +133,7 @@ def _is_matrix(tensor: Any) -> bool:
 
 
 def _figures(tensor: Any, where: str, unit_norm: bool) -> dict[str, Any]:
-    from caryatid.geometry.rank import RankFigures, rank_figures
+    from .geometry.rank import RankFigures, rank_figures
 
     shared = {"shape": list(tensor.shape), "unit_norm": unit_norm}
     matrices = tensor.reshape(-1, *tensor.shape[-2:]) if tensor.ndim > 1 else tensor[None, None]

@@ -13,8 +13,8 @@ from caryatid.behaviour.judges.rules import RefusalRules
 from caryatid.behaviour.suites import Asked, judge_harm, rejudge, run_suite, run_suites, user_text
 from caryatid.data.prompts import Prompt
 from caryatid.errors import InputError
+from caryatid.models.directional import Ablate, orthonormal
 from caryatid.models.generate import generate
-from caryatid.models.residual import Ablate, orthonormal
 from caryatid.models.template import ChatFormat
 from tiny import ARCHITECTURES, tiny_loaded
 

@@ -14,8 +14,8 @@ from caryatid.causal.conditions import (
     row_interventions,
 )
 from caryatid.errors import InputError, NumericalError
+from caryatid.models.directional import Ablate, Add, orthonormal
 from caryatid.models.forward import last_logits
-from caryatid.models.residual import Ablate, Add, orthonormal
 from caryatid.models.template import ChatFormat
 from tiny import tiny_loaded
 
@@ -161,9 +161,8 @@ def test_groups_share_where_they_begin_and_lose_no_condition() -> None:
     assert sorted(i for group in groups for i in group.members) == list(range(len(conditions)))
     for group in groups:
         starts = {conditions[i].start for i in group.members}
-        assert starts == {group.conditions.start}
-        assert group.conditions.count == len(group.members)
-    assert [group.conditions.start for group in groups] == [0, 2, 1, 3]
+        assert starts == {group.start}
+    assert [group.start for group in groups] == [0, 2, 1, 3]
 
 
 def test_one_group_where_a_base_run_would_cost_more_than_it_saves() -> None:
@@ -171,7 +170,7 @@ def test_one_group_where_a_base_run_would_cost_more_than_it_saves() -> None:
     conditions = some_conditions()
     (everything,) = grouped(conditions, 16)
     assert everything.members == list(range(len(conditions)))
-    assert everything.conditions.start == 0
+    assert everything.start == 0
     assert len(grouped(conditions, 15)) == 4
     assert grouped([], 4) == []
 

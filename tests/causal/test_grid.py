@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from caryatid.causal.grid import UNTOUCHED, Conditions, GridBatch, evaluate, starting_at
+from caryatid.causal.grid import UNTOUCHED, ConditionGroup, GridBatch, evaluate_grid, starting_at
 from caryatid.errors import InputError
+from caryatid.models.directional import Ablate, Add
 from caryatid.models.forward import last_logits
 from caryatid.models.load import LoadedModel
-from caryatid.models.residual import Ablate, Add, Intervention
+from caryatid.models.residual import Intervention
 from caryatid.models.template import ChatFormat
 from tiny import ARCHITECTURES, tiny_loaded
 
@@ -59,26 +60,28 @@ def test_ablation_addition_and_base_equal_plain_forwards(arch: str, batch_size: 
     late = ablate(2, layers=(3,))
     groups = [
         UNTOUCHED,
-        Conditions((removed,), 3),
-        Conditions((added,), 2, start=2),
-        Conditions((late,), 2, start=3),
+        ConditionGroup((removed,), (1, 3, 5)),
+        ConditionGroup((added,), (2, 7), start=2),
+        ConditionGroup((late,), (6, 4), start=3),
     ]
-    found = evaluate(loaded, seqs, groups, reduce=whole, batch_size=batch_size)
+    found = evaluate_grid(loaded, seqs, groups, reduce=whole, batch_size=batch_size)
     rows = [[()]] + [
         [(each.take(torch.tensor([i])),) for i in range(each.rows)] for each in (removed, added, late)
     ]
-    for group, expected in zip(found, rows, strict=True):
-        torch.testing.assert_close(group, plainly(loaded, seqs, expected), **TOLERANCE)
-    assert float((found[1] - found[0]).abs().max()) > 0.1  # the interventions do something
-    assert float((found[2] - found[0]).abs().max()) > 0.1
-    assert float((found[3] - found[0]).abs().max()) > 1e-3
+    assert len(found) == 8
+    for group, expected, least in zip(groups, rows, (-1, 0.1, 0.1, 1e-3), strict=True):
+        values = found[list(group.members)]
+        torch.testing.assert_close(values, plainly(loaded, seqs, expected), **TOLERANCE)
+        assert float((values - found[0]).abs().max()) > least  # the interventions do something
 
 
 def test_an_addition_at_several_layers_in_one_group_starts_at_the_first() -> None:
     loaded = tiny_loaded("llama")
     seqs = prompts(loaded)
     added = Add(5 * vectors(3), torch.tensor([1, 2, 3]))
-    (found,) = evaluate(loaded, seqs, [Conditions((added,), 3, start=1)], reduce=whole, batch_size=8)
+    found = evaluate_grid(
+        loaded, seqs, [ConditionGroup((added,), range(3), start=1)], reduce=whole, batch_size=8
+    )
     expected = plainly(loaded, seqs, [(added.take(torch.tensor([i])),) for i in range(3)])
     torch.testing.assert_close(found, expected, **TOLERANCE)
 
@@ -92,7 +95,9 @@ def test_prompts_without_a_common_prefix_and_a_prompt_that_is_one() -> None:
         [[5, 6, 7, 8]],
         [[9, 9]] * 3,
     ):
-        (found,) = evaluate(loaded, seqs, [Conditions((removed,), 2)], reduce=whole, batch_size=8)
+        found = evaluate_grid(
+            loaded, seqs, [ConditionGroup((removed,), range(2))], reduce=whole, batch_size=8
+        )
         expected = plainly(loaded, seqs, [(removed.take(torch.tensor([i])),) for i in range(2)])
         torch.testing.assert_close(found, expected, **TOLERANCE)
 
@@ -100,7 +105,7 @@ def test_prompts_without_a_common_prefix_and_a_prompt_that_is_one() -> None:
 def test_kept_positions_are_the_last_ones_of_every_row() -> None:
     loaded = tiny_loaded("gpt2")
     seqs = prompts(loaded)
-    (found,) = evaluate(loaded, seqs, [UNTOUCHED], reduce=lambda b: b.logits, keep=3, batch_size=4)
+    found = evaluate_grid(loaded, seqs, [UNTOUCHED], reduce=lambda b: b.logits, keep=3, batch_size=4)
     for row, seq in enumerate(seqs):
         for back in range(3):
             (expected,) = last_logits(loaded, [seq[: len(seq) - back]], batch_size=1)
@@ -109,17 +114,19 @@ def test_kept_positions_are_the_last_ones_of_every_row() -> None:
 
 def test_reduce_knows_which_condition_and_prompt_a_row_is() -> None:
     loaded = tiny_loaded("llama")
-    groups = [Conditions((ablate(5),), 5), Conditions((Add(vectors(2), torch.tensor([1])),), 2, start=1)]
-    found = evaluate(
+    groups = [
+        ConditionGroup((ablate(5),), (0, 2, 3, 5, 6)),
+        ConditionGroup((Add(vectors(2), torch.tensor([1])),), (1, 4), start=1),
+    ]
+    found = evaluate_grid(
         loaded,
         prompts(loaded),
         groups,
         reduce=lambda b: torch.stack([b.condition, b.prompt], dim=1).float(),
         batch_size=4,
     )
-    for values in found:
-        expected = torch.cartesian_prod(torch.arange(len(values)), torch.arange(5)).reshape(len(values), 5, 2)
-        torch.testing.assert_close(values, expected.float())
+    expected = torch.cartesian_prod(torch.arange(7), torch.arange(5)).reshape(7, 5, 2)
+    torch.testing.assert_close(found, expected.float())
 
 
 def test_progress_counts_pairs() -> None:
@@ -134,8 +141,8 @@ def test_progress_counts_pairs() -> None:
         def done(self) -> None: ...
 
     loaded, counter = tiny_loaded("llama"), Counter()
-    groups = [UNTOUCHED, Conditions((ablate(3),), 3)]
-    evaluate(loaded, prompts(loaded), groups, reduce=whole, batch_size=4, progress=counter)
+    groups = [UNTOUCHED, ConditionGroup((ablate(3),), (1, 2, 3))]
+    evaluate_grid(loaded, prompts(loaded), groups, reduce=whole, batch_size=4, progress=counter)
     assert counter.total == 4 * 5
 
 
@@ -170,13 +177,18 @@ def test_grid_errors() -> None:
     seqs = prompts(loaded)
     for wrong, message in (([], "no prompts"), ([[]], "no prompts")):
         with pytest.raises(InputError, match=message):
-            evaluate(loaded, wrong, [UNTOUCHED], reduce=whole, batch_size=4)
+            evaluate_grid(loaded, wrong, [UNTOUCHED], reduce=whole, batch_size=4)
     with pytest.raises(InputError, match="batch size 0"):
-        evaluate(loaded, seqs, [UNTOUCHED], reduce=whole, batch_size=0)
+        evaluate_grid(loaded, seqs, [UNTOUCHED], reduce=whole, batch_size=0)
     with pytest.raises(InputError, match="layer 4 is not one of"):
-        evaluate(loaded, seqs, [Conditions(start=4)], reduce=whole, batch_size=4)
+        evaluate_grid(loaded, seqs, [ConditionGroup(start=4)], reduce=whole, batch_size=4)
     with pytest.raises(InputError, match="3 rows for 2 conditions"):
-        Conditions((ablate(3),), 2)
+        ConditionGroup((ablate(3),), range(2))
+    for members in ((1,), (0, 0), (0, 2)):
+        with pytest.raises(InputError, match="numbers from 0 on"):
+            evaluate_grid(loaded, seqs, [ConditionGroup(members=members)], reduce=whole, batch_size=4)
+    with pytest.raises(InputError, match="numbers from 0 on"):
+        evaluate_grid(loaded, seqs, [], reduce=whole, batch_size=4)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2"])
@@ -184,9 +196,9 @@ def test_bfloat16_runs_and_stays_close_to_its_own_plain_forwards(arch: str) -> N
     loaded = tiny_loaded(arch, dtype=torch.bfloat16)
     seqs = prompts(loaded)
     removed, added = ablate(2), Add(2 * vectors(2), torch.tensor([2, 2]))
-    groups = [Conditions((removed,), 2), Conditions((added,), 2, start=2)]
-    found = evaluate(loaded, seqs, groups, reduce=whole, batch_size=8)
-    for values, each in zip(found, (removed, added), strict=True):
+    groups = [ConditionGroup((removed,), (0, 1)), ConditionGroup((added,), (2, 3), start=2)]
+    found = evaluate_grid(loaded, seqs, groups, reduce=whole, batch_size=8)
+    for values, each in zip(found.split(2), (removed, added), strict=True):
         expected = plainly(loaded, seqs, [(each.take(torch.tensor([i])),) for i in range(2)])
         assert values.dtype == torch.float32
         assert float((values - expected).abs().mean()) < 0.05 * float(expected.std())

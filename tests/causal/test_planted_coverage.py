@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from caryatid.causal.capture import at_site, prompt_activations
-from caryatid.causal.scores import score_bank
+from caryatid.causal.activations import at_site, prompt_activations
+from caryatid.causal.scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
 from caryatid.geometry.angles import excess_angle
 from caryatid.geometry.bootstrap import bypass_effect_interval
 from caryatid.geometry.carriers import CandidateScores, average, effects
@@ -43,7 +43,7 @@ def pool(name: str) -> SiteActivations:
     loaded = planted(PLANTS[name])
     chat = ChatFormat(loaded.tokenizer, "")
     sides = (
-        prompt_activations(loaded, chat, texts, n_positions=1, batch_size=200, layers=(SITE,))
+        prompt_activations(loaded, chat.ids_many(texts), n_positions=1, batch_size=200, layers=(SITE,))
         for texts in (harmful_texts(POOL), harmless_texts(POOL))
     )
     return at_site(*sides, 0, -1)
@@ -69,18 +69,17 @@ def pooled_scores() -> CandidateScores:
     chat = ChatFormat(loaded.tokenizer, "")
     site = at("plant", sample(0))
     kept = harmless_texts(POOL, 9000)
-    return score_bank(
+    directions = candidate_directions(site.harmful[:, None, None], site.harmless[:, None, None])
+    return score_candidates(
         loaded,
-        chat,
-        candidate_directions(site.harmful[:, None, None], site.harmless[:, None, None]),
-        harmful_texts(POOL, 8000),
-        kept,
-        refusal_ids(loaded),
-        layers=(SITE,),
-        positions=(-1,),
-        answers=[c.ids for c in generate(loaded, chat, kept, max_new_tokens=1, batch_size=200)],
-        batch_size=200,
-        answer_tokens=1,
+        CandidateDirections.of_grid(directions, positions=(-1,), layers=(SITE,)),
+        SelectionPrompts(
+            chat.ids_many(harmful_texts(POOL, 8000)),
+            chat.ids_many(kept),
+            [c.ids for c in generate(loaded, chat, kept, max_new_tokens=1, batch_size=200)],
+            refusal_ids(loaded),
+        ),
+        ScoringSettings(200, answer_tokens=1),
     )
 
 

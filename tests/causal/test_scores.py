@@ -1,24 +1,31 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, logsumexp
 
-from caryatid.causal.answers import LAST_KL, MEAN_KL, NLL, AnswerReference
-from caryatid.causal.capture import activation_sums, at_site, positions_of, prompt_activations
-from caryatid.causal.grid import Conditions, evaluate
-from caryatid.causal.scores import refusal_score, score_bank
+from caryatid.causal.activations import activation_sums, at_site, prompt_activations
+from caryatid.causal.answer_reference import LAST_KL, MEAN_KL, NLL, AnswerReference
+from caryatid.causal.grid import ConditionGroup, evaluate_grid
+from caryatid.causal.scores import (
+    CandidateDirections,
+    ScoringSettings,
+    SelectionPrompts,
+    refusal_score,
+    score_candidates,
+)
 from caryatid.errors import InputError, NumericalError
 from caryatid.geometry.carriers import CALIBRATED, CandidateScores, admissible, average, select
 from caryatid.geometry.directions import candidate_directions, category_directions, mean_difference
+from caryatid.models.directional import Ablate, Add
 from caryatid.models.forward import last_logits
 from caryatid.models.generate import generate
 from caryatid.models.layout import decoder_layers
 from caryatid.models.load import LoadedModel
-from caryatid.models.residual import Ablate, Add
 from caryatid.models.template import ChatFormat
 from tiny import tiny_loaded
 
@@ -51,7 +58,7 @@ class Setup:
         self.loaded: LoadedModel = tiny_loaded(arch)
         self.chat = ChatFormat(self.loaded.tokenizer)
         self.harmful, self.harmless = (
-            prompt_activations(self.loaded, self.chat, texts, n_positions=n_positions, batch_size=3)
+            prompt_activations(self.loaded, self.chat.ids_many(texts), n_positions=n_positions, batch_size=3)
             for texts in (HARMFUL, HARMLESS)
         )
         self.directions = candidate_directions(self.harmful, self.harmless)
@@ -59,22 +66,26 @@ class Setup:
         self.answers = [list(c.ids) for c in completions]
         self.answers[2] = self.answers[2][:2]  # one that is shorter than the others
 
-    def score(self, **changes: object) -> CandidateScores:
-        given: dict[str, object] = {
-            "layers": range(4),
-            "positions": (-2, -1),
-            "answers": self.answers,
-            "batch_size": 6,
-            "answer_tokens": 4,
-            "tokens": TOKENS,
-        }
-        return score_bank(
-            self.loaded,
-            self.chat,
-            self.directions,
-            HARMFUL,
-            HARMLESS,
-            **{**given, **changes},  # type: ignore[arg-type]
+    def prompts(self, tokens: Sequence[int] = TOKENS) -> SelectionPrompts:
+        return SelectionPrompts(
+            self.chat.ids_many(HARMFUL), self.chat.ids_many(HARMLESS), self.answers, tokens
+        )
+
+    def candidates(
+        self, positions: Sequence[int] = (-2, -1), layers: Sequence[int] = range(4)
+    ) -> CandidateDirections:
+        return CandidateDirections.of_grid(self.directions, positions=positions, layers=layers)
+
+    def score(
+        self,
+        tokens: Sequence[int] = TOKENS,
+        positions: Sequence[int] = (-2, -1),
+        layers: Sequence[int] = range(4),
+        **changes: Any,
+    ) -> CandidateScores:
+        settings = ScoringSettings(**{"batch_size": 6, "answer_tokens": 4, **changes})
+        return score_candidates(
+            self.loaded, self.candidates(positions, layers), self.prompts(tokens), settings
         )
 
 
@@ -120,7 +131,7 @@ def along(prompt: list[int], answer: list[int]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma2", "gpt_neox"])
-def test_the_bank_equals_one_candidate_at_a_time(arch: str) -> None:
+def test_candidate_scores_equal_one_candidate_at_a_time(arch: str) -> None:
     setup = Setup(arch)
     found = setup.score()
     expected = one_at_a_time(setup, found)
@@ -149,7 +160,7 @@ def test_zero_directions_are_no_candidates() -> None:
     assert 0 in learned_positions.layers
 
 
-def test_a_bank_of_zeros_is_scored_as_empty() -> None:
+def test_directions_that_are_all_zero_give_no_candidates() -> None:
     setup = Setup("llama")
     setup.directions = torch.zeros_like(setup.directions)
     found = setup.score()
@@ -175,7 +186,7 @@ def test_hopeless_candidates_can_be_skipped() -> None:
     every = setup.score(tokens=tokens, cosmic_layers=(1, 2))
     effect = (every.harmful.mean() - every.bypass.mean(1)) / every.gap
     cut = float(np.median(effect))
-    found = setup.score(tokens=tokens, cosmic_layers=(1, 2), skip_below=cut)
+    found = setup.score(tokens=tokens, cosmic_layers=(1, 2), discard_below=cut)
     skipped = np.isnan(found.kl).all(axis=1)
     np.testing.assert_array_equal(skipped, effect < cut)
     assert 0 < skipped.sum() < len(skipped)
@@ -197,7 +208,7 @@ def test_hopeless_candidates_can_be_skipped_after_the_first_prompts() -> None:
     assert gap > 0
     effect = (every.harmful[:2].mean() - every.bypass[:, :2].mean(1)) / gap
     cut = float(np.median(effect))
-    found = setup.score(tokens=tokens, cosmic_layers=(1, 2), skip_below=cut, skip_after=2)
+    found = setup.score(tokens=tokens, cosmic_layers=(1, 2), discard_below=cut, discard_after=2)
     skipped = np.isnan(found.bypass[:, 2])
     np.testing.assert_array_equal(skipped, effect < cut)
     assert 0 < skipped.sum() < len(skipped)
@@ -209,25 +220,27 @@ def test_hopeless_candidates_can_be_skipped_after_the_first_prompts() -> None:
     same_cosines(found, every, skipped)
     passed = admissible(average(found), found.layers, 4, replace(CALIBRATED, kl_max=99.0, effects_min=None))
     np.testing.assert_array_equal(passed[0], ~skipped & (found.layers < 3))
-    hopeless = setup.score(tokens=tokens, cosmic_layers=(1, 2), skip_below=1e9, skip_after=2)
+    hopeless = setup.score(tokens=tokens, cosmic_layers=(1, 2), discard_below=1e9, discard_after=2)
     assert hopeless.cosmic is not None
     assert np.isnan(hopeless.cosmic.scores().total).all()
     assert np.isnan(hopeless.bypass[:, 2:]).all()
     assert hopeless.bypass.shape == every.bypass.shape
     with pytest.raises(InputError, match="at least 1 prompt"):
-        setup.score(skip_below=0.0, skip_after=0)
+        setup.score(discard_below=0.0, discard_after=0)
 
 
-def test_bank_errors() -> None:
+def test_errors_of_candidate_scores() -> None:
     setup = Setup("llama")
-    with pytest.raises(InputError, match=r"bank of \(2, 4\)"):
+    with pytest.raises(InputError, match=r"directions of \(2, 4\)"):
         setup.score(layers=range(3))
     with pytest.raises(InputError, match="not all among"):
         setup.score(layers=(0, 1, 2, 4))
-    with pytest.raises(InputError, match="3 answers for 4 prompts"):
-        setup.score(answers=setup.answers[:3])
-    with pytest.raises(InputError, match="empty answer"):
-        setup.score(answers=[[], *setup.answers[1:]])
+    whole = setup.answers
+    for answers, message in ((whole[:3], "3 answers for 4 prompts"), ([[], *whole[1:]], "empty answer")):
+        setup.answers = answers
+        with pytest.raises(InputError, match=message):
+            setup.score()
+    setup.answers = whole
     for tokens, message in (
         ((), "0 refusal tokens"),
         (range(400), "400 refusal tokens"),
@@ -245,7 +258,7 @@ def test_a_model_that_gives_nan_is_one_line_with_exit_code_4() -> None:
     setup.loaded.model.model.layers[2].mlp.down_proj.weight.data.fill_(torch.nan)
     with pytest.raises(NumericalError, match="refusal scores are not finite"):
         setup.score()
-    broken = prompt_activations(setup.loaded, setup.chat, HARMFUL, n_positions=1, batch_size=2)
+    broken = prompt_activations(setup.loaded, setup.chat.ids_many(HARMFUL), n_positions=1, batch_size=2)
     with pytest.raises(NumericalError, match="not finite"):
         candidate_directions(broken, broken)
 
@@ -258,10 +271,10 @@ def test_answer_reference_nll_and_kl_by_definition() -> None:
     reference = AnswerReference(loaded, chat.ids_many(HARMLESS), answers, answer_tokens=5, batch_size=4)
     r = torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0))
     ablate = Ablate(r / r.norm())
-    (found,) = evaluate(
+    found = evaluate_grid(
         loaded,
         reference.seqs,
-        [Conditions((ablate,), 1)],
+        [ConditionGroup((ablate,))],
         reduce=reference.compare,
         keep=reference.keep,
         batch_size=8,
@@ -284,14 +297,14 @@ def test_answer_reference_nll_and_kl_by_definition() -> None:
 def test_activation_sums_give_the_means_of_per_prompt_activations() -> None:
     setup = Setup("llama")
     labels = ["a", "b", "a"]
-    sums = activation_sums(setup.loaded, setup.chat, HARMFUL, labels, n_positions=2, batch_size=2)
+    sums = activation_sums(setup.loaded, setup.chat.ids_many(HARMFUL), labels, n_positions=2, batch_size=2)
     assert (sums.names, sums.counts) == (("a", "b"), (2, 1))
     torch.testing.assert_close(sums.mean, setup.harmful.double().mean(0), rtol=1e-5, atol=1e-6)
     expected = category_directions(setup.harmful, setup.harmless, labels).rows
     found = sums.category_means - setup.harmless.double().mean(0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="2 category labels"):
-        activation_sums(setup.loaded, setup.chat, HARMFUL, labels[:2], n_positions=2, batch_size=2)
+        activation_sums(setup.loaded, setup.chat.ids_many(HARMFUL), labels[:2], n_positions=2, batch_size=2)
 
 
 def test_a_site_is_one_layer_and_one_position() -> None:
@@ -300,13 +313,12 @@ def test_a_site_is_one_layer_and_one_position() -> None:
     torch.testing.assert_close(
         mean_difference(site.harmful, site.harmless), setup.directions[0, 3], rtol=1e-12, atol=1e-12
     )
-    assert positions_of(2) == (-2, -1)
     one_layer = prompt_activations(
-        setup.loaded, setup.chat, HARMFUL, n_positions=2, batch_size=3, layers=(3,)
+        setup.loaded, setup.chat.ids_many(HARMFUL), n_positions=2, batch_size=3, layers=(3,)
     )
     torch.testing.assert_close(one_layer[:, 0], setup.harmful[:, 3])
     with pytest.raises(InputError, match="no prompts"):
-        prompt_activations(setup.loaded, setup.chat, (), n_positions=1, batch_size=2)
+        prompt_activations(setup.loaded, [], n_positions=1, batch_size=2)
 
 
 def block_outputs(

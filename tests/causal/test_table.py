@@ -9,7 +9,7 @@ import torch
 
 from caryatid.behaviour.judges.base import Exchange, Judgement
 from caryatid.causal.conditions import Condition
-from caryatid.causal.localise import layer_profile
+from caryatid.causal.localisation import layer_profile
 from caryatid.causal.readouts import TeacherForced
 from caryatid.causal.table import coupling_rows, forced_rows, outcome_rows, suite_outcomes
 from caryatid.data.prompts import Prompt

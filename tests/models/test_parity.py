@@ -10,9 +10,10 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from caryatid.errors import InputError
+from caryatid.models.directional import Ablate, Add, orthonormal
 from caryatid.models.forward import AnswerBatch, answer_logprobs, block_inputs, last_logits
 from caryatid.models.generate import generate, generate_ids
-from caryatid.models.residual import Ablate, Add, intervening, orthonormal
+from caryatid.models.residual import intervening
 from caryatid.models.template import ChatFormat
 from tiny import ARCHITECTURES, END, tiny_loaded, tiny_tokenizer
 

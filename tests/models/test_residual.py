@@ -7,8 +7,10 @@ from transformers.pytorch_utils import Conv1D
 
 from caryatid.errors import InputError
 from caryatid.models.batch import left_pad
+from caryatid.models.capture import capture_block_inputs
+from caryatid.models.directional import Ablate, Add, orthonormal
 from caryatid.models.layout import decoder_layers, sublayer_outputs
-from caryatid.models.residual import Ablate, Add, capture_block_inputs, intervening, orthonormal
+from caryatid.models.residual import intervening
 from tiny import ARCHITECTURES, tiny_model
 
 WIDTH, LAYERS = 32, 4

@@ -5,7 +5,9 @@ import torch
 from jaxtyping import TypeCheckError
 
 from caryatid.errors import InputError
-from caryatid.models.residual import Ablate, Add, capture_block_inputs, intervening, orthonormal
+from caryatid.models.capture import capture_block_inputs
+from caryatid.models.directional import Ablate, Add, orthonormal
+from caryatid.models.residual import intervening
 from tiny import tiny_model
 
 WIDTH = 32

@@ -9,16 +9,10 @@ from torch import Tensor
 
 from caryatid.models.batch import left_pad
 from caryatid.models.capture import capture_block_outputs
+from caryatid.models.directional import Ablate, Add, orthonormal
 from caryatid.models.generate import generate, generate_ids
 from caryatid.models.load import LoadedModel
-from caryatid.models.residual import (
-    Ablate,
-    Add,
-    Intervention,
-    Touched,
-    intervening,
-    orthonormal,
-)
+from caryatid.models.residual import Intervention, Touched, intervening
 from caryatid.models.template import ChatFormat
 from tiny import ARCHITECTURES, tiny_loaded
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from caryatid.causal import capture
+from caryatid.causal import activations
 from caryatid.data.study_prompts import build_study_prompts
 from caryatid.errors import NumericalError, UsageError
 from caryatid.geometry.directions import candidate_directions, category_directions
@@ -21,13 +21,13 @@ GIVEN = {"prompts": 7, "source": "embedded", "seed": 0, "system": None}
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Batches of three prompts; their sizes."""
     sizes: list[int] = []
-    original = capture.block_inputs
+    original = activations.block_inputs
 
     def recorded(loaded, rows, **given):  # type: ignore[no-untyped-def]
         sizes.append(len(rows))
         return original(loaded, rows, **given)
 
-    monkeypatch.setattr(capture, "block_inputs", recorded)
+    monkeypatch.setattr(activations, "block_inputs", recorded)
     monkeypatch.setattr(extract, "plan_batch_sizes", lambda *_: BatchSizes(3, 3, 3, 3))
     return sizes
 

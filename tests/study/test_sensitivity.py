@@ -10,7 +10,7 @@ import torch
 from small import reseal, small_config, stage_of
 
 from caryatid.artifacts import RunDirectory
-from caryatid.causal.capture import at_site
+from caryatid.causal.activations import at_site
 from caryatid.causal.transfer import transfer_ratio
 from caryatid.config import StudyConfig
 from caryatid.data.study_prompts import StudyPrompts

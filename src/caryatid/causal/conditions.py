@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caryatid.causal.grid import Conditions
-from caryatid.errors import InputError, NumericalError
-from caryatid.models.residual import Ablate, Add, Intervention, orthonormal
+from ..errors import InputError, NumericalError
+from ..models.directional import orthonormal  # importing it registers `ablate` and `add`
+from ..models.residual import Intervention, intervention_kind, stack_rows
+from .grid import ConditionGroup
 
 RANDOM = "random"
 """Control name of random subspaces that hold as much of the benign activations as the carrier."""
@@ -21,37 +21,45 @@ _BISECTIONS = 40
 _SHRINKAGE = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Condition:
-    """One row of a causal table.
+    """One row of a causal table: a model as it is, or under one intervention. Equal only to itself, and hashable.
 
     Attributes:
-        intervention: nothing, ablation at block inputs and sublayer outputs, or addition at a block's input.
+        intervention: `none`, or a registered name: `ablate` (at block inputs and sublayer outputs), `add` (at one
+            block's input), or one of another package (`models.residual.register_intervention`).
         control: what the directions are: `none`, `carrier`, `random` (matched to the carrier's energy), another kind of
             random subspace, or another direction's name.
         directions: orthonormal rows to ablate, or one unscaled vector to add; None for `none`.
         alpha: strength of the ablation, or factor of the added vector.
         layer: where to add. layers: ablate only at these blocks; None: at all.
         draw: number of a random control.
+        row: the intervention, with one row; None for `none`.
+
+    Raises:
+        InputError: an unknown intervention, directions that it cannot use, or an α that is not finite.
     """
 
-    intervention: Literal["none", "ablate", "add"] = "none"
+    intervention: str = "none"
     control: str = "none"
     directions: Float[Tensor, "rank d"] | None = None
     alpha: float = 1.0
     layer: int | None = None
     layers: tuple[int, ...] | None = None
     draw: int | None = None
+    row: Intervention | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         if (self.intervention == "none") != (self.directions is None):
             raise InputError(
                 f"{self.intervention} with directions {self.directions is not None}", where="Condition"
             )
-        if self.intervention == "add" and (self.layer is None or self.rank != 1):
-            raise InputError("an addition needs one vector and a layer", where="Condition")
         if not math.isfinite(self.alpha):
             raise InputError(f"α is {self.alpha}", where="Condition", remedy="Give a finite number.")
+        if self.directions is not None:
+            kind = intervention_kind(self.intervention)
+            row = kind.build(self.directions, self.alpha, layer=self.layer, layers=self.layers)
+            object.__setattr__(self, "row", row)
 
     @property
     def rank(self) -> int:
@@ -61,13 +69,10 @@ class Condition:
     @property
     def start(self) -> int:
         """The first block that is touched."""
-        if self.intervention == "add":
-            assert self.layer is not None
-            return self.layer
-        return min(self.layers) if self.layers else 0
+        return 0 if self.row is None else int(self.row.first_layers().min())
 
     def columns(self) -> dict[str, object]:
-        """The condition's columns of the contract's `causal` table, and the draw."""
+        """The condition's columns of the `causal` table, and the draw."""
         return {
             "intervention": self.intervention,
             "rank": self.rank,
@@ -78,53 +83,23 @@ class Condition:
 
 
 def row_interventions(conditions: Sequence[Condition]) -> tuple[Intervention, ...]:
-    """Interventions with one row per condition, for one batch; other rows of each are idle."""
-    width = next((c.directions.shape[1] for c in conditions if c.directions is not None), None)
-    if width is None:
-        return ()
-    found: list[Intervention] = []
-    sites = dict.fromkeys(c.layers for c in conditions if c.intervention == "ablate")
-    for layers in sites:
-        mine = [c.intervention == "ablate" and c.layers == layers for c in conditions]
-        rank = max(c.rank for c, here in zip(conditions, mine, strict=True) if here)
-        basis = torch.zeros(len(conditions), rank, width)
-        strength = torch.zeros(len(conditions))
-        for row, (condition, here) in enumerate(zip(conditions, mine, strict=True)):
-            if here and condition.directions is not None:
-                basis[row, : condition.rank] = condition.directions.float()
-                strength[row] = condition.alpha
-        found.append(Ablate(basis, strength, layers))
-    if any(c.intervention == "add" for c in conditions):
-        vector, strength = torch.zeros(len(conditions), width), torch.zeros(len(conditions))
-        layer = torch.zeros(len(conditions), dtype=torch.long)
-        for row, condition in enumerate(conditions):
-            if condition.intervention == "add" and condition.directions is not None:
-                vector[row], strength[row] = condition.directions[0].float(), condition.alpha
-                layer[row] = condition.start
-        found.append(Add(vector, layer, strength))
-    return tuple(found)
-
-
-class ConditionGroup(NamedTuple):
-    """Conditions that share where they begin, with their numbers in the list they come from."""
-
-    members: list[int]
-    conditions: Conditions
+    """Interventions with one row per condition, for one batch; each leaves the rows of other conditions untouched."""
+    return tuple(stack_rows([condition.row for condition in conditions]))
 
 
 def grouped(conditions: Sequence[Condition], n_layers: int) -> list[ConditionGroup]:
-    """The conditions in groups of one first block, for the grid; kinds share batches, whose rows are independent.
+    """The conditions in groups of one first block, for `evaluate_grid`; kinds share batches.
 
-    What is not run before first blocks costs one pass of the untouched model. Where that is more than it saves, all
-    conditions are one group that starts at block 0.
+    Leaving out the blocks before a group's first costs one pass of the model as it is. Where that is more than it
+    saves, all conditions are one group that starts at block 0.
     """
-    saves = sum(c.start for c in conditions) > n_layers
-    starts = [c.start if saves else 0 for c in conditions]
+    saves = sum(condition.start for condition in conditions) > n_layers
+    starts = [condition.start if saves else 0 for condition in conditions]
     groups = []
     for start in dict.fromkeys(starts):
-        members = [i for i, each in enumerate(starts) if each == start]
-        rows = row_interventions([conditions[i] for i in members])
-        groups.append(ConditionGroup(members, Conditions(rows, count=len(members), start=start)))
+        members = [number for number, each in enumerate(starts) if each == start]
+        rows = row_interventions([conditions[number] for number in members])
+        groups.append(ConditionGroup(rows, members, start))
     return groups
 
 
@@ -239,13 +214,13 @@ def addition_conditions(
     name: str = "carrier",
 ) -> list[Condition]:
     """Adding α times the vector at its layer, then α times its length along each random control."""
-    found = []
+    conditions = []
     for alpha in alphas:
-        found.append(Condition("add", name, vector[None], float(alpha), layer=layer))
+        conditions.append(Condition("add", name, vector[None], float(alpha), layer=layer))
         for draw, basis in enumerate(() if controls is None else controls):
             scaled = basis.to(vector.dtype) * vector.norm()
-            found.append(Condition("add", RANDOM, scaled, float(alpha), layer=layer, draw=draw))
-    return found
+            conditions.append(Condition("add", RANDOM, scaled, float(alpha), layer=layer, draw=draw))
+    return conditions
 
 
 def localisation_conditions(

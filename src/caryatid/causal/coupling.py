@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from caryatid.errors import InputError
-from caryatid.stats import Interval, bootstrap_indices, quantile_interval
+from ..errors import InputError
+from ..stats import Interval, bootstrap_indices, quantile_interval
 
 
 class Coupling(NamedTuple):

@@ -1,13 +1,13 @@
-"""Many conditions × many prompts in few forward tokens: the engine behind the bank and the teacher-forced read-outs.
+"""Many conditions × many prompts in few forward tokens, for candidate scores and teacher-forced read-outs.
 
-A condition is one row of interventions. Two things are computed once instead of for every pair of condition and prompt:
-the keys and values of the tokens with which all prompts begin (once per condition, under that condition), and, for
-conditions that touch nothing before a block, everything up to that block (once per prompt, without conditions).
-Both are exact: the results are those of plain forwards under `intervening`, up to rounding.
+A condition is one row of the interventions of its group. Two things are computed once instead of for every pair of
+condition and prompt: the keys and values of the tokens with which all prompts begin (once per condition, under that
+condition), and, for conditions that touch nothing before a block, everything up to that block (once per prompt, without
+conditions). Both are exact: the results are those of plain forwards under `intervening`, up to rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,42 +17,50 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from caryatid.attacks.prefix import prefix_cache_supported
-from caryatid.errors import InputError
-from caryatid.models.batch import PaddedBatch, left_pad, length_sorted_batches
-from caryatid.models.forward import at_rows, pad_id
-from caryatid.models.hooks import Hooks, contiguous_head, input_hook
-from caryatid.models.layout import num_layers
-from caryatid.models.load import LoadedModel
-from caryatid.models.residual import Intervention, capture_block_inputs, intervening
-from caryatid.progress import NO_PROGRESS, Progress
+from ..attacks.prefix import prefix_cache_supported
+from ..errors import InputError
+from ..models.batch import PaddedBatch, left_pad, length_sorted_batches
+from ..models.capture import capture_block_inputs
+from ..models.forward import at_rows, pad_id
+from ..models.hooks import Hooks, contiguous_head, input_hook
+from ..models.layout import num_layers
+from ..models.load import LoadedModel
+from ..models.residual import Intervention, intervening
+from ..progress import NO_PROGRESS, Progress
 
 _PROMPTS_PER_BATCH = 4  # of similar length, so that little is spent on padding
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """Conditions that are measured together.
+class ConditionGroup:
+    """Conditions that share batches.
 
     Attributes:
         interventions: each with one row per condition, or one row for all. Empty: the model as it is.
-        count: how many conditions these are.
+        members: the conditions' numbers in the caller's list.
         start: no block before this one is touched.
+
+    Raises:
+        InputError: rows that are not the members, no member, or a negative block.
     """
 
     interventions: tuple[Intervention, ...] = ()
-    count: int = 1
+    members: Sequence[int] = (0,)
     start: int = 0
 
     def __post_init__(self) -> None:
         for each in self.interventions:
-            if each.rows not in (1, self.count):
-                raise InputError(f"{each.rows} rows for {self.count} conditions", where=type(each).__name__)
-        if self.count < 1 or self.start < 0:
-            raise InputError(f"{self.count} conditions from block {self.start} on", where="Conditions")
+            if each.rows not in (1, len(self.members)):
+                raise InputError(
+                    f"{each.rows} rows for {len(self.members)} conditions", where=type(each).__name__
+                )
+        if not self.members or self.start < 0:
+            raise InputError(
+                f"{len(self.members)} conditions from block {self.start} on", where="ConditionGroup"
+            )
 
 
-UNTOUCHED = Conditions()
+UNTOUCHED = ConditionGroup()
 
 
 class GridBatch(NamedTuple):
@@ -60,7 +68,7 @@ class GridBatch(NamedTuple):
 
     Attributes:
         logits: float32, at the last positions of each row.
-        condition, prompt: the row's numbers in its `Conditions` and in the list of token rows.
+        condition, prompt: the row's numbers in the caller's lists of conditions and of token rows.
     """
 
     logits: Float[Tensor, "rows keep vocab"]
@@ -86,12 +94,27 @@ class _Prefix(NamedTuple):
         return cache
 
 
+class _BaseRun(NamedTuple):
+    """The prefix in the model as it is: keys and values, and block inputs by layer."""
+
+    prefix: _Prefix
+    inputs: dict[int, Float[Tensor, "1 tokens d"]]
+
+
 class _Piece(NamedTuple):
     """Prompts of similar length without the shared prefix, and the block inputs of their base run by layer."""
 
     prompts: list[int]
     batch: PaddedBatch
     inputs: dict[int, Float[Tensor, "prompts tokens d"]]
+
+
+class _Values(NamedTuple):
+    """Reduced values of one batch, on the CPU, with the condition and the prompt of each row."""
+
+    value: Float[Tensor, "rows *value"]
+    condition: Int[Tensor, "rows"]
+    prompt: Int[Tensor, "rows"]
 
 
 @contextmanager
@@ -145,35 +168,31 @@ class _Grid:
 
     def pieces(self, prompts_per_batch: int) -> list[_Piece]:
         rests = [list(seq[self.prefix_length :]) for seq in self.seqs]
-        found = []
+        pieces = []
         for prompts in length_sorted_batches([len(rest) for rest in rests], prompts_per_batch):
             batch = left_pad([rests[n] for n in prompts], pad_id(self.loaded), self.loaded.device)
-            found.append(_Piece(prompts, batch, {}))
-        return found
+            pieces.append(_Piece(prompts, batch, {}))
+        return pieces
 
     def prefix(
-        self,
-        conditions: Conditions,
-        index: Int[Tensor, "conditions"],
-        before: "tuple[_Prefix, dict[int, Tensor]] | None" = None,
+        self, group: ConditionGroup, index: Int[Tensor, "conditions"], base: _BaseRun | None = None
     ) -> _Prefix | None:
-        """The prefix under some conditions; blocks before `start` are taken from the base run `before`."""
+        """The prefix under some conditions of a group; blocks before its `start` are taken from the base run."""
         if self.prefix_length == 0:
             return None
-        if before is not None and conditions.start > 0:
-            hidden = before[1][conditions.start].expand(len(index), -1, -1)
-            with starting_at(self.loaded, conditions.start, hidden):
-                cache = self._run_prefix(conditions, index)
-            first = conditions.start
-            return _Prefix(
-                before[0].keys[:first] + cache.keys[first:], before[0].values[:first] + cache.values[first:]
-            )
-        return self._run_prefix(conditions, index)
+        if base is None or group.start == 0:
+            return self._run_prefix(group, index)
+        first = group.start
+        with starting_at(self.loaded, first, base.inputs[first].expand(len(index), -1, -1)):
+            late = self._run_prefix(group, index)
+        return _Prefix(
+            base.prefix.keys[:first] + late.keys[first:], base.prefix.values[:first] + late.values[first:]
+        )
 
-    def _run_prefix(self, conditions: Conditions, index: Int[Tensor, "conditions"]) -> _Prefix:
+    def _run_prefix(self, group: ConditionGroup, index: Int[Tensor, "conditions"]) -> _Prefix:
         ids = torch.tensor([self.seqs[0][: self.prefix_length]], device=self.loaded.device)
         cache = DynamicCache()
-        with intervening(self.loaded.model, *at_rows(conditions.interventions, index.tolist())):
+        with intervening(self.loaded.model, *at_rows(group.interventions, index.tolist())):
             self.loaded.model(
                 input_ids=ids.expand(len(index), -1), past_key_values=cache, use_cache=True, logits_to_keep=1
             )
@@ -200,98 +219,94 @@ class _Grid:
         logits: Tensor = out.logits
         return logits.float()
 
-    def capture(self, pieces: list[_Piece], layers: list[int]) -> "tuple[_Prefix, dict[int, Tensor]] | None":
-        """Run the base model, keeping block inputs of the pieces (in them) and of the prefix (returned)."""
-        one = torch.zeros(1, dtype=torch.long)
-        before = None
+    def capture(self, pieces: list[_Piece], layers: list[int]) -> _BaseRun | None:
+        """Run the model as it is, keeping block inputs of the pieces (in them) and of the prefix (returned)."""
+        base = None
         model, dtype = self.loaded.model, self.loaded.dtype
         if self.prefix_length:
             with capture_block_inputs(model, layers, self.prefix_length) as captured:
-                prefix = self._run_prefix(UNTOUCHED, one)
-            before = prefix, {layer: captured.of_layer(layer).to(dtype) for layer in layers}
+                prefix = self._run_prefix(UNTOUCHED, torch.zeros(1, dtype=torch.long))
+            base = _BaseRun(prefix, {layer: captured.of_layer(layer).to(dtype) for layer in layers})
         for piece in pieces:
-            cache = before[0].rows(torch.zeros(len(piece.prompts), dtype=torch.long)) if before else None
+            first = torch.zeros(len(piece.prompts), dtype=torch.long)
+            cache = base.prefix.rows(first) if base else None
             with capture_block_inputs(model, layers, piece.batch.ids.shape[1]) as captured:
                 self.logits(piece.batch, 1, cache)
             piece.inputs.update({layer: captured.of_layer(layer).to(dtype) for layer in layers})
-        return before
+        return base
 
     def run(
         self,
-        conditions: Conditions,
+        group: ConditionGroup,
         pieces: list[_Piece],
-        before: "tuple[_Prefix, dict[int, Tensor]] | None",
+        base: _BaseRun | None,
         reduce: GridReduce,
         progress: Progress,
-    ) -> Tensor:
-        """Reduced values [conditions, prompts, …] on the CPU."""
-        result: Tensor | None = None
-        largest = max(len(piece.prompts) for piece in pieces)
-        chunk = max(1, self.batch_size // largest)
-        for first in range(0, conditions.count, chunk):
-            index = torch.arange(first, min(first + chunk, conditions.count))
-            prefix = self.prefix(conditions, index, before)
+    ) -> Iterator[_Values]:
+        """Reduced values of every pair of a condition of the group and a prompt."""
+        members = torch.tensor(list(group.members))
+        chunk = max(1, self.batch_size // max(len(piece.prompts) for piece in pieces))
+        for index in torch.arange(len(members)).split(chunk):
+            prefix = self.prefix(group, index, base)
             for piece in pieces:
-                row_condition = torch.arange(len(index)).repeat_interleave(len(piece.prompts))
-                device_rows = row_condition.to(self.loaded.device)
-                cache = None if prefix is None else prefix.rows(device_rows)
-                rows = at_rows(conditions.interventions, (row_condition + first).tolist())
-                inside = intervening(self.loaded.model, *rows)
-                if conditions.start > 0:
-                    hidden = piece.inputs[conditions.start].repeat(len(index), 1, 1)
-                    with starting_at(self.loaded, conditions.start, hidden), inside:
-                        logits = self.logits(piece.batch, len(index), cache)
-                else:
-                    with inside:
-                        logits = self.logits(piece.batch, len(index), cache)
-                prompt = torch.tensor(piece.prompts).repeat(len(index))
-                device_prompt = prompt.to(self.loaded.device)
-                value = reduce(GridBatch(logits, device_rows + first, device_prompt)).cpu()
-                if result is None:
-                    result = value.new_full((conditions.count, len(self.seqs), *value.shape[1:]), torch.nan)
-                result[row_condition + first, prompt] = value
-                progress.advance(len(row_condition))
-        assert result is not None
-        return result
+                row = torch.arange(len(index)).repeat_interleave(len(piece.prompts))
+                cache = None if prefix is None else prefix.rows(row.to(self.loaded.device))
+                with ExitStack() as contexts:
+                    if group.start > 0:
+                        hidden = piece.inputs[group.start].repeat(len(index), 1, 1)
+                        contexts.enter_context(starting_at(self.loaded, group.start, hidden))
+                    rows = at_rows(group.interventions, index[row].tolist())
+                    contexts.enter_context(intervening(self.loaded.model, *rows))
+                    logits = self.logits(piece.batch, len(index), cache)
+                condition, prompt = members[index[row]], torch.tensor(piece.prompts).repeat(len(index))
+                on_device = (each.to(self.loaded.device) for each in (condition, prompt))
+                yield _Values(reduce(GridBatch(logits, *on_device)).cpu(), condition, prompt)
+                progress.advance(len(row))
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_grid(
     loaded: LoadedModel,
     seqs: Sequence[Sequence[int]],
-    groups: Sequence[Conditions],
+    groups: Sequence[ConditionGroup],
     *,
     reduce: GridReduce,
     keep: int = 1,
     batch_size: int,
     progress: Progress | None = None,
-) -> list[Tensor]:
-    """For every group the reduced values [conditions, prompts, …] of each prompt under each condition, on the CPU.
+) -> Float[Tensor, "conditions prompts *value"]:
+    """The reduced values of each prompt under each condition, on the CPU.
 
     Args:
         seqs: token rows, prompts or prompts with part of an answer.
+        groups: their members together are the numbers from 0 on, each once.
         reduce: what is made of the logits of the last `keep` positions. A row shorter than `keep` has padding first.
         batch_size: rows per forward. progress: advances by one per pair of condition and prompt.
 
     Raises:
-        InputError: no prompts, interventions that do not fit the model, or an impossible `start`.
+        InputError: no prompts or conditions, members that are not such numbers, interventions that do not fit the
+            model, or an impossible `start`.
     """
-    depth = num_layers(loaded.model)
+    depth, members = num_layers(loaded.model), [number for group in groups for number in group.members]
     for group in groups:
         if group.start >= depth:
-            raise InputError(f"layer {group.start} is not one of 0 … {depth - 1}", where="Conditions")
+            raise InputError(f"layer {group.start} is not one of 0 … {depth - 1}", where="ConditionGroup")
+    if not members or sorted(members) != list(range(len(members))):
+        raise InputError("the groups' members are not the numbers from 0 on, each once", where="grid")
     grid = _Grid(loaded, seqs, keep, batch_size)
     report = progress or NO_PROGRESS
     late = [group for group in groups if group.start > 0]
-    before, late_pieces = None, []
+    base, late_pieces = None, []
     if late:
-        late_pieces = grid.pieces(max(1, batch_size // max(group.count for group in late)))
-        before = grid.capture(late_pieces, sorted({group.start for group in late}))
-    results = []
+        late_pieces = grid.pieces(max(1, batch_size // max(len(group.members) for group in late)))
+        base = grid.capture(late_pieces, sorted({group.start for group in late}))
+    result: Tensor | None = None
     for group in groups:
-        if group.start > 0:
-            pieces = late_pieces
-        else:
-            pieces = grid.pieces(max(1, min(batch_size, max(_PROMPTS_PER_BATCH, batch_size // group.count))))
-        results.append(grid.run(group, pieces, before if group.start > 0 else None, reduce, report))
-    return results
+        per_batch = max(1, min(batch_size, max(_PROMPTS_PER_BATCH, batch_size // len(group.members))))
+        pieces = late_pieces if group.start > 0 else grid.pieces(per_batch)
+        for values in grid.run(group, pieces, base if group.start > 0 else None, reduce, report):
+            if result is None:
+                result = values.value.new_full((len(members), len(seqs), *values.value.shape[1:]), torch.nan)
+            result[values.condition, values.prompt] = values.value
+    assert result is not None
+    return result

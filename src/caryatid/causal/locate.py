@@ -5,7 +5,7 @@ The same functions serve every anchor of a study and a single model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +19,14 @@ from ..geometry.directions import candidate_directions, category_directions, mea
 from ..geometry.profiles import depth_cut
 from ..geometry.rank import SiteActivations
 from ..models.capture import capture_block_outputs
+from ..models.directional import Ablate, Add
 from ..models.forward import block_inputs
 from ..models.layout import num_layers
 from ..models.load import LoadedModel
-from ..models.residual import Ablate, Add
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
-from .capture import at_site
-from .scores import score_bank
+from .activations import at_site
+from .scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
 
 
 @dataclass(frozen=True)
@@ -103,33 +103,12 @@ def scored_layers(n_layers: int, stride: int, depth: float = 1.0) -> list[int]:
 
 
 @dataclass(frozen=True)
-class SelectionPrompts:
-    """What candidates are scored on.
-
-    Attributes:
-        harmful, harmless: texts. answers: token ids of the model's own answers to the harmless ones.
-        tokens: refusal tokens.
-    """
-
-    harmful: Sequence[str]
-    harmless: Sequence[str]
-    answers: Sequence[Sequence[int]]
-    tokens: Sequence[int]
-
-    @property
-    def passes(self) -> int:
-        """Forward passes of each candidate: what progress counts."""
-        return len(self.harmful) + 2 * len(self.harmless)
-
-
-@dataclass(frozen=True)
 class CandidateSettings:
     """Which candidates are scored, and how far.
 
     Attributes:
-        layer_stride, scored_depth: see `scored_layers`. answer_tokens: over which the second KL is taken.
-        discard_below, discard_after: candidates that remove less than this share of the gap on the first so many
-            harmful prompts are not scored further; None: all are.
+        layer_stride, scored_depth: see `scored_layers`. answer_tokens, discard_below, discard_after: see
+            `ScoringSettings`.
     """
 
     layer_stride: int = 1
@@ -137,48 +116,6 @@ class CandidateSettings:
     answer_tokens: int = 8
     discard_below: float | None = None
     discard_after: int = 8
-
-
-def score_directions(
-    model: Measured,
-    directions: Float[Tensor, "positions layers d"],
-    places: "Places",
-    selection: SelectionPrompts,
-    settings: CandidateSettings,
-    *,
-    cosmic_layers: Sequence[int] = (),
-    discard_below: float | None = None,
-) -> CandidateScores:
-    """Per-prompt scores of candidate directions; a direction of zeros is no candidate.
-
-    Args:
-        places: of the directions. cosmic_layers: for COSMIC's cosines; none: without them.
-        discard_below: see `CandidateSettings`.
-    """
-    return score_bank(
-        model.loaded,
-        model.chat,
-        directions,
-        selection.harmful,
-        selection.harmless,
-        selection.tokens,
-        layers=places.layers,
-        positions=places.positions,
-        answers=selection.answers,
-        batch_size=model.batch_size,
-        answer_tokens=settings.answer_tokens,
-        skip_below=discard_below,
-        skip_after=settings.discard_after,
-        cosmic_layers=cosmic_layers,
-        progress=model.progress,
-    )
-
-
-class Places(NamedTuple):
-    """Where candidate directions were taken; position −1 is the last prompt token."""
-
-    positions: Sequence[int]
-    layers: Sequence[int]
 
 
 class CandidateScorer:
@@ -198,6 +135,11 @@ class CandidateScorer:
         self.harmful = activations.harmful[:, self.layers]
         self.harmless = activations.harmless[:, self.layers]
 
+    @property
+    def passes(self) -> int:
+        """Forward passes of each candidate: what progress counts."""
+        return len(self.selection.harmful) + 2 * len(self.selection.harmless)
+
     def directions(
         self, harmful: Any = slice(None), harmless: Any = slice(None)
     ) -> Float[Tensor, "positions layers d"]:
@@ -205,26 +147,24 @@ class CandidateScorer:
         return candidate_directions(self.harmful[harmful], self.harmless[harmless])
 
     def score(
-        self,
-        directions: Float[Tensor, "positions layers d"],
-        *,
-        cosmic: bool,
-        discard_below: float | None = None,
+        self, candidates: CandidateDirections, *, cosmic: bool, discard_below: float | None = None
     ) -> CandidateScores:
-        """Per-prompt scores; a direction of zeros is no candidate."""
-        return score_directions(
-            self.model,
-            directions,
-            Places(self.positions, self.layers),
-            self.selection,
-            self.settings,
-            cosmic_layers=self.cosmic_layers if cosmic else (),
+        """Per-prompt scores of some candidates."""
+        settings = ScoringSettings(
+            self.model.batch_size,
+            answer_tokens=self.settings.answer_tokens,
             discard_below=discard_below,
+            discard_after=self.settings.discard_after,
+            cosmic_layers=self.cosmic_layers if cosmic else (),
+        )
+        return score_candidates(
+            self.model.loaded, candidates, self.selection, settings, progress=self.model.progress
         )
 
     def score_all(self) -> CandidateScores:
         """Every candidate of the extraction prompts, with COSMIC's cosines."""
-        return self.score(self.directions(), cosmic=True, discard_below=self.settings.discard_below)
+        found = CandidateDirections.of_grid(self.directions(), positions=self.positions, layers=self.layers)
+        return self.score(found, cosmic=True, discard_below=self.settings.discard_below)
 
 
 def stand_in(scores: CandidateScores, profile: Profile, *, early_discard: bool = False) -> int:

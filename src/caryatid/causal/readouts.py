@@ -2,25 +2,26 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from caryatid.causal.answers import MEAN_KL, NLL, AnswerReference
-from caryatid.causal.conditions import Condition, grouped, row_interventions
-from caryatid.causal.grid import evaluate
-from caryatid.causal.scores import refusal_tokens, score_reduce
-from caryatid.errors import InputError
-from caryatid.models.generate import Completion, generate
-from caryatid.models.layout import num_layers
-from caryatid.models.load import LoadedModel
-from caryatid.models.template import ChatFormat
-from caryatid.progress import Progress
-from caryatid.stats import bootstrap_indices, quantile_interval, wilson
+from ..errors import InputError
+from ..models.generate import Completion, generate
+from ..models.layout import num_layers
+from ..models.load import LoadedModel
+from ..models.template import ChatFormat
+from ..progress import Progress
+from ..stats import bootstrap_indices, quantile_interval, wilson
+from .answer_reference import MEAN_KL, NLL, AnswerReference
+from .conditions import Condition, grouped, row_interventions
+from .grid import evaluate_grid
+from .scores import refusal_token_ids, score_reduce
 
 Judge = Callable[[Sequence[tuple[str, str]]], Sequence[str]]
-"""From (prompt, completion) pairs to verdicts: full_compliance, full_refusal, partial_refusal, or empty (unscored)."""
+"""From (prompt, answer) pairs to verdicts: full_compliance, full_refusal, partial_refusal, or empty (unscored)."""
 
 _REFUSALS = ("full_refusal", "partial_refusal")
 
@@ -39,65 +40,96 @@ class TeacherForced(NamedTuple):
     kl: Float[np.ndarray, "conditions benign"]
     answer_tokens: Float[np.ndarray, "benign"]
 
-    def perplexity(self) -> Float[np.ndarray, "conditions"]:
-        """exp of the token-weighted mean NLL."""
-        return np.exp(self.nll @ self.answer_tokens / self.answer_tokens.sum())
+
+@dataclass(frozen=True)
+class ReadOutPrompts:
+    """What teacher-forced read-outs are measured on, as token rows in the model's chat format.
+
+    Attributes:
+        harmful: prompts whose refusal score is read. refusal_tokens: the set T.
+        benign: prompts whose `answers` are followed, each cut at `answer_tokens` tokens.
+
+    Raises:
+        InputError: no harmful or no benign prompts.
+    """
+
+    harmful: Sequence[Sequence[int]]
+    refusal_tokens: Sequence[int]
+    benign: Sequence[Sequence[int]]
+    answers: Sequence[Sequence[int]]
+    answer_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.harmful or not self.benign:
+            raise InputError("harmful and benign prompts are both needed", where="teacher-forced read-outs")
+
+    @classmethod
+    def of_texts(
+        cls,
+        chat: ChatFormat,
+        harmful: Sequence[str],
+        refusal_tokens: Sequence[int],
+        benign: Sequence[tuple[str, str]],
+        *,
+        complete: Sequence[bool] | None = None,
+        answer_tokens: int = 32,
+    ) -> "ReadOutPrompts":
+        """From users' texts, and (user text, answer) pairs.
+
+        Args:
+            complete: whether each answer is whole, so that its end of turn belongs to it; None: all are.
+        """
+        whole = complete or [True] * len(benign)
+        return cls(
+            chat.ids_many(harmful),
+            refusal_tokens,
+            chat.ids_many([user for user, _ in benign]),
+            [chat.answer_ids(text, end_of_turn=end) for (_, text), end in zip(benign, whole, strict=True)],
+            answer_tokens,
+        )
 
 
 def teacher_forced(
     loaded: LoadedModel,
-    chat: ChatFormat,
     conditions: Sequence[Condition],
-    harmful: Sequence[str],
-    benign: Sequence[tuple[str, str]],
-    tokens: Sequence[int],
+    prompts: ReadOutPrompts,
     *,
     batch_size: int,
-    answer_tokens: int = 32,
-    complete: Sequence[bool] | None = None,
     progress: Progress | None = None,
 ) -> TeacherForced:
-    """Refusal score on harmful prompts, and NLL and KL on benign (user text, answer) pairs, under every condition.
+    """Refusal score on harmful prompts, and NLL and KL along benign answers, under every condition.
 
     Args:
-        tokens: the refusal tokens T. answer_tokens: benign answers are cut here.
-        complete: whether each benign answer is whole, so that its end of turn belongs to it; None: all are.
         progress: advances by one per pair of condition and prompt.
 
     Raises:
-        InputError: nothing to measure, or conditions that do not fit the model.
+        InputError: no conditions, an empty answer, or conditions that do not fit the model.
     """
-    if not conditions or not harmful or not benign:
-        raise InputError(
-            "conditions, harmful prompts and benign texts are all needed", where="teacher_forced"
-        )
+    if not conditions:
+        raise InputError("there are no conditions", where="teacher-forced read-outs")
     reference = AnswerReference(
-        loaded,
-        chat.ids_many([user for user, _ in benign]),
-        [
-            chat.answer_ids(answer, end_of_turn=whole)
-            for (_, answer), whole in zip(benign, complete or [True] * len(benign), strict=True)
-        ],
-        answer_tokens=answer_tokens,
-        batch_size=batch_size,
+        loaded, prompts.benign, prompts.answers, answer_tokens=prompts.answer_tokens, batch_size=batch_size
     )
     refusal = refusal_scores(
-        loaded, chat, conditions, harmful, tokens, batch_size=batch_size, progress=progress
-    )
-    working = [number for number, each in enumerate(conditions) if each.intervention != "none"]
-    groups = grouped([conditions[number] for number in working], num_layers(loaded.model))
-    along = evaluate(
         loaded,
-        reference.seqs,
-        [group.conditions for group in groups],
-        reduce=reference.compare,
-        keep=reference.keep,
+        conditions,
+        prompts.harmful,
+        prompts.refusal_tokens,
         batch_size=batch_size,
         progress=progress,
     )
-    compared = reference.base.repeat(len(conditions), 1, 1)  # what an untouched model gives is known already
-    for group, values in zip(groups, along, strict=True):
-        compared[[working[number] for number in group.members]] = values
+    working = [number for number, each in enumerate(conditions) if each.row is not None]
+    compared = reference.base.repeat(len(conditions), 1, 1)  # of an untouched model it is known already
+    if working:
+        compared[working] = evaluate_grid(
+            loaded,
+            reference.seqs,
+            grouped([conditions[number] for number in working], num_layers(loaded.model)),
+            reduce=reference.compare,
+            keep=reference.keep,
+            batch_size=batch_size,
+            progress=progress,
+        )
     return TeacherForced(
         refusal=refusal,
         nll=compared[..., NLL].double().numpy(),
@@ -108,28 +140,27 @@ def teacher_forced(
 
 def refusal_scores(
     loaded: LoadedModel,
-    chat: ChatFormat,
     conditions: Sequence[Condition],
-    harmful: Sequence[str],
+    harmful: Sequence[Sequence[int]],
     tokens: Sequence[int],
     *,
     batch_size: int,
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "conditions harmful"]:
-    """Refusal score of every prompt under every condition. Arguments and errors as `teacher_forced`."""
-    groups = grouped(conditions, num_layers(loaded.model))
-    found = evaluate(
+    """Refusal score of every prompt (a token row) under every condition; `tokens`: the refusal tokens T.
+
+    Raises:
+        InputError: nothing to measure, or conditions that do not fit the model.
+    """
+    scores = evaluate_grid(
         loaded,
-        chat.ids_many(harmful),
-        [group.conditions for group in groups],
-        reduce=score_reduce(refusal_tokens(loaded, tokens)),
+        harmful,
+        grouped(conditions, num_layers(loaded.model)),
+        reduce=score_reduce(refusal_token_ids(loaded, tokens)),
         batch_size=batch_size,
         progress=progress,
     )
-    scores = np.empty((len(conditions), len(harmful)))
-    for group, values in zip(groups, found, strict=True):
-        scores[group.members] = values.double().numpy()
-    return scores
+    return scores.double().numpy()
 
 
 def generate_under(

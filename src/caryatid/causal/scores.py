@@ -1,7 +1,7 @@
 """Scores of candidate directions on selection prompts: bypass, induce and KL (protocol §5)."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -9,18 +9,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caryatid.causal.answers import LAST_KL, MEAN_KL, AnswerReference
-from caryatid.causal.grid import UNTOUCHED, Conditions, GridReduce, evaluate
-from caryatid.causal.watched import Watched, evaluate_watched
-from caryatid.errors import InputError, NumericalError
-from caryatid.geometry.carriers import CandidateScores
-from caryatid.geometry.cosmic import CosmicProducts, cosmic_products
-from caryatid.geometry.directions import is_candidate, unit
-from caryatid.models.layout import num_layers
-from caryatid.models.load import LoadedModel
-from caryatid.models.residual import Ablate, Add
-from caryatid.models.template import ChatFormat
-from caryatid.progress import Progress
+from ..errors import InputError, NumericalError
+from ..geometry.carriers import CandidateScores
+from ..geometry.cosmic import CosmicProducts, cosmic_products
+from ..geometry.directions import is_candidate, unit
+from ..models.directional import Ablate, Add
+from ..models.layout import num_layers
+from ..models.load import LoadedModel
+from ..progress import Progress
+from .answer_reference import LAST_KL, MEAN_KL, AnswerReference
+from .grid import UNTOUCHED, ConditionGroup, GridReduce, evaluate_grid
+from .scored_outputs import ScoredOutputs, score_with_outputs
 
 
 def refusal_score(
@@ -37,7 +36,7 @@ def refusal_score(
     return refused - wide.masked_fill(inside, -torch.inf).logsumexp(dim=-1)
 
 
-def refusal_tokens(loaded: LoadedModel, tokens: Sequence[int]) -> Int[Tensor, "refusal_tokens"]:
+def refusal_token_ids(loaded: LoadedModel, tokens: Sequence[int]) -> Int[Tensor, "refusal_tokens"]:
     """The set T as a tensor on the model's device.
 
     Raises:
@@ -57,114 +56,136 @@ def score_reduce(tokens: Int[Tensor, "refusal_tokens"]) -> GridReduce:
     return lambda batch: refusal_score(batch.logits[:, -1], tokens)
 
 
-def ablations(directions: Float[Tensor, "candidates d"]) -> Conditions:
-    """Each direction ablated at every site."""
-    return Conditions((Ablate(unit(directions.double()).float().unsqueeze(1)),), count=len(directions))
+@dataclass(frozen=True)
+class CandidateDirections:
+    """Candidate directions, and where each was read.
 
-
-def additions(
-    directions: Float[Tensor, "candidates d"], layers: Sequence[int]
-) -> list[tuple[list[int], Conditions]]:
-    """The unscaled directions added at their layers' block inputs, grouped by layer, with their row numbers."""
-    groups = []
-    for layer in sorted(set(layers)):
-        rows = [row for row, each in enumerate(layers) if each == layer]
-        add = Add(directions[rows].float(), torch.full((len(rows),), layer))
-        groups.append((rows, Conditions((add,), count=len(rows), start=layer)))
-    return groups
-
-
-def _require_finite(name: str, values: Tensor) -> None:
-    if not torch.isfinite(values).all():
-        raise NumericalError(
-            f"{name} are not finite", where="candidate scores", remedy="Check the anchor's weights."
-        )
-
-
-class _Candidates(NamedTuple):
-    """The candidates of a bank, one row each, in the order of positions, then layers."""
-
-    vectors: Float[Tensor, "candidates d"]
-    positions: list[int]
-    layers: list[int]
-
-
-def _candidates(
-    loaded: LoadedModel,
-    directions: Float[Tensor, "positions layers d"],
-    positions: Sequence[int],
-    layers: Sequence[int],
-) -> _Candidates:
-    depth = num_layers(loaded.model)
-    if directions.shape[:2] != (len(positions), len(layers)):
-        raise InputError(
-            f"a bank of {tuple(directions.shape[:2])} for {len(positions)} positions and {len(layers)} layers",
-            where="score_bank",
-        )
-    if any(not 0 <= layer < depth for layer in layers):
-        raise InputError(f"layers {list(layers)} are not all among 0 … {depth - 1}", where="score_bank")
-    places = is_candidate(directions).nonzero().tolist()
-    vectors = directions[[p for p, _ in places], [i for _, i in places]].to(loaded.device)
-    return _Candidates(vectors, [int(positions[p]) for p, _ in places], [int(layers[i]) for _, i in places])
-
-
-def score_bank(
-    loaded: LoadedModel,
-    chat: ChatFormat,
-    directions: Float[Tensor, "positions layers d"],
-    harmful: Sequence[str],
-    harmless: Sequence[str],
-    tokens: Sequence[int],
-    *,
-    layers: Sequence[int],
-    positions: Sequence[int],
-    answers: Sequence[Sequence[int]],
-    batch_size: int,
-    answer_tokens: int = 8,
-    skip_below: float | None = None,
-    skip_after: int | None = None,
-    cosmic_layers: Sequence[int] = (),
-    progress: Progress | None = None,
-) -> CandidateScores:
-    """Bypass, induce and KL of every candidate of a bank, per prompt. Zero directions are no candidates.
-
-    Args:
-        directions: r[p, l], not normalised; its axes are `positions` (−1: the last prompt token) and `layers`.
-        harmful, harmless: users' texts of the selection prompts. tokens: the refusal tokens T.
-        answers: token ids of the base model's own greedy answers to `harmless`, at least `answer_tokens` of each unless
-            the answer is shorter.
-        skip_below: candidates whose gap-normalised bypass effect is below this are not scored further; their induce
-            and KL stay NaN. None scores all.
-        skip_after: that effect is judged on the first so many harmful prompts, and the bypass of candidates left out is
-            NaN on the others. None: on all.
-        cosmic_layers: blocks whose outputs the COSMIC scores compare (`geometry.cosmic.least_alike_layers`), read in
-            the same forward passes. Empty: no COSMIC scores.
-        progress: advances by one per pair of candidate and prompt: positions × layers × (harmful + 2 · harmless)
-            in all, less where candidates are left out.
+    Attributes:
+        vectors: one direction per row, not normalised.
+        positions: of each; −1 is the last prompt token. layers: of each, the block at whose input it was read.
 
     Raises:
-        InputError: axes, answers or tokens do not fit. NumericalError: a direction or the model's output is not finite.
+        InputError: not one position and one layer per direction.
     """
-    target = score_reduce(refusal_tokens(loaded, tokens))
-    bank = _candidates(loaded, directions, positions, layers)
-    measure = partial(
-        evaluate_watched, loaded, reduce=target, layers=tuple(cosmic_layers), batch_size=batch_size
-    )
-    harmful_ids, harmless_ids = chat.ids_many(harmful), chat.ids_many(harmless)
-    plain = _Untouched(*(measure(ids, [UNTOUCHED])[0] for ids in (harmful_ids, harmless_ids)))
-    h, s = plain.harmful.scores[0], plain.harmless.scores[0]
-    _require_finite("unablated refusal scores", torch.cat([h, s]))
-    measure = partial(measure, progress=progress)
-    ablated, rows = _bypass_scores(measure, harmful_ids, bank.vectors, h, s, skip_below, skip_after)
-    base = AnswerReference(loaded, harmless_ids, answers, answer_tokens=answer_tokens, batch_size=batch_size)
-    kl = _kl_scores(loaded, base, bank.vectors, rows, batch_size, progress)
-    added = _induce_scores(measure, harmless_ids, bank, rows, plain.harmless, cosmic_layers)
+
+    vectors: Float[Tensor, "candidates d"]
+    positions: tuple[int, ...]
+    layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.vectors) == len(self.positions) == len(self.layers):
+            raise InputError(
+                f"{len(self.vectors)} directions at {len(self.positions)} positions and {len(self.layers)} layers",
+                where="candidate directions",
+            )
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @classmethod
+    def of_grid(
+        cls,
+        directions: Float[Tensor, "positions layers d"],
+        *,
+        positions: Sequence[int],
+        layers: Sequence[int],
+    ) -> "CandidateDirections":
+        """Those of r[p, l] that are not zero, in the order of positions, then layers.
+
+        Raises:
+            InputError: axes that are not `positions` and `layers`. NumericalError: a direction is not finite.
+        """
+        if directions.shape[:2] != (len(positions), len(layers)):
+            raise InputError(
+                f"directions of {tuple(directions.shape[:2])} for {len(positions)} positions and {len(layers)} layers",
+                where="candidate directions",
+            )
+        places = is_candidate(directions).nonzero().tolist()
+        return cls(
+            directions[[p for p, _ in places], [i for _, i in places]],
+            tuple(int(positions[p]) for p, _ in places),
+            tuple(int(layers[i]) for _, i in places),
+        )
+
+
+@dataclass(frozen=True)
+class SelectionPrompts:
+    """What candidates are scored on.
+
+    Attributes:
+        harmful, harmless: token rows of the selection prompts, in the model's chat format.
+        answers: token ids of the base model's own greedy answers to `harmless`.
+        refusal_tokens: the set T.
+    """
+
+    harmful: Sequence[Sequence[int]]
+    harmless: Sequence[Sequence[int]]
+    answers: Sequence[Sequence[int]]
+    refusal_tokens: Sequence[int]
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """How candidates are scored.
+
+    Attributes:
+        batch_size: rows per forward pass.
+        answer_tokens: the second KL is averaged over so many tokens of each answer, fewer where it is shorter.
+        discard_below: candidates whose gap-normalised bypass effect is below this are not scored further; their induce
+            and KL stay NaN. None: score all.
+        discard_after: that effect is judged on the first so many harmful prompts, and the bypass of candidates left out
+            is NaN on the others. None: on all.
+        cosmic_layers: blocks whose outputs the COSMIC scores compare (`geometry.cosmic.least_alike_layers`), read in
+            the same forward passes. Empty: no COSMIC scores.
+
+    Raises:
+        InputError: `discard_after` is below 1.
+    """
+
+    batch_size: int
+    answer_tokens: int = 8
+    discard_below: float | None = None
+    discard_after: int | None = None
+    cosmic_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.discard_after is not None and self.discard_after < 1:
+            raise InputError(
+                f"discard_after is {self.discard_after}, at least 1 prompt is needed", where="ScoringSettings"
+            )
+
+
+def score_candidates(
+    loaded: LoadedModel,
+    candidates: CandidateDirections,
+    prompts: SelectionPrompts,
+    settings: ScoringSettings,
+    *,
+    progress: Progress | None = None,
+) -> CandidateScores:
+    """Bypass, induce and KL of every candidate, per prompt.
+
+    Directions of one place from several resamples are simply several candidates.
+
+    Args:
+        progress: advances by one per pair of candidate and prompt: candidates × (harmful + 2 · harmless) in all, less
+            where candidates are left out.
+
+    Raises:
+        InputError: layers, answers or tokens do not fit. NumericalError: a direction or the model's output is not
+            finite.
+    """
+    scorer = _Scorer(loaded, candidates, prompts, settings, progress)
+    plain = scorer.untouched()
+    ablated, kept = scorer.bypass(plain)
+    kl = scorer.kl(kept)
+    added = scorer.induce(kept, plain.harmless)
     return CandidateScores(
-        positions=np.array(bank.positions, dtype=np.int64),
-        layers=np.array(bank.layers, dtype=np.int64),
+        positions=np.array(candidates.positions, dtype=np.int64),
+        layers=np.array(candidates.layers, dtype=np.int64),
         n_layers=num_layers(loaded.model),
-        harmful=h.double().numpy(),
-        harmless=s.double().numpy(),
+        harmful=plain.harmful.scores[0].double().numpy(),
+        harmless=plain.harmless.scores[0].double().numpy(),
         bypass=ablated.scores.double().numpy(),
         induce=added.scores.double().numpy(),
         kl=kl[..., LAST_KL].double().numpy(),
@@ -173,114 +194,148 @@ def score_bank(
     )
 
 
-def _kl_scores(
-    loaded: LoadedModel,
-    base: AnswerReference,
-    vectors: Float[Tensor, "candidates d"],
-    rows: Int[Tensor, "kept"],
-    batch_size: int,
-    progress: Progress | None,
-) -> Float[Tensor, "candidates harmless 3"]:
-    """KL of the candidates `rows` ablated; NaN for the others."""
-    kl = torch.full((len(vectors), len(base.seqs), 3), torch.nan)
-    if len(rows):
-        (kl[rows],) = evaluate(
-            loaded,
-            base.seqs,
-            [ablations(vectors[rows])],
-            reduce=base.compare,
-            keep=base.keep,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    return kl
-
-
 class _Untouched(NamedTuple):
     """What the model as it is does on harmful and on harmless prompts."""
 
-    harmful: Watched
-    harmless: Watched
+    harmful: ScoredOutputs
+    harmless: ScoredOutputs
 
 
-def _induce_scores(
-    measure: Callable[[Sequence[Sequence[int]], list[Conditions]], list[Watched]],
-    harmless_ids: Sequence[Sequence[int]],
-    bank: _Candidates,
-    rows: Int[Tensor, "kept"],
-    untouched: Watched,
-    cosmic_layers: Sequence[int],
-) -> Watched:
-    """Harmless prompts with each of the candidates `rows` added at its layer; NaN for the others."""
-    scores = torch.full((len(bank.layers), len(harmless_ids)), torch.nan)
-    own, outputs = untouched.outputs, None
-    if own is not None:
-        outputs = torch.full((len(bank.layers), *own.shape[1:]), torch.nan)
-    groups = additions(bank.vectors[rows], [bank.layers[row] for row in rows])
-    found = measure(harmless_ids, [group for _, group in groups]) if groups else []
-    for (members, group), added in zip(groups, found, strict=True):
-        here = rows[members]
-        scores[here] = added.scores
-        if outputs is not None and own is not None and added.outputs is not None:
+class _Scorer:
+    """The three measurements of some candidates on one model."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        candidates: CandidateDirections,
+        prompts: SelectionPrompts,
+        settings: ScoringSettings,
+        progress: Progress | None,
+    ) -> None:
+        depth = num_layers(loaded.model)
+        if any(not 0 <= layer < depth for layer in candidates.layers):
+            raise InputError(
+                f"layers {sorted(set(candidates.layers))} are not all among 0 … {depth - 1}",
+                where="candidate directions",
+            )
+        if not torch.isfinite(candidates.vectors).all():
+            raise NumericalError("a direction is not finite", where="candidate directions")
+        self.loaded, self.prompts, self.settings, self.progress = loaded, prompts, settings, progress
+        self.layers = candidates.layers
+        self.vectors = candidates.vectors.to(loaded.device)
+        self.reduce = score_reduce(refusal_token_ids(loaded, prompts.refusal_tokens))
+
+    def _measure(
+        self, seqs: Sequence[Sequence[int]], groups: Sequence[ConditionGroup], progress: Progress | None
+    ) -> ScoredOutputs:
+        return score_with_outputs(
+            self.loaded,
+            seqs,
+            groups,
+            reduce=self.reduce,
+            layers=self.settings.cosmic_layers,
+            batch_size=self.settings.batch_size,
+            progress=progress,
+        )
+
+    def _ablations(self, rows: Int[Tensor, "kept"]) -> ConditionGroup:
+        """Each of the candidates `rows` ablated at every site."""
+        directions = unit(self.vectors[rows.to(self.vectors.device)].double()).float()
+        return ConditionGroup((Ablate(directions.unsqueeze(1)),), range(len(rows)))
+
+    def untouched(self) -> _Untouched:
+        """Scores without an intervention, which must be finite."""
+        plain = _Untouched(
+            *(self._measure(ids, [UNTOUCHED], None) for ids in (self.prompts.harmful, self.prompts.harmless))
+        )
+        if not all(torch.isfinite(side.scores).all() for side in plain):
+            raise NumericalError(
+                "unablated refusal scores are not finite",
+                where="candidate scores",
+                remedy="Check the anchor's weights.",
+            )
+        return plain
+
+    def bypass(self, plain: _Untouched) -> tuple[ScoredOutputs, Int[Tensor, "kept"]]:
+        """Harmful prompts with each candidate ablated, and the numbers of the candidates to score further."""
+        harmful, settings, count = self.prompts.harmful, self.settings, len(self.layers)
+        if not count:
+            return plain.harmful.nothing(0, len(harmful)), torch.arange(0)
+        first = len(harmful)
+        if settings.discard_below is not None and settings.discard_after is not None:
+            first = min(settings.discard_after, first)
+        ablated = self._measure(harmful[:first], [self._ablations(torch.arange(count))], self.progress)
+        kept = torch.arange(count)
+        h, s = (
+            float(scores.mean()) for scores in (plain.harmful.scores[0, :first], plain.harmless.scores[0])
+        )
+        if settings.discard_below is not None and h > s:
+            effects = (h - ablated.scores.mean(dim=1)) / (h - s)
+            kept = (effects >= settings.discard_below).nonzero()[:, 0]
+        if first == len(harmful):
+            return ablated, kept
+        rest = ablated.nothing(count, len(harmful) - first)
+        if len(kept):
+            self._put(rest, kept, self._measure(harmful[first:], [self._ablations(kept)], self.progress))
+        outputs = None
+        if ablated.outputs is not None and rest.outputs is not None:
+            outputs = torch.cat([ablated.outputs, rest.outputs], dim=1)
+        return ScoredOutputs(torch.cat([ablated.scores, rest.scores], dim=1), outputs), kept
+
+    @staticmethod
+    def _put(whole: ScoredOutputs, rows: Int[Tensor, "kept"], part: ScoredOutputs) -> None:
+        """Write the values of the candidates `rows` into those of all."""
+        whole.scores[rows] = part.scores
+        if whole.outputs is not None and part.outputs is not None:
+            whole.outputs[rows] = part.outputs
+
+    def kl(self, kept: Int[Tensor, "kept"]) -> Float[Tensor, "candidates harmless 3"]:
+        """Columns of `AnswerReference.compare` with each of the candidates `kept` ablated; NaN for the others."""
+        base = AnswerReference(
+            self.loaded,
+            self.prompts.harmless,
+            self.prompts.answers,
+            answer_tokens=self.settings.answer_tokens,
+            batch_size=self.settings.batch_size,
+        )
+        kl = torch.full((len(self.layers), len(base.seqs), 3), torch.nan)
+        if len(kept):
+            kl[kept] = evaluate_grid(
+                self.loaded,
+                base.seqs,
+                [self._ablations(kept)],
+                reduce=base.compare,
+                keep=base.keep,
+                batch_size=self.settings.batch_size,
+                progress=self.progress,
+            )
+        return kl
+
+    def induce(self, kept: Int[Tensor, "kept"], untouched: ScoredOutputs) -> ScoredOutputs:
+        """Harmless prompts with each of the candidates `kept` added at its layer; NaN for the others."""
+        added = untouched.nothing(len(self.layers), len(self.prompts.harmless))
+        if not len(kept):
+            return added
+        layers = torch.tensor(self.layers)[kept]
+        groups = []
+        for layer in layers.unique().tolist():
+            members = (layers == layer).nonzero()[:, 0]
+            vectors = self.vectors[kept[members].to(self.vectors.device)].float()
+            add = Add(vectors, torch.full((len(members),), layer))
+            groups.append(ConditionGroup((add,), members.tolist(), start=layer))
+        self._put(added, kept, self._measure(self.prompts.harmless, groups, self.progress))
+        if added.outputs is not None and untouched.outputs is not None:
             # Blocks before the one at whose input is added put out what they always do.
-            before = torch.tensor([layer < group.start for layer in cosmic_layers])
-            outputs[here] = torch.where(before[:, None], own, added.outputs)
-    return Watched(scores, outputs)
+            before = torch.tensor(self.settings.cosmic_layers) < layers[:, None]  # [kept, layers]
+            added.outputs[kept] = torch.where(
+                before[:, None, :, None], untouched.outputs, added.outputs[kept]
+            )
+        return added
 
 
-def _cosmic(untouched: _Untouched, ablated: Watched, added: Watched) -> CosmicProducts | None:
-    """What COSMIC's scores follow from; None where no outputs were watched, or there is no candidate."""
+def _cosmic(untouched: _Untouched, ablated: ScoredOutputs, added: ScoredOutputs) -> CosmicProducts | None:
+    """What COSMIC's scores follow from; None where no outputs were asked for."""
     harmful, harmless = untouched.harmful.outputs, untouched.harmless.outputs
     if harmful is None or harmless is None or ablated.outputs is None or added.outputs is None:
         return None
     return cosmic_products(ablated.outputs, added.outputs, harmful[0], harmless[0])
-
-
-def _bypass_scores(
-    measure: Callable[[Sequence[Sequence[int]], list[Conditions]], list[Watched]],
-    harmful: Sequence[Sequence[int]],
-    vectors: Float[Tensor, "candidates d"],
-    h: Float[Tensor, "harmful"],
-    s: Float[Tensor, "harmless"],
-    skip_below: float | None,
-    skip_after: int | None,
-) -> tuple[Watched, Int[Tensor, "kept"]]:
-    """Bypass of every candidate, and the numbers of those that are worth scoring further."""
-    if skip_after is not None and skip_after < 1:
-        raise InputError(f"skip_after is {skip_after}, at least 1 prompt is needed", where="score_bank")
-    total = len(harmful)
-    first = total if skip_below is None or skip_after is None else min(skip_after, total)
-    if not len(vectors):
-        return Watched(torch.zeros(0, total), None), torch.arange(0)
-    (ablated,) = measure(harmful[:first], [ablations(vectors)])
-    rows = _worth_scoring(ablated.scores, float(h[:first].mean()), float(s.mean()), skip_below)
-    if first == total:
-        return ablated, rows
-    if len(rows):
-        (rest,) = measure(harmful[first:], [ablations(vectors[rows])])
-    else:
-        outputs = ablated.outputs
-        none = None if outputs is None else outputs.new_zeros(0, total - first, *outputs.shape[2:])
-        rest = Watched(torch.zeros(0, total - first), none)
-    return _joined(ablated, rest, rows), rows
-
-
-def _joined(first: Watched, rest: Watched, rows: Int[Tensor, "kept"]) -> Watched:
-    """Both parts of the prompts, the second measured for the candidates `rows` alone; NaN for the others."""
-    scores = first.scores.new_full((len(first.scores), rest.scores.shape[1]), torch.nan)
-    scores[rows] = rest.scores
-    outputs = None
-    if first.outputs is not None and rest.outputs is not None:
-        later = rest.outputs.new_full((len(first.outputs), *rest.outputs.shape[1:]), torch.nan)
-        later[rows] = rest.outputs
-        outputs = torch.cat([first.outputs, later], dim=1)
-    return Watched(torch.cat([first.scores, scores], dim=1), outputs)
-
-
-def _worth_scoring(
-    bypass: Float[Tensor, "candidates harmful"], h: float, s: float, skip_below: float | None
-) -> Int[Tensor, "rows"]:
-    """Which candidates to score further: all, or those that remove at least this share of a positive gap."""
-    if skip_below is None or h <= s:
-        return torch.arange(len(bypass))
-    return ((h - bypass.mean(dim=1)) / (h - s) >= skip_below).nonzero()[:, 0]

@@ -46,8 +46,8 @@ def _perplexity_row(
     """exp of the token-weighted mean NLL, resampled over texts."""
     index = bootstrap_indices(len(nll), DRAWS, rng)
     sampled = np.exp((nll * tokens)[index].sum(axis=1) / tokens[index].sum(axis=1))
-    found = quantile_interval(sampled, float(np.exp(nll @ tokens / tokens.sum())))
-    return {**condition.columns(), "read_out": "benign_perplexity", "n": len(nll), **found._asdict()}
+    perplexity = quantile_interval(sampled, float(np.exp(nll @ tokens / tokens.sum())))
+    return {**condition.columns(), "read_out": "benign_perplexity", "n": len(nll), **perplexity._asdict()}
 
 
 def coupling_rows(

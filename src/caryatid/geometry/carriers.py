@@ -77,6 +77,13 @@ class CandidateScores:
     def __len__(self) -> int:
         return len(self.layers)
 
+    def rows(self, index: Sequence[int]) -> "CandidateScores":
+        """Some of the candidates, by their numbers."""
+        chosen = np.asarray(index, dtype=np.int64)
+        names = ("positions", "layers", "bypass", "induce", "kl", "kl_answer")
+        cosmic = None if self.cosmic is None else self.cosmic.rows(chosen)
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names}, cosmic=cosmic)
+
     @property
     def gap(self) -> float:
         """h − s in nats."""

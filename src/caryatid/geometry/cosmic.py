@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from caryatid.errors import InputError
@@ -61,6 +61,15 @@ class CosmicProducts(NamedTuple):
     added_harmful: Float[np.ndarray, "candidates harmless harmful"]
     harmful: Float[np.ndarray, "harmful harmful"]
     harmless: Float[np.ndarray, "harmless harmless"]
+
+    def rows(self, index: Int[np.ndarray, "kept"]) -> "CosmicProducts":
+        """Those of some candidates."""
+        return self._replace(
+            ablated=self.ablated[index],
+            ablated_harmless=self.ablated_harmless[index],
+            added=self.added[index],
+            added_harmful=self.added_harmful[index],
+        )
 
     def scores(
         self,

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from caryatid.errors import InputError
-from caryatid.models.hooks import Hooks, block_input
-from caryatid.models.layout import num_layers
+from ..errors import InputError
+from .hooks import Hooks, block_input
+from .layout import num_layers
 
 
 class CapturedInputs:
@@ -39,7 +39,7 @@ class CapturedInputs:
             InputError: no forward pass has run.
         """
         self._require_passes()
-        return torch.cat([found[layer] for found in self._passes])
+        return torch.cat([each[layer] for each in self._passes])
 
     def stacked(self) -> Float[Tensor, "rows layers positions d"]:
         """All rows in the order of the forward passes.
@@ -48,7 +48,9 @@ class CapturedInputs:
             InputError: no forward pass has run.
         """
         self._require_passes()
-        return torch.cat([torch.stack([p[layer] for layer in self._layers], dim=1) for p in self._passes])
+        return torch.cat(
+            [torch.stack([each[layer] for layer in self._layers], dim=1) for each in self._passes]
+        )
 
     def _require_passes(self) -> None:
         if not self._passes:
@@ -97,10 +99,10 @@ class CapturedOutputs:
     """Block outputs at the last position, of the forward passes inside one `capture_block_outputs` context."""
 
     def __init__(self, layers: Sequence[int]) -> None:
-        self._found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        self._outputs: dict[int, list[Tensor]] = {layer: [] for layer in layers}
 
     def _store(self, layer: int, hidden: Tensor) -> None:
-        self._found[layer].append(hidden[:, -1].detach().to(torch.float32, copy=True))
+        self._outputs[layer].append(hidden[:, -1].detach().to(torch.float32, copy=True))
 
     def take(self) -> Float[Tensor, "rows layers d"]:
         """All rows since the last call, in the order of the forward passes; they are forgotten here.
@@ -108,10 +110,10 @@ class CapturedOutputs:
         Raises:
             InputError: no forward pass has run since.
         """
-        if not all(self._found.values()):
+        if not all(self._outputs.values()):
             raise InputError("no forward pass has run inside the context", where="capture_block_outputs")
-        rows = torch.stack([torch.cat(parts) for parts in self._found.values()], dim=1)
-        for parts in self._found.values():
+        rows = torch.stack([torch.cat(parts) for parts in self._outputs.values()], dim=1)
+        for parts in self._outputs.values():
             parts.clear()
         return rows
 

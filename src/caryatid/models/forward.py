@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from caryatid.errors import InputError
-from caryatid.models.batch import PaddedBatch, left_pad, length_sorted_batches
-from caryatid.models.hooks import contiguous_head
-from caryatid.models.load import LoadedModel
-from caryatid.models.residual import Intervention, capture_block_inputs, intervening
+from ..errors import InputError
+from .batch import PaddedBatch, left_pad, length_sorted_batches
+from .capture import capture_block_inputs
+from .hooks import contiguous_head
+from .load import LoadedModel
+from .residual import Intervention, intervening
 
 Reduce = Callable[[Float[Tensor, "batch vocab"]], Tensor]
 ReduceRows = Callable[[Float[Tensor, "batch vocab"], Int[Tensor, "batch"]], Tensor]
@@ -39,16 +40,16 @@ class AnswerBatch(NamedTuple):
 
 
 def pad_id(loaded: LoadedModel) -> int:
-    """An id to fill rows with. Masks come from lengths, so that it may be any token's."""
-    found = loaded.tokenizer.pad_token_id
-    return 0 if found is None else int(found)
+    """The token id that rows are padded with. Masks come from lengths, so that any id will do."""
+    own = loaded.tokenizer.pad_token_id
+    return 0 if own is None else int(own)
 
 
 def check_rows(interventions: Sequence[Intervention], rows: int) -> None:
-    """Every intervention has one row, or one per input.
+    """Check that every intervention has one row, or one per input.
 
     Raises:
-        InputError: it has not.
+        InputError: one has another number of rows.
     """
     for each in interventions:
         if each.rows not in (1, rows):
@@ -60,10 +61,10 @@ def check_rows(interventions: Sequence[Intervention], rows: int) -> None:
 
 
 def check_context(loaded: LoadedModel, tokens: int) -> None:
-    """A row of so many tokens fits into what the model was made for.
+    """Check that a row of `tokens` fits into the model's context length.
 
     Raises:
-        InputError: it does not.
+        InputError: it is longer.
     """
     longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and tokens > longest:

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from caryatid.models.layout import decoder_layers, unwrapped
+from ..errors import InputError
+from .layout import SublayerSites, decoder_layers, sublayer_outputs, unwrapped
 
 StreamFunction = Callable[[Tensor], Tensor]
 """From a tensor [rows, tokens, d] of the stream to what replaces it."""
@@ -40,19 +41,43 @@ def output_hook(apply: StreamFunction) -> Callable[..., Any]:
 
 
 class Hooks:
-    """Registers hooks on one model and removes all of them."""
+    """Registers hooks on one model and removes all of them.
+
+    Attributes:
+        layers: the model's blocks. device: where its weights are.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.layers = decoder_layers(model)
         self.device = next(model.parameters()).device
+        self._sites: list[SublayerSites] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
+    def _block(self, layer: int) -> nn.Module:
+        """Raises InputError where the model has no such block."""
+        if not 0 <= layer < len(self.layers):
+            raise InputError(f"layer {layer} is not one of 0 … {len(self.layers) - 1}", where="intervention")
+        return self.layers[layer]
+
     def on_input(self, layer: int, hook: Callable[..., Any]) -> None:
-        self._handles.append(self.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
+        """Call a forward pre-hook, given keyword arguments too, at the input of a block."""
+        self._handles.append(self._block(layer).register_forward_pre_hook(hook, with_kwargs=True))
 
     def on_output(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Call a forward hook of a module."""
         self._handles.append(module.register_forward_hook(hook))
+
+    def change_input(self, layer: int, change: StreamFunction) -> None:
+        """Replace the stream that a block reads. Raises InputError for an unknown block."""
+        self.on_input(layer, input_hook(change))
+
+    def change_sublayers(self, layer: int, change: StreamFunction) -> None:
+        """Replace what a block's attention and MLP each add to the stream. Raises InputError for an unknown block."""
+        self._block(layer)
+        self._sites = self._sites or sublayer_outputs(self.model)
+        for module in (self._sites[layer].attn, self._sites[layer].mlp):
+            self.on_output(module, output_hook(change))
 
     def around(self, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
         """Call `enter` (with keywords) before every forward pass, and `leave` after it, errors included.

@@ -8,7 +8,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..artifacts import write_bytes
-from ..causal.capture import activation_sums, summed_directions
+from ..causal.activations import activation_sums, summed_directions
 from ..data.study_prompts import Source, build_study_prompts
 from ..errors import UsageError
 from ..models.batch import plan_batch_sizes
@@ -55,8 +55,7 @@ def extract_directions(
     harmful, harmless = (
         activation_sums(
             loaded,
-            chat,
-            [row.user_text for row in rows],
+            chat.ids_many([row.user_text for row in rows]),
             [row.category or "unlabelled" for row in rows],
             n_positions=chat.n_post,
             batch_size=size,

@@ -14,9 +14,10 @@ from ..behaviour.judges.base import REFUSED, Exchange
 from ..behaviour.judges.rules import RefusalRules
 from ..behaviour.suites import COPYRIGHT
 from ..causal.conditions import Condition, ablation_conditions, addition_conditions, random_bases
-from ..causal.locate import CandidateSettings, Measured, Places, SelectionPrompts, choose, score_directions
+from ..causal.locate import Measured, choose
 from ..causal.outcomes import answered_rows
-from ..causal.readouts import generate_under, teacher_forced
+from ..causal.readouts import ReadOutPrompts, generate_under, teacher_forced
+from ..causal.scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
 from ..causal.table import forced_rows
 from ..causal.tokens import first_token_counts
 from ..data.prompts import Prompt
@@ -142,16 +143,20 @@ class _Intervention:
             )
         harmful, harmless = self.selection
         count = CHOICE_PROMPTS
+        ids, sets = self.model.chat.ids_many, self.sets
         selection = SelectionPrompts(
-            [row.user_text for row in self.sets.selection_harmful.prompts[:count]],
-            [row.user_text for row in self.sets.selection_harmless.prompts[:count]],
-            [ids for ids, _ in harmless[:count]],
+            ids([row.user_text for row in sets.selection_harmful.prompts[:count]]),
+            ids([row.user_text for row in sets.selection_harmless.prompts[:count]]),
+            [answer for answer, _ in harmless[:count]],
             self.tokens,
         )
-        self.model.progress.start("choice of a layer", len(layers) * selection.passes)
-        directions = torch.stack([carrier.direction(layer) for layer in layers])[None]
-        scores = score_directions(
-            self.model, directions, Places((-1,), layers), selection, CandidateSettings()
+        passes = len(selection.harmful) + 2 * len(selection.harmless)
+        self.model.progress.start("choice of a layer", len(layers) * passes)
+        directions = torch.stack([carrier.direction(layer) for layer in layers])
+        candidates = CandidateDirections(directions, (-1,) * len(layers), tuple(layers))
+        settings = ScoringSettings(self.model.batch_size)
+        scores = score_candidates(
+            self.model.loaded, candidates, selection, settings, progress=self.model.progress
         )
         harmful_rate, harmless_rate = (
             sum(refused for _, refused in side) / len(side) for side in (harmful, harmless)
@@ -176,13 +181,11 @@ class _Intervention:
         progress.start("teacher-forced", len(conditions) * (len(self.harmful) + len(self.benign)))
         found = teacher_forced(
             self.model.loaded,
-            self.model.chat,
             conditions,
-            self.harmful,
-            self.benign,
-            self.tokens,
+            ReadOutPrompts.of_texts(
+                self.model.chat, self.harmful, self.tokens, self.benign, complete=self.complete
+            ),
             batch_size=self.batch.forward,
-            complete=self.complete,
             progress=progress,
         )
         return forced_rows(conditions, found, np.random.default_rng(self.settings.seed))

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...artifacts import StageFolder
-from ...causal.locate import CandidateScorer, CandidateSettings, SelectionPrompts
+from ...causal.locate import CandidateScorer, CandidateSettings
+from ...causal.scores import SelectionPrompts
 from ...errors import InputError
 from ...geometry.carriers import UNDISCRIMINATING_ABOVE, CandidateScores
 from ...geometry.directions import refused_minus_answered
@@ -55,7 +56,7 @@ class ScoredCandidates(Stage[Candidates]):
 
     def run(self, work: Work) -> Candidates:
         scorer = scorer_at(work)
-        count = len(scorer.positions) * len(scorer.layers) * scorer.selection.passes
+        count = len(scorer.positions) * len(scorer.layers) * scorer.passes
         with work.progressing("candidate scores", count):
             scores = scorer.score_all()
         note = ""
@@ -68,7 +69,7 @@ class ScoredCandidates(Stage[Candidates]):
         flags = torch.tensor([row.refused for row in work.of(Selection).harmless])
         values = block_inputs(
             scorer.model.loaded,
-            scorer.model.chat.ids_many(scorer.selection.harmless),
+            scorer.selection.harmless,
             layers=scorer.layers,
             n_positions=len(scorer.positions),
             batch_size=scorer.model.batch_size,
@@ -109,14 +110,15 @@ def cosine_note(
 def scorer_at(work: Work) -> CandidateScorer:
     """The scorer of the anchor in hand."""
     sets, geometry = work.of(Prompts, None), work.study.config.geometry
+    model = work.measured()
     selection = SelectionPrompts(
-        harmful=texts_of(sets.selection_harmful),
-        harmless=texts_of(sets.selection_harmless),
+        harmful=model.chat.ids_many(texts_of(sets.selection_harmful)),
+        harmless=model.chat.ids_many(texts_of(sets.selection_harmless)),
         answers=[row.ids for row in work.of(Selection).harmless],
-        tokens=work.of(RefusalTokens, None).ids,
+        refusal_tokens=work.of(RefusalTokens, None).ids,
     )
     settings = CandidateSettings(**{key: getattr(geometry, key) for key in SCORING})
-    return CandidateScorer(work.measured(), work.of(Activations), selection, settings)
+    return CandidateScorer(model, work.of(Activations), selection, settings)
 
 
 def plain_scores(scores: CandidateScores) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from ...causal.conditions import (
     localisation_conditions,
     random_bases,
 )
-from ...causal.localise import layer_profile
+from ...causal.localisation import layer_profile
 from ...causal.locate import Carrier, Measured, scored_layers, unit_row
 from ...causal.outcomes import answered_rows
-from ...causal.readouts import generate_under, refusal_scores, teacher_forced
+from ...causal.readouts import ReadOutPrompts, generate_under, refusal_scores, teacher_forced
 from ...causal.table import forced_rows
 from ...config.measuring import CausalConfig
 from ...data.prompts import Prompt
@@ -88,14 +88,16 @@ class Interventions(Stage[Intervened]):
         with work.progressing("teacher-forced read-outs", total) as progress:
             forced = teacher_forced(
                 model.loaded,
-                model.chat,
                 chosen.conditions,
-                harmful,
-                benign,
-                tokens,
+                ReadOutPrompts.of_texts(
+                    model.chat,
+                    harmful,
+                    tokens,
+                    benign,
+                    complete=[row.complete for row in examples],
+                    answer_tokens=config.answer_tokens,
+                ),
                 batch_size=model.batch_size,
-                answer_tokens=config.answer_tokens,
-                complete=[row.complete for row in examples],
                 progress=progress,
             )
         rng = np.random.default_rng(self.place.seed)
@@ -277,9 +279,8 @@ def _layer_profile(
     with work.progressing("layer profile", len(layers) * len(harmful)) as progress:
         scores = refusal_scores(
             model.loaded,
-            model.chat,
             localisation_conditions(unit_row(carrier.direction), layers),
-            harmful,
+            model.chat.ids_many(harmful),
             work.of(RefusalTokens, None).ids,
             batch_size=model.batch_size,
             progress=progress,

@@ -1,13 +1,17 @@
 """The likeliest carriers of an anchor, with directions from resamples of the extraction prompts, scored anew."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from ...artifacts import StageFolder
+from ...causal.locate import CandidateScorer
+from ...causal.scores import CandidateDirections
 from ...geometry.bootstrap import most_likely
 from ...geometry.carriers import PROFILES, CandidateScores
 from ...stats import bootstrap_indices
@@ -21,6 +25,7 @@ from .prompts import Prompts
 from .refusal_tokens import RefusalTokens
 from .selection import Selection
 
+TOGETHER = 10  # resamples that are scored, and kept, at once
 LIKELY_DRAWS = 1000  # resamples of the selection prompts over which the likeliest carriers are found
 CHOOSING = ("selector", "min_gap", "profile", "reextraction_resamples", "reextraction_candidates")
 
@@ -72,22 +77,37 @@ class Reextraction(Stage[Reextracted]):
             rng=np.random.default_rng(self.place.seed),
             min_gap=geometry.min_gap,
         )
-        mask = torch.zeros(len(scorer.positions), len(scorer.layers), dtype=torch.bool)
-        for index in kept:
-            position, layer = int(scores.positions[index]), int(scores.layers[index])
-            mask[scorer.positions.index(position), scorer.layers.index(layer)] = True
         rng = np.random.default_rng(self.place.seed)
         up, down = (bootstrap_indices(len(side), count, rng) for side in (scorer.harmful, scorer.harmless))
         chunks = work.folder.chunks("resamples")
-        done = [scores_from_plain(row, scores.n_layers) for row in chunks.load()]
-        cost = len(kept) * scorer.selection.passes
+        done = [scores_from_plain(row, scores.n_layers) for part in chunks.load() for row in part]
+        cost = len(kept) * scorer.passes
         with work.progressing("re-extracted directions", count * cost) as progress:
             progress.advance(len(done) * cost)
-            for number in range(len(done), count if len(kept) else 0):
-                directions = scorer.directions(up[number], down[number]) * mask[..., None]
-                done.append(scorer.score(directions, cosmic=geometry.selector == "cosmic"))
-                chunks.append(number, plain_scores(done[-1]))
+            for start in range(len(done), count if len(kept) else 0, TOGETHER):
+                numbers = range(start, min(start + TOGETHER, count))
+                grids = [scorer.directions(up[number], down[number]) for number in numbers]
+                found = self._scored(scorer, grids, scores, kept)
+                chunks.append(start // TOGETHER, [plain_scores(one) for one in found])
+                done += found
         return Reextracted(tuple(done))
+
+    def _scored(
+        self,
+        scorer: CandidateScorer,
+        grids: Sequence[Float[Tensor, "positions layers d"]],
+        scores: CandidateScores,
+        kept: Int[np.ndarray, "kept"],
+    ) -> list[CandidateScores]:
+        """The kept candidates of some resamples, scored together."""
+        positions = [int(scores.positions[index]) for index in kept]
+        layers = [int(scores.layers[index]) for index in kept]
+        rows = [scorer.positions.index(one) for one in positions]
+        columns = [scorer.layers.index(one) for one in layers]
+        vectors = torch.cat([grid[rows, columns] for grid in grids])
+        flat = CandidateDirections(vectors, tuple(positions * len(grids)), tuple(layers * len(grids)))
+        found = scorer.score(flat, cosmic=self.config.geometry.selector == "cosmic")
+        return [found.rows(range(n * len(kept), (n + 1) * len(kept))) for n in range(len(grids))]
 
     def save(self, result: Reextracted, folder: StageFolder) -> None:
         rows = [{"n_layers": one.n_layers, "scores": plain_scores(one)} for one in result.resamples]

@@ -1,8 +1,8 @@
-"""Scoring a bank of candidate directions: caryatid beside one candidate at a time with hooks.
+"""Scoring candidate directions: caryatid beside one candidate at a time with hooks.
 
-    python benchmarks/bench_bank.py                 # a spread of 6 of the 150 candidates of the embedded backbone
-    python benchmarks/bench_bank.py --every 1       # all 30 layers × 5 positions
-    python benchmarks/bench_bank.py --every 1 --device cuda --no-peer --model FOLDER_OR_GGUF
+    python benchmarks/bench_candidates.py                 # a spread of 6 of the 150 candidates of the embedded backbone
+    python benchmarks/bench_candidates.py --every 1       # all 30 layers × 5 positions
+    python benchmarks/bench_candidates.py --every 1 --device cuda --no-peer --model FOLDER_OR_GGUF
 
 The peer is the published loop (arXiv 2406.11717, its release): for each candidate, hooks on every block input,
 attention output and MLP output; bypass, KL and induce each over all prompts in batches, full-length forwards, the
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 
-from caryatid.causal.scores import score_bank
+from caryatid.causal.scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
 from caryatid.data.embedded_sets import embedded_fields
 from caryatid.data.prompts import Role
 from caryatid.geometry.directions import candidate_directions
@@ -97,7 +97,7 @@ class Peer:
 
         return [(self.blocks[layer], True, before)]
 
-    def bank(
+    def candidates(
         self, directions: torch.Tensor, layers: Sequence[int], harmful: Sequence[str], harmless: Sequence[str]
     ) -> dict[str, np.ndarray]:
         base = self.last_logits(harmless).log_softmax(-1)
@@ -181,10 +181,12 @@ def main() -> None:
     answers = [chat.answer_ids("The")[:1]] * len(harmless)
 
     def ours() -> Any:
-        return score_bank(
-            loaded, chat, directions, harmful, harmless, tokens, layers=layers, positions=positions,
-            answers=answers, batch_size=batch_size, answer_tokens=1,
-        )  # fmt: skip
+        return score_candidates(
+            loaded,
+            CandidateDirections.of_grid(directions, positions=positions, layers=layers),
+            SelectionPrompts(chat.ids_many(harmful), chat.ids_many(harmless), answers, tokens),
+            ScoringSettings(batch_size, answer_tokens=1),
+        )
 
     peer = Peer(loaded, chat, tokens)
     peer.last_logits(harmful[:2])  # warm-up
@@ -192,7 +194,7 @@ def main() -> None:
     compared: dict[str, object] = {}
     if not options.no_peer:
         theirs, seconds, memory = timed(
-            loaded.device, lambda: peer.bank(directions, layers, harmful, harmless)
+            loaded.device, lambda: peer.candidates(directions, layers, harmful, harmless)
         )
         for name, values in theirs.items():
             np.testing.assert_allclose(getattr(scores, name), values, rtol=1e-4, atol=1e-4, err_msg=name)
@@ -201,7 +203,7 @@ def main() -> None:
             "ratio": round(seconds / own_seconds, 2),
             "peer_extra_memory_mib": round(memory),
         }
-    claim = "scores of a bank of candidate directions"
+    claim = "scores of candidate directions"
     result = {
         "claim": claim + (", equal to one candidate at a time (rtol 1e-4)" if compared else ""),
         "device": torch.cuda.get_device_name() if on_cuda else platform.processor() or platform.machine(),
@@ -218,7 +220,7 @@ def main() -> None:
         "extra_memory_mib": round(own_memory),
         **compared,
     }
-    name = f"bench_bank-{loaded.device.type}" + ("-bf16" if options.dtype == "bfloat16" else "")
+    name = f"bench_candidates-{loaded.device.type}" + ("-bf16" if options.dtype == "bfloat16" else "")
     out = options.out or Path(__file__).parent / "results" / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")

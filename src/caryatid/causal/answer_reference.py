@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caryatid.causal.grid import UNTOUCHED, GridBatch, evaluate
-from caryatid.errors import InputError
-from caryatid.models.load import LoadedModel
+from ..errors import InputError
+from ..models.load import LoadedModel
+from .grid import UNTOUCHED, GridBatch, evaluate_grid
 
 LAST_KL, MEAN_KL, NLL = 0, 1, 2  # columns of `AnswerReference.compare`
 
@@ -16,13 +16,16 @@ _CHUNK_ELEMENTS = 2**23  # float32 logits that are compared at once
 
 
 class AnswerReference:
-    """The base model's distributions along answers, for KL(base ‖ changed).
+    """The base model's distributions along given answers, for KL(base ‖ changed).
 
     Attributes:
         seqs: the prompts followed by their answers (cut at `answer_tokens`) without the last token.
-        keep: longest answer; `counts`: each answer's length. The last `counts` positions of a row predict its answer,
-            the first of them is the last prompt position.
+        keep: length of the longest answer. counts: length of each. The last `counts` positions of a row predict its
+            answer; the first of them is the last prompt position.
         base: what `compare` gives for the base model itself; its KL is 0.
+
+    Raises:
+        InputError: an empty answer, or not one answer per prompt.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class AnswerReference:
         self.keep = int(self.counts.max())
         rows = [[0] * (self.keep - len(answer)) + answer for answer in cut]
         self._ids = torch.tensor(rows, device=loaded.device)  # [prompts, keep], to the right edge
-        (found,) = evaluate(
+        logprobs = evaluate_grid(
             loaded,
             self.seqs,
             [UNTOUCHED],
@@ -52,7 +55,7 @@ class AnswerReference:
             keep=self.keep,
             batch_size=batch_size,
         )
-        self._logprobs = found[0].to(loaded.device)  # [prompts, keep, vocab]
+        self._logprobs = logprobs[0].to(loaded.device)  # [prompts, keep, vocab]
         every = torch.arange(len(cut), device=loaded.device)
         self.base = self.compare(GridBatch(self._logprobs, torch.zeros_like(every), every)).cpu()
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from caryatid.errors import InputError
-from caryatid.stats import paired_bootstrap
+from ..errors import InputError
+from ..stats import paired_bootstrap
 
 DRAWS = 1000
 

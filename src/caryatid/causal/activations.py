@@ -11,37 +11,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caryatid.errors import InputError, NumericalError
-from caryatid.geometry.rank import SiteActivations
-from caryatid.models.forward import block_inputs
-from caryatid.models.layout import num_layers
-from caryatid.models.load import LoadedModel
-from caryatid.models.template import ChatFormat
-from caryatid.progress import NO_PROGRESS, Progress
-
-
-def positions_of(n_positions: int) -> tuple[int, ...]:
-    """The labels −n … −1 of the last `n_positions` tokens."""
-    return tuple(range(-n_positions, 0))
+from ..errors import InputError, NumericalError
+from ..geometry.rank import SiteActivations
+from ..models.forward import block_inputs
+from ..models.layout import num_layers
+from ..models.load import LoadedModel
+from ..progress import NO_PROGRESS, Progress
 
 
 def prompt_activations(
     loaded: LoadedModel,
-    chat: ChatFormat,
-    texts: Sequence[str],
+    seqs: Sequence[Sequence[int]],
     *,
     n_positions: int,
     batch_size: int,
     layers: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> Float[Tensor, "prompts layers positions d"]:
-    """Per-prompt activations at every block input (or at `layers`), float32 on the CPU.
+    """Per-prompt activations of token rows at every block input (or at `layers`), float32 on the CPU.
 
     Raises:
         InputError: a prompt shorter than `n_positions`, or an unknown layer.
     """
     chosen = range(num_layers(loaded.model)) if layers is None else layers
-    seqs, report = chat.ids_many(texts), progress or NO_PROGRESS
+    report = progress or NO_PROGRESS
     if not seqs:
         raise InputError("there are no prompts to read activations of", where="prompt_activations")
     parts = []
@@ -56,10 +49,10 @@ def prompt_activations(
 
 @dataclass(frozen=True)
 class ActivationSums:
-    """Sums of activations per category, float64: all that difference-in-means directions need.
+    """Sums of activations per category, float64, from which difference-in-means directions follow.
 
     Attributes:
-        names: categories, sorted. counts: prompts in each.
+        names: categories, sorted. counts: prompts in each. sums: over the prompts of each.
     """
 
     names: tuple[str, ...]
@@ -79,8 +72,7 @@ class ActivationSums:
 
 def activation_sums(
     loaded: LoadedModel,
-    chat: ChatFormat,
-    texts: Sequence[str],
+    seqs: Sequence[Sequence[int]],
     categories: Sequence[str],
     *,
     n_positions: int,
@@ -89,22 +81,25 @@ def activation_sums(
     progress: Progress | None = None,
     keep: Callable[[Float[Tensor, "prompts layers positions d"]], None] | None = None,
 ) -> ActivationSums:
-    """Sums per category in one pass that holds one batch of activations at a time. Errors as `prompt_activations`.
+    """Sums of activations per category, in one pass that holds one batch of them at a time.
 
     Args:
-        keep: is given each batch's activations, in the prompts' order.
+        seqs: token rows. categories: one label per row.
+        keep: called with each batch's activations, in the prompts' order.
+
+    Raises:
+        InputError: not one label per row, a row shorter than `n_positions`, or an unknown layer.
     """
-    if len(categories) != len(texts) or not texts:
+    if len(categories) != len(seqs) or not seqs:
         raise InputError(
-            f"{len(categories)} category labels for {len(texts)} prompts", where="activation_sums"
+            f"{len(categories)} category labels for {len(seqs)} prompts", where="activation_sums"
         )
     names = tuple(sorted(set(categories)))
     sums: Tensor | None = None
-    for start in range(0, len(texts), batch_size):
+    for start in range(0, len(seqs), batch_size):
         rows = prompt_activations(
             loaded,
-            chat,
-            texts[start : start + batch_size],
+            seqs[start : start + batch_size],
             n_positions=n_positions,
             batch_size=batch_size,
             layers=layers,
@@ -122,10 +117,10 @@ def activation_sums(
 
 @dataclass(frozen=True)
 class SummedDirections:
-    """Directions from sums alone, float64.
+    """Directions computed from sums, float64.
 
     Attributes:
-        overall: r[p, l]. categories: one direction per category of the harmful prompts, `names`.
+        overall: r[p, l]. names: categories of the harmful prompts. categories: one direction for each.
     """
 
     overall: Float[Tensor, "positions layers d"]
