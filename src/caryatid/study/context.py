@@ -9,9 +9,8 @@ from typing import Any
 
 from ..anchors import Anchor, anchor_from_json, builds_on, open_anchor, open_from
 from ..artifacts import RunDirectory, Stage
-from ..behaviour.judges.base import Judge
-from ..behaviour.judges.registry import HarmJudgeSpec, open_harm_judge
-from ..behaviour.judges.rules import RefusalRules
+from ..behaviour.judges.base import Judge, JudgeSpec
+from ..behaviour.judges.registry import open_harm_judge, open_refusal_judge
 from ..config import StudyConfig
 from ..data.chat import ChatExample
 from ..data.study_prompts import StudyPrompts
@@ -67,15 +66,15 @@ class Context:
         return BatchSizes(**self.facts.batch)
 
     @cached_property
-    def judge(self) -> RefusalRules:
+    def judge(self) -> Judge:
         """The refusal judge of this study."""
-        return RefusalRules()
+        return open_refusal_judge(JudgeSpec(self.config.behaviour.refusal_judge))
 
     @cached_property
     def harm_judge(self) -> Judge:
         """The harmfulness judge; a judge that is a model is loaded once, after the anchors were let go."""
         self.close()
-        return open_harm_judge(HarmJudgeSpec(**self.config.behaviour.harm_judge.model_dump()))
+        return open_harm_judge(JudgeSpec(**self.config.behaviour.harm_judge.model_dump()))
 
     def chat(self, loaded: LoadedModel) -> ChatFormat:
         """The chat format with the study's system message."""

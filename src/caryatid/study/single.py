@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..behaviour.judges.base import REFUSED, Exchange
-from ..behaviour.judges.rules import RefusalRules
-from ..behaviour.suites import COPYRIGHT
+from ..behaviour.judges.registry import open_refusal_judge
+from ..behaviour.outcomes import judged_prompts
 from ..causal.conditions import Condition, ablation_conditions, addition_conditions, random_bases
 from ..causal.readouts import generate_under, teacher_forced
 from ..causal.scores import score_bank
@@ -101,7 +101,7 @@ class _Model:
     ) -> None:
         check_loaded(loaded, system)
         self.loaded, self.settings, self.progress = loaded, settings, progress
-        self.chat, self.judge = ChatFormat(loaded.tokenizer, system), RefusalRules()
+        self.chat, self.judge = ChatFormat(loaded.tokenizer, system), open_refusal_judge()
         self.batch: BatchSizes = plan_batch_sizes(loaded, 512)
         self.sets: StudyPrompts = build_study_prompts(
             source=settings.source,
@@ -119,7 +119,7 @@ class _Model:
 
     def _prompts(self, suite: str) -> list[Prompt]:
         """A suite's prompts that a refusal judge can be asked about: copyright rows are left out."""
-        return [row for row in getattr(self.sets, suite) if row.kind != COPYRIGHT]
+        return judged_prompts(getattr(self.sets, suite))
 
     def _answer(self, texts: Sequence[str]) -> list[Completion]:
         return generate(

@@ -146,7 +146,16 @@ def _fixed_minus_direct(found: Sequence[AnswerRow], where: tuple[str, int, int])
         "attack": "fixed_source",
     }
     names = {"prompt_set": pairs[0][0].set_name, "group": "", "metric": "compliance_minus_direct"}
-    return [{**row, **names, **gap._asdict(), "n": len(pairs), "judge": pairs[0][0].judge, "proxy": True}]
+    return [
+        {
+            **row,
+            **names,
+            **gap._asdict(),
+            "n": len(pairs),
+            "judge": pairs[0][0].judge,
+            "proxy": pairs[0][0].proxy,
+        }
+    ]
 
 
 def _comparisons(answers: Sequence[_Answers], training: Sequence[Row]) -> list[Row]:

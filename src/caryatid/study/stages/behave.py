@@ -6,15 +6,13 @@ from typing import Any
 from ...artifacts import Stage, content_key
 from ...attacks.cases import load_cases
 from ...behaviour.answers import HARM_FIELDS, AnswerRow, Attack
+from ...behaviour.evaluate import ATTACKED
 from ...behaviour.judges.base import REFUSED, Exchange, judge_id
-from ...behaviour.judges.registry import endpoint_usage
 from ...behaviour.perplexity import heldout_perplexity
-from ...behaviour.suites import Asked, judge_harm, run_suites
+from ...behaviour.suites import Asked, Asking, judge_harm, run_suites
 from ...models.generate import generate
 from ..context import Context
 from ..plan import StagePlan
-
-JUDGED_FOR_HARM = frozenset({"harmbench", "strongreject"})
 
 
 def answers(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
@@ -25,11 +23,9 @@ def answers(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, An
     context.progress.start("answers", sum(len(one.prompts) for one in asked))
     rows = run_suites(
         loaded,
-        context.chat(loaded),
         asked,
+        Asking(config.max_new_tokens, context.batch.generate, context.config.model.system),
         judge=context.judge,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=context.batch.generate,
         chunks=stage.chunks("answers"),
         progress=context.progress,
     )
@@ -43,13 +39,13 @@ def answers(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, An
             batch_size=context.batch.forward,
         )
         stage.write_json("perplexity.json", found.to_json())
-    return {"answers": len(rows), "judge": f"{context.judge.name}@{context.judge.version}"}
+    return {"answers": len(rows), "judge": judge_id(context.judge)}
 
 
 def _asked(context: Context, entry: StagePlan, suite: str) -> list[Asked]:
     """A suite's prompts as they are, and HarmBench's also with the suffixes of each attack."""
     prompts = getattr(context.prompts, suite).prompts
-    found = [Asked(suite, "direct" if suite in JUDGED_FOR_HARM else "none", prompts)]
+    found = [Asked(suite, "direct" if suite in ATTACKED else "none", prompts)]
     for attack, source in _attacks(context, entry) if suite == "harmbench" else []:
         cases = {case.behavior_id: case.suffix_text for case in load_cases(source.file("cases.json")).cases}
         found.append(Asked(suite, attack, [row for row in prompts if row.id in cases], cases))
@@ -69,7 +65,7 @@ def _attacks(context: Context, entry: StagePlan) -> list[tuple[Attack, Stage]]:
 def harm(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
     """What a harmfulness judge says of the saved answers to HarmBench and StrongREJECT; nothing is generated."""
     saved = context.stage(entry.needs[0]).read_json("answers.json")
-    rows = [row for row in map(AnswerRow.from_json, saved) if row.suite in JUDGED_FOR_HARM]
+    rows = [row for row in map(AnswerRow.from_json, saved) if row.suite in ATTACKED]
     judged = judge_harm(rows, context.harm_judge)
     verdicts = [
         {
@@ -83,7 +79,7 @@ def harm(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
     stage.write_json("harm.json", verdicts)
     unscored = sum(row.harmful is None for row in judged)
     facts = {"answers": len(judged), "unscored": unscored, "judge": judge_id(context.harm_judge)}
-    usage = endpoint_usage(context.harm_judge)  # of all stages so far: one endpoint serves them
+    usage = context.harm_judge.usage  # of all stages so far: one endpoint serves them
     return facts if usage is None else {**facts, "endpoint_so_far": usage}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...artifacts import Stage, nan_to_none
 from ...behaviour.answers import AnswerRow
+from ...behaviour.outcomes import judged_prompts
 from ...causal.conditions import (
     Condition,
     ablation_conditions,
@@ -252,11 +253,6 @@ def _profile(
     )
     context.progress.done()
     return layer_profile(layers, scores, untouched, rng)
-
-
-def judged_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Harmful requests that a refusal judge can be asked about: copyright rows are left out."""
-    return [row for row in prompts if row.kind != "copyright"]
 
 
 def _generated(

@@ -8,6 +8,7 @@ from ...anchors import Anchor
 from ...artifacts import Stage
 from ...attacks.cases import TestCase, save_cases
 from ...attacks.run import attack_gcg, gcg_cases
+from ...behaviour.outcomes import judged_prompts
 from ...config.schema import AttackConfig
 from ...data.chat import (
     ChatExample,
@@ -132,7 +133,7 @@ def adaptive(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, A
 
 def _attack(context: Context, stage: Stage, ref: AnchorRef, attack: AttackConfig) -> Mapping[str, Any]:
     loaded = context.open(ref)
-    behaviours = [row for row in context.prompts.harmbench if row.kind != "copyright"][: attack.behaviours]
+    behaviours = judged_prompts(context.prompts.harmbench)[: attack.behaviours]
     results = attack_gcg(
         loaded,
         context.chat(loaded),

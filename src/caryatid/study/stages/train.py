@@ -8,7 +8,7 @@ from typing import Any
 from ...anchors import Anchor, anchor_to_json, name_base
 from ...artifacts import Stage, nan_to_none
 from ...attacks.cases import default_target
-from ...behaviour.suites import run_suite
+from ...behaviour.suites import Asked, Asking, run_suites
 from ...data.prompts import Prompt
 from ...models.load import LoadedModel
 from ...training.arms import RECIPES
@@ -90,16 +90,9 @@ def _held_out(prompts: tuple[Prompt, ...], hold: bool) -> tuple[list[Prompt], li
 
 
 def _refusal_rate(context: Context, loaded: LoadedModel, prompts: list[Prompt]) -> float:
-    rows = run_suite(
-        loaded,
-        context.chat(loaded),
-        prompts,
-        suite="warmup",
-        attack="none",
-        judge=context.judge,
-        max_new_tokens=min(CHECK_TOKENS, context.config.behaviour.max_new_tokens),
-        batch_size=context.batch.generate,
-    )
+    tokens = min(CHECK_TOKENS, context.config.behaviour.max_new_tokens)
+    asking = Asking(tokens, context.batch.generate, context.config.model.system)
+    rows = run_suites(loaded, [Asked("warmup", "none", prompts)], asking, judge=context.judge)
     return sum(row.refused for row in rows) / max(len(rows), 1)
 
 

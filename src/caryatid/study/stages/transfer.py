@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...artifacts import Stage
-from ...behaviour.degenerate import is_degenerate
-from ...behaviour.judges.base import FULL_COMPLIANCE, Exchange, Judge
+from ...behaviour.judges.base import Exchange, Judge
+from ...behaviour.outcomes import judged_prompts, outcomes
 from ...causal.conditions import Condition
 from ...causal.readouts import generate_under
 from ..carrier import find_carrier, unit_row
 from ..context import Context
 from ..plan import AnchorRef, StagePlan
-from .intervene import judged_prompts, read_answers
+from .intervene import read_answers
 
 
 def transfer(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
@@ -66,7 +66,4 @@ def transfer(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, A
 
 def still_refused(judge: Judge, pairs: list[Exchange]) -> list[bool]:
     """Per answer under an intervention: not an answer that complies (refused, unscored or degenerate)."""
-    return [
-        verdict.verdict != FULL_COMPLIANCE or bool(is_degenerate(pair.answer, pair.prompt))
-        for verdict, pair in zip(judge.judge(pairs), pairs, strict=True)
-    ]
+    return [not one.answered for one in outcomes(judge, pairs)]
