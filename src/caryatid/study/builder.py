@@ -28,8 +28,9 @@ Kind = Literal[
 
 # Raised when a stage's computation changes, so that older results are not taken for new ones.
 STAGE_VERSIONS: Mapping[str, int] = {
-    **dict.fromkeys(("warmup", "cases", "train", "adaptive", "answers", "harm", "selection"), 2),
+    **dict.fromkeys(("warmup", "cases", "train", "adaptive", "selection"), 2),
     "activations": 2,
+    **dict.fromkeys(("answers", "harm"), 3),
     **dict.fromkeys(("bank", "reextract"), 3),
     "transfer": 4,
     **dict.fromkeys(("causal", "analysis"), 5),
