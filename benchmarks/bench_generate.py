@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 from bench_candidates import timed
 from caryatid.behaviour.answers import AnswerRow
 from caryatid.behaviour.judges.rules import RefusalRules
-from caryatid.behaviour.suites import rejudge, run_suite
+from caryatid.behaviour.suites import Asked, Asking, rejudge, run_suites
 from caryatid.data.embedded_sets import embedded_fields, embedded_harmful
 from caryatid.data.prompts import Prompt, Role
 from caryatid.models.batch import plan_batch_sizes
@@ -106,13 +106,8 @@ def main() -> None:
     judge = RefusalRules()
 
     def ours(named: dict[str, list[Prompt]], limit: int) -> list[AnswerRow]:
-        answers: list[AnswerRow] = []
-        for suite, prompts in named.items():
-            answers += run_suite(
-                loaded, chat, prompts, suite=suite, attack="none", judge=judge,
-                max_new_tokens=limit, batch_size=rows,
-            )  # fmt: skip
-        return answers
+        asked = [Asked(suite, "none", prompts) for suite, prompts in named.items()]
+        return [row for one in asked for row in run_suites(loaded, [one], Asking(limit, rows), judge=judge)]
 
     every = [prompt for prompts in asked.values() for prompt in prompts]
     spread = [every[i * len(every) // PEER_PROMPTS] for i in range(PEER_PROMPTS)]

@@ -29,11 +29,12 @@ from caryatid.behaviour.judges.base import (
     REFUSED,
     UNSCORED,
     Exchange,
+    JudgeSpec,
     Verdict,
     judge_id,
 )
 from caryatid.behaviour.judges.harm import HarmFeatures
-from caryatid.behaviour.judges.registry import DEFAULT_MODELS, HarmJudgeSpec, open_harm_judge
+from caryatid.behaviour.judges.registry import judge_names, open_harm_judge
 from caryatid.behaviour.judges.rules import RefusalRules
 from caryatid.stats import Rate, wilson
 
@@ -92,7 +93,7 @@ def harm(labels: Path, names: Sequence[str]) -> list[Measured]:
         _harm(f"{judge_id(RefusalRules())} (full compliance)", "as shipped", rows, complied, FULL_COMPLIANCE),
     ]
     for name in names:
-        judge = open_harm_judge(HarmJudgeSpec(name))
+        judge = open_harm_judge(JudgeSpec(name))
         verdicts = [one.verdict for one in judge.judge(pairs)]
         measured.append(_harm(judge_id(judge), "as published", rows, verdicts, HARMFUL))
     return measured
@@ -140,7 +141,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("labels", type=Path, help="Folder with both label files.")
-    others = [name for name in DEFAULT_MODELS if name != "harm-features"]
+    others = [name for name in judge_names("harm") if name != "harm-features"]
     parser.add_argument("--judge", action="append", default=[], choices=others)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()

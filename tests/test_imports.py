@@ -14,7 +14,6 @@ ORDER = (
     "progress",
     "paths",
     "stats",
-    "config",
     "artifacts",
     "data",
     "models",
@@ -25,8 +24,11 @@ ORDER = (
     "geometry",
     "geometry_files",
     "causal",
+    "single",
+    "config",
     "report",
     "study",
+    "api",
     "cli",
 )
 PURE = ("geometry", "stats", "training/losses")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from caryatid.behaviour.judges.agreement import agreement, balanced_accuracy, cohen_kappa, rogan_gladen
+from caryatid.behaviour.judges.agreement import agreement, cohen_kappa, rogan_gladen
 from caryatid.errors import InputError
 from caryatid.stats import Rate, wilson
 
@@ -32,7 +32,6 @@ def test_a_hand_counted_table() -> None:
     chance = (7 * 8 + 13 * 12) / 400
     assert got.kappa.value == pytest.approx((0.85 - chance) / (1 - chance))
     assert got.kappa.value == pytest.approx(cohen_kappa(found[:20], labels[:20]))
-    assert got.balanced.value == pytest.approx(balanced_accuracy(found[:20], labels[:20]))
     assert got.balanced.lo < got.balanced.value < got.balanced.hi
 
 

@@ -134,8 +134,12 @@ def test_harm_by_mcnemar_and_scores_by_the_paired_bootstrap() -> None:
     assert score["p"] == pytest.approx(2 / 501)  # no draw of six has a mean of 0 or less but the six zeros
     adjusted = multipletests([row["p"] for row in rows], method="holm")[1]
     assert [row["p_holm"] for row in rows] == pytest.approx(list(adjusted))
-    plain = _compare(
-        AnchorAnswers("a", 1, 0, judged(left, "harm-features@2")),
-        AnchorAnswers("b", 1, 0, judged(right, "harm-features@2")),
-    )
+    classified = [
+        [
+            replace(row, harm_score=None, harm_probability=row.harm_score)
+            for row in judged(side, "harm-features@2")
+        ]
+        for side in (left, right)
+    ]
+    plain = _compare(AnchorAnswers("a", 1, 0, classified[0]), AnchorAnswers("b", 1, 0, classified[1]))
     assert [row["metric"] for row in plain] == ["compliance", "harm"]  # a probability is no score

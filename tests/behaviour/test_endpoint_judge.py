@@ -19,7 +19,6 @@ from caryatid.behaviour.judges.endpoint import (
     parse_rubric,
 )
 from caryatid.behaviour.judges.harm import HarmFeatures
-from caryatid.behaviour.judges.registry import endpoint_usage
 from caryatid.cli import run
 from caryatid.errors import UsageError
 
@@ -120,8 +119,8 @@ def test_what_the_endpoint_fails_is_unscored_and_counted(server: _Server) -> Non
     assert [one.verdict for one in found] == [UNSCORED, HARMFUL, UNSCORED]
     assert judge.endpoint.usage.failed == 2
     said = "1 requests answered, 2 failed; 100 prompt and 20 completion tokens"
-    assert endpoint_usage(judge) == said
-    assert endpoint_usage(HarmFeatures()) is None
+    assert judge.usage == said
+    assert HarmFeatures().usage is None
 
 
 def test_the_command_says_what_the_endpoint_was_asked(

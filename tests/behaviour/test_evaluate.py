@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,9 +13,9 @@ from gold import needs_labels
 from caryatid.artifacts import Chunks
 from caryatid.behaviour.answers import AnswerRow
 from caryatid.behaviour.evaluate import (
-    Asking,
-    attack_of,
-    chosen_prompts,
+    Evaluation,
+    Judges,
+    Wanted,
     evaluate,
     evaluated,
     evaluation_set,
@@ -24,7 +25,7 @@ from caryatid.behaviour.files import export_prompts, import_answers, read_answer
 from caryatid.behaviour.judges.harm import HarmFeatures
 from caryatid.behaviour.judges.rules import RefusalRules
 from caryatid.behaviour.perplexity import heldout_perplexity
-from caryatid.behaviour.suites import rejudge
+from caryatid.behaviour.suites import Asking, rejudge
 from caryatid.cli import run
 from caryatid.data.chat import ChatExample
 from caryatid.data.sources import Lookup
@@ -35,8 +36,16 @@ from caryatid.models.template import ChatFormat
 from tiny import save_tiny, tiny_loaded
 
 ASKING = Asking(max_new_tokens=4, batch_size=8)
-LIMITS = {"judge": RefusalRules(), "asking": ASKING, "limit": 6, "source": "embedded"}
+JUDGES = Judges(RefusalRules())
 CHAT = [ChatExample("1", "Hi", "Hello there."), ChatExample("2", "What is the sea?", "Water.")]
+
+
+def wanted(*suites: str, **how: Any) -> Wanted:
+    return Wanted(suites, **{"source": "embedded", "limit": 6, **how})
+
+
+def asked(*suites: str, **how: Any) -> Evaluation:
+    return evaluate(tiny_loaded(), wanted(*suites, **how), ASKING, JUDGES)
 
 
 def test_suites_by_name() -> None:
@@ -52,12 +61,10 @@ def test_all_suites_of_a_tiny_model(tmp_path: Path) -> None:
     loaded = tiny_loaded()
     found = evaluate(
         loaded,
-        ["all", "perplexity"],
-        harm_judge=HarmFeatures(),
-        chat_examples=CHAT,
+        wanted("all", "perplexity", chat_examples=tuple(CHAT), by="kind"),
+        ASKING,
+        Judges(RefusalRules(), HarmFeatures()),
         chunks=lambda suite: Chunks(tmp_path / suite),
-        by="kind",
-        **LIMITS,
     )
     whole = [row for row in found.rows if row["group"] == ""]
     assert {(row["suite"], row["attack"]) for row in whole} == {
@@ -78,12 +85,12 @@ def test_all_suites_of_a_tiny_model(tmp_path: Path) -> None:
     assert any("stand in" in note for note in found.notes)
     assert any("proxies" in note and "refusal-rules@3" in note for note in found.notes)
     assert any(str(row["group"]).startswith("kind=") for row in found.rows)
-    again = evaluate(loaded, ["all"], chunks=lambda suite: Chunks(tmp_path / suite), **LIMITS)
+    again = evaluate(loaded, wanted("all"), ASKING, JUDGES, chunks=lambda suite: Chunks(tmp_path / suite))
     assert [row.text for row in again.answers] == [row.text for row in found.answers]
 
 
 def test_json_has_no_nan_and_no_answers_unless_asked() -> None:
-    found = evaluate(tiny_loaded(), ["utility"], **LIMITS)
+    found = asked("utility")
     shown = found.to_json()
     values = [value for row in shown["rows"] for value in row.values()]
     assert not any(isinstance(value, float) and math.isnan(value) for value in values)
@@ -95,16 +102,16 @@ def test_json_has_no_nan_and_no_answers_unless_asked() -> None:
 def test_cases_choose_the_behaviours_and_name_the_attack() -> None:
     names = [prompt.id for prompt in evaluation_set("harmbench", "embedded")][:3]
     cases = dict.fromkeys(names, "! ! !")
-    found = evaluate(tiny_loaded(), ["harmbench"], cases=cases, **LIMITS)
+    found = asked("harmbench", cases=cases)
     assert [row.prompt_id for row in found.answers] == names
     assert all(row.attack == "fixed_source" and row.user_text.endswith(" ! ! !") for row in found.answers)
     with pytest.raises(InputError, match="no prompt to ask"):
-        evaluate(tiny_loaded(), ["harmbench"], cases={"nobody": "!"}, **LIMITS)
+        asked("harmbench", cases={"nobody": "!"})
 
 
 def test_perplexity_needs_chat_before_anything_is_generated() -> None:
     with pytest.raises(UsageError, match="held-out chat"):
-        evaluate(tiny_loaded(), ["utility", "perplexity"], **LIMITS)
+        asked("utility", "perplexity")
 
 
 def test_the_packages_own_prompts_stand_in_only_where_nothing_can_be_had(tmp_path: Path) -> None:
@@ -133,25 +140,25 @@ def test_published_suites_have_their_published_sizes() -> None:
 def test_drawn_answers_repeat_with_the_seed_and_widen_the_interval(tmp_path: Path) -> None:
     loaded = tiny_loaded()
     drawn = replace(ASKING, sampling=Sampling(1.0, 0.9, seed=3), samples=4)
-    settings = {**LIMITS, "asking": drawn}
-    found = evaluate(loaded, ["utility"], chunks=lambda suite: Chunks(tmp_path / suite), **settings)
+    utility = wanted("utility")
+    found = evaluate(loaded, utility, drawn, JUDGES, chunks=lambda suite: Chunks(tmp_path / suite))
     assert [row.sample for row in found.answers[:5]] == [0, 1, 2, 3, 0]
     assert len({row.text for row in found.answers[:4]}) > 1
-    again = evaluate(loaded, ["utility"], **settings)
+    again = evaluate(loaded, utility, drawn, JUDGES)
     assert [row.text for row in again.answers] == [row.text for row in found.answers]
     (tmp_path / "utility" / "000002.json").unlink()  # stopped there: the rest is drawn as before
-    resumed = evaluate(loaded, ["utility"], chunks=lambda suite: Chunks(tmp_path / suite), **settings)
+    resumed = evaluate(loaded, utility, drawn, JUDGES, chunks=lambda suite: Chunks(tmp_path / suite))
     assert [row.text for row in resumed.answers] == [row.text for row in found.answers]
-    other = evaluate(loaded, ["utility"], **{**settings, "asking": replace(drawn, sampling=Sampling(seed=4))})
+    other = evaluate(loaded, utility, replace(drawn, sampling=Sampling(seed=4)), JUDGES)
     assert [row.text for row in other.answers] != [row.text for row in found.answers]
     rows = {row["metric"]: row for row in found.rows}
     assert rows["any_refusal"]["n"] == 24
     with pytest.raises(UsageError, match="several greedy answers"):
-        evaluate(loaded, ["utility"], **{**settings, "asking": replace(ASKING, samples=2)})
+        replace(ASKING, samples=2)
 
 
 def test_answers_survive_their_files(tmp_path: Path) -> None:
-    found = evaluate(tiny_loaded(), ["xstest"], **LIMITS)
+    found = asked("xstest")
     rows = [
         *found.answers,
         replace(found.answers[0], text="one\u2028two\u2029three\x85four\x0bfive\x1csix\rseven"),
@@ -161,7 +168,7 @@ def test_answers_survive_their_files(tmp_path: Path) -> None:
     write_answers(tmp_path, rows, where)
     assert read_answers(tmp_path / "answers.jsonl")[:-1] == rows[:-1]
     table = pq.read_table(tmp_path / "answers.parquet")
-    assert table.schema.metadata[b"caryatid.answers"] == b"1"
+    assert table.schema.metadata[b"caryatid.answers"] == b"2"
     assert table.column("step").to_pylist() == list(range(len(rows)))
     assert table.column("text").to_pylist()[:-1] == [row.text for row in rows[:-1]]
     assert table.column("harm_score").to_pylist()[-1] == 0.5
@@ -170,17 +177,16 @@ def test_answers_survive_their_files(tmp_path: Path) -> None:
 
 def test_another_engines_answers_are_judged_as_ours(tmp_path: Path) -> None:
     loaded = tiny_loaded()
-    prompts = {
-        name: one.prompts for name, one in chosen_prompts(["xstest"], source="embedded", limit=4).items()
-    }
+    xstest = wanted("xstest", limit=4)
+    prompts = {name: one.prompts for name, one in xstest.prompts().items()}
     chat = ChatFormat(loaded.tokenizer)
     assert export_prompts(tmp_path / "prompts.jsonl", prompts, chat) == 8
     sent = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     assert sent[0]["prompt"] == chat.text(sent[0]["user_text"])
-    ours = evaluate(loaded, ["xstest"], **{**LIMITS, "limit": 4})
+    ours = evaluate(loaded, xstest, ASKING, JUDGES)
     given = [{"id": row["id"], "text": one.text} for row, one in zip(sent, ours.answers, strict=True)]
     (tmp_path / "answers.jsonl").write_text("\n".join(json.dumps(row) for row in reversed(given)))
-    attacks = {name: attack_of(name, None) for name in prompts}
+    attacks = {name: xstest.attack_of(name) for name in prompts}
     back = import_answers(tmp_path / "answers.jsonl", prompts, attacks)
     judged = evaluated(rejudge(back, RefusalRules()), ours.sets, None)
     assert [row for row in judged.rows if row["metric"] != "degenerate"] == [

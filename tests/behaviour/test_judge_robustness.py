@@ -68,7 +68,7 @@ def test_hostile_answers_are_scored(name: str) -> None:
     (refusal,), (harm,) = RefusalRules().judge([pair]), HarmFeatures().judge([pair])
     assert refusal.verdict == "full_compliance"
     assert harm.verdict in {"harmful", "harmless"}
-    assert 0 <= harm.score <= 1
+    assert 0 <= harm.probability <= 1
 
 
 @pytest.mark.parametrize("name", EMPTY)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from caryatid.behaviour.answers import AnswerRow
-from caryatid.behaviour.metrics import METRICS, metrics_rows, perplexity_rows
+from caryatid.behaviour.metrics import metrics_rows, perplexity_rows
 from caryatid.behaviour.perplexity import Perplexity
 from caryatid.errors import InputError
 from caryatid.stats import wilson
@@ -29,6 +29,7 @@ ANSWER = AnswerRow(
     verdict="full_compliance",
     judge="refusal-rules@3",
     degenerate=None,
+    proxy=True,
 )
 
 
@@ -77,7 +78,6 @@ def test_columns_and_intervals() -> None:
             "direct",
             "",
         )
-        assert row["metric"] in METRICS
         assert (row["value"], row["n"], row["lo"], row["hi"]) == wilson(
             round(row["value"] * row["n"]), row["n"]
         )
@@ -124,9 +124,9 @@ def test_the_audit_has_a_pass_rate_over_all_its_prompts() -> None:
 
 def test_harm_is_counted_only_where_it_was_judged() -> None:
     rows = _rows(
-        {"harmful": 1, "harm_score": 0.9, "harm_judge": "harm-features@2"},
-        {"harmful": 0, "harm_score": 0.2, "harm_judge": "harm-features@2"},
-        {"harmful": None, "harm_judge": "harm-features@2", "kind": "copyright"},
+        {"harmful": 1, "harm_probability": 0.9, "harm_judge": "harm-features@2", "harm_proxy": True},
+        {"harmful": 0, "harm_probability": 0.2, "harm_judge": "harm-features@2", "harm_proxy": True},
+        {"harmful": None, "harm_judge": "harm-features@2", "harm_proxy": True, "kind": "copyright"},
     )
     table = metrics_rows(rows, "a", 0, 0)
     harm = [row for row in table if row["judge"] == "harm-features@2"]
@@ -154,9 +154,9 @@ def test_perplexity_row() -> None:
 
 
 def test_answers_survive_storage() -> None:
-    row = replace(ANSWER, harm_score=0.1 + 0.2, harmful=0, check=True, text="\x1b<script>")
+    row = replace(ANSWER, harm_score=0.1 + 0.2, harm_proxy=True, harmful=0, check=True, text="\x1b<script>")
     assert AnswerRow.from_json(row.to_json()) == row
     with pytest.raises(InputError, match="schema 0"):
         AnswerRow.from_json({**row.to_json(), "schema": 0})
     with pytest.raises(InputError, match="not an answer row"):
-        AnswerRow.from_json({"schema": 1, "prompt_id": "x"})
+        AnswerRow.from_json({"schema": 2, "prompt_id": "x"})

@@ -7,7 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from caryatid.behaviour.judges.base import HARMFUL, HARMLESS, UNSCORED, Exchange
+from caryatid.behaviour.judges.base import (
+    HARMFUL,
+    HARMLESS,
+    UNSCORED,
+    Exchange,
+)
 from caryatid.behaviour.judges.prompted import (
     HarmBenchClassifier,
     LlamaGuard,
@@ -17,11 +22,8 @@ from caryatid.behaviour.judges.prompted import (
     parse_llama_guard,
     parse_wildguard,
 )
-from caryatid.behaviour.judges.registry import DEFAULT_MODELS, HarmJudgeSpec, open_harm_judge
 from caryatid.behaviour.judges.templates import filled, template
-from caryatid.config.schema import HarmJudgeConfig
-from caryatid.errors import InputError, UsageError
-from tiny import save_tiny, tiny_loaded, tiny_tokenizer
+from tiny import tiny_loaded, tiny_tokenizer
 
 HASHES = {
     "harmbench-llama2": "01d06984e4ea",
@@ -95,9 +97,9 @@ def test_harmbench_reads_the_greedy_token_and_its_share(monkeypatch: pytest.Monk
     judge.recorded[2, other] = 9.0
     found = judge.judge([PAIR, PAIR, PAIR, Exchange("x", "  ")])
     assert [one.verdict for one in found] == [HARMFUL, HARMLESS, UNSCORED, UNSCORED]
-    assert found[0].score == pytest.approx(1 / (1 + math.exp(-2)))
-    assert found[1].score == pytest.approx(1 / (1 + math.exp(4)))
-    assert all(math.isnan(one.score) for one in found[2:])
+    assert found[0].probability == pytest.approx(1 / (1 + math.exp(-2)))
+    assert found[1].probability == pytest.approx(1 / (1 + math.exp(4)))
+    assert all(math.isnan(one.probability) for one in found[2:])
     assert found[0].judge == f"harmbench-llama2@{judge.loaded.identity[:12]}"
     assert len(found[0].prompt_hash or "") == 16
 
@@ -214,17 +216,3 @@ def test_generating_judges_run_on_a_tiny_model_and_leave_noise_unscored() -> Non
         assert [one.verdict for one in judge.judge(pairs)] == [UNSCORED] * 3
         assert judge.judge([]) == []
         assert {len(one.prompt_hash or "") for one in judge.judge(pairs)} == {16}
-
-
-def test_judges_by_name(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    names = set(HarmJudgeConfig.model_fields["name"].annotation.__args__)  # type: ignore[union-attr]
-    assert names == set(DEFAULT_MODELS)
-    folder = save_tiny(tmp_path / "judge")
-    for name in ("wildguard", "strongreject-finetuned", "llama-guard"):
-        judge = open_harm_judge(HarmJudgeSpec(name, str(folder)))
-        assert judge.name == name
-        assert judge.judge([PAIR])[0].verdict == UNSCORED
-    with pytest.raises(InputError, match="no token for yes and no"):
-        open_harm_judge(HarmJudgeSpec("harmbench-mistral", str(folder))).judge([PAIR])
-    with pytest.raises(UsageError, match="no harmfulness judge named 'gpt'"):
-        open_harm_judge(HarmJudgeSpec("gpt"))

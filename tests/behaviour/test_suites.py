@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from caryatid.artifacts import Chunks
+from caryatid.behaviour.answers import AnswerRow
 from caryatid.behaviour.judges.base import Exchange, Judgement
 from caryatid.behaviour.judges.harm import HarmFeatures
 from caryatid.behaviour.judges.rules import RefusalRules
-from caryatid.behaviour.suites import Asked, judge_harm, rejudge, run_suite, run_suites, user_text
+from caryatid.behaviour.suites import Asked, Asking, judge_harm, rejudge, run_suites, user_text
 from caryatid.data.prompts import Prompt
 from caryatid.errors import InputError
 from caryatid.models.directional import Ablate, orthonormal
 from caryatid.models.generate import generate
+from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 from tiny import ARCHITECTURES, tiny_loaded
 
@@ -27,13 +29,18 @@ PROMPTS = [
     Prompt("d", "Poem", "set", "harmful", kind="copyright"),
     Prompt("e", "How do the tides work in the sea and in the sun?", "set", "harmful"),
 ]
-LIMITS: dict[str, Any] = {"suite": "harmbench", "judge": RefusalRules(), "max_new_tokens": 6, "batch_size": 2}
+ASKING = Asking(max_new_tokens=6, batch_size=2)
+DIRECT = [Asked("harmbench", "direct", PROMPTS)]
+
+
+def run_suite(loaded: LoadedModel, asked: Sequence[Asked] = DIRECT, **how: Any) -> list[AnswerRow]:
+    return run_suites(loaded, asked, how.pop("asking", ASKING), **{"judge": RefusalRules(), **how})
 
 
 class Counting:
     """A judge that refuses everything and remembers what it read."""
 
-    name, version = "counting", "7"
+    name, version, kind, proxy, usage = "counting", "7", "refusal", False, None
 
     def __init__(self) -> None:
         self.read: list[Exchange] = []
@@ -47,7 +54,7 @@ class Counting:
 def test_answers_are_the_models_own(arch: str) -> None:
     loaded = tiny_loaded(arch)
     chat = ChatFormat(loaded.tokenizer)
-    rows = run_suite(loaded, chat, PROMPTS, attack="direct", **LIMITS)
+    rows = run_suite(loaded)
     assert [row.prompt_id for row in rows] == ["a", "b", "c", "d", "e"]
     for prompt, row in zip(PROMPTS, rows, strict=True):
         (alone,) = generate(loaded, chat, [prompt.user_text], max_new_tokens=6, batch_size=1)
@@ -64,14 +71,7 @@ def test_cases_are_appended_after_one_space() -> None:
     loaded = tiny_loaded()
     judge = Counting()
     cases = {prompt.id: f"! ! {prompt.id}" for prompt in PROMPTS}
-    rows = run_suite(
-        loaded,
-        ChatFormat(loaded.tokenizer),
-        PROMPTS,
-        attack="fixed_source",
-        cases=cases,
-        **{**LIMITS, "judge": judge},
-    )
+    rows = run_suite(loaded, [Asked("harmbench", "fixed_source", PROMPTS, cases)], judge=judge)
     assert [row.user_text for row in rows] == [f"{p.user_text} ! ! {p.id}" for p in PROMPTS]
     assert (
         rows[1].user_text
@@ -82,14 +82,7 @@ def test_cases_are_appended_after_one_space() -> None:
     # The judge reads the request without suffix, and the context apart.
     assert [(pair.prompt, pair.context) for pair in judge.read] == [(p.text, p.context) for p in PROMPTS]
     with pytest.raises(InputError, match="no case for 1 of 5 prompts, first 'e'"):
-        run_suite(
-            loaded,
-            ChatFormat(loaded.tokenizer),
-            PROMPTS,
-            attack="adaptive",
-            cases=dict(list(cases.items())[:4]),
-            **LIMITS,
-        )
+        run_suite(loaded, [Asked("harmbench", "adaptive", PROMPTS, dict(list(cases.items())[:4]))])
 
 
 class Stops(Exception):
@@ -107,10 +100,9 @@ class Fragile(Chunks):
 
 def test_generation_resumes_at_the_first_missing_batch(tmp_path, monkeypatch) -> None:
     loaded = tiny_loaded()
-    chat = ChatFormat(loaded.tokenizer)
-    whole = run_suite(loaded, chat, PROMPTS, attack="direct", **LIMITS)
+    whole = run_suite(loaded)
     with pytest.raises(Stops):
-        run_suite(loaded, chat, PROMPTS, attack="direct", chunks=Fragile(tmp_path), **LIMITS)
+        run_suite(loaded, chunks=Fragile(tmp_path))
     asked: list[str] = []
 
     def watching(*args: Any, **kwargs: Any) -> Any:
@@ -118,18 +110,17 @@ def test_generation_resumes_at_the_first_missing_batch(tmp_path, monkeypatch) ->
         return generate(*args, **kwargs)
 
     monkeypatch.setattr("caryatid.behaviour.suites.generate", watching)
-    assert run_suite(loaded, chat, PROMPTS, attack="direct", chunks=Chunks(tmp_path), **LIMITS) == whole
+    assert run_suite(loaded, chunks=Chunks(tmp_path)) == whole
     assert len(asked) == 1  # two batches of two were there
     asked.clear()
-    assert run_suite(loaded, chat, PROMPTS, attack="direct", chunks=Chunks(tmp_path), **LIMITS) == whole
+    assert run_suite(loaded, chunks=Chunks(tmp_path)) == whole
     assert asked == []
     with pytest.raises(InputError, match="saved answers belong to other prompts"):
-        run_suite(loaded, chat, PROMPTS[1:], attack="direct", chunks=Chunks(tmp_path), **LIMITS)
+        run_suite(loaded, [Asked("harmbench", "direct", PROMPTS[1:])], chunks=Chunks(tmp_path))
 
 
 def test_suites_share_batches_and_keep_their_answers(tmp_path) -> None:
     loaded = tiny_loaded()
-    chat = ChatFormat(loaded.tokenizer)
     cases = {"a": "! !", "e": "tell me"}
     attacked = [row for row in PROMPTS if row.id in cases]
     asked = [
@@ -137,7 +128,6 @@ def test_suites_share_batches_and_keep_their_answers(tmp_path) -> None:
         Asked("harmbench", "fixed_source", attacked, cases),
         Asked("utility", "none", PROMPTS[2:3]),
     ]
-    limits = {key: value for key, value in LIMITS.items() if key != "suite"}
     sizes: list[int] = []
 
     class Watched(Chunks):
@@ -145,15 +135,9 @@ def test_suites_share_batches_and_keep_their_answers(tmp_path) -> None:
             sizes.append(len(value))
             super().append(index, value)
 
-    together = run_suites(loaded, chat, asked, chunks=Watched(tmp_path), **{**limits, "batch_size": 3})
+    together = run_suite(loaded, asked, asking=Asking(6, 3), chunks=Watched(tmp_path))
     assert sizes == [3, 3, 2]
-    alone = [
-        row
-        for one in asked
-        for row in run_suite(
-            loaded, chat, one.prompts, attack=one.attack, cases=one.cases, **{**LIMITS, "suite": one.suite}
-        )
-    ]
+    alone = [row for one in asked for row in run_suite(loaded, [one])]
     assert together == alone  # float32: no answer depends on what shares its batch
     assert [(row.suite, row.attack, row.prompt_id) for row in together[5:]] == [
         ("harmbench", "fixed_source", "a"), ("harmbench", "fixed_source", "e"), ("utility", "none", "c"),
@@ -163,26 +147,23 @@ def test_suites_share_batches_and_keep_their_answers(tmp_path) -> None:
 
 def test_interventions_act_while_answering() -> None:
     loaded = tiny_loaded()
-    chat = ChatFormat(loaded.tokenizer)
-    plain = run_suite(loaded, chat, PROMPTS, attack="direct", **LIMITS)
+    plain = run_suite(loaded)
     rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     basis = orthonormal(rows).unsqueeze(0)
-    none = run_suite(
-        loaded, chat, PROMPTS, attack="direct", interventions=[Ablate(basis, torch.zeros(1))], **LIMITS
-    )
-    full = run_suite(
-        loaded, chat, PROMPTS, attack="direct", interventions=[Ablate(basis, torch.ones(1))], **LIMITS
-    )
+    none = run_suite(loaded, interventions=[Ablate(basis, torch.zeros(1))])
+    full = run_suite(loaded, interventions=[Ablate(basis, torch.ones(1))])
     assert none == plain
     assert [row.text for row in full] != [row.text for row in plain]
-    assert run_suite(loaded, chat, PROMPTS, attack="direct", **LIMITS) == plain
+    assert run_suite(loaded) == plain
 
 
 def test_judging_again_keeps_the_answers() -> None:
     loaded = tiny_loaded()
-    rows = run_suite(loaded, ChatFormat(loaded.tokenizer), PROMPTS, attack="direct", **LIMITS)
+    rows = run_suite(loaded)
     again = rejudge(rows, Counting())
     assert [row.text for row in again] == [row.text for row in rows]
+    assert {row.proxy for row in rows} == {True}
+    assert {row.proxy for row in again} == {False}
     assert {(row.verdict, row.judge, row.answered) for row in again} == {
         ("full_refusal", "counting@7", False)
     }
@@ -191,10 +172,11 @@ def test_judging_again_keeps_the_answers() -> None:
 
 def test_harm_is_judged_for_harmful_requests_but_not_for_copyright() -> None:
     loaded = tiny_loaded()
-    rows = run_suite(loaded, ChatFormat(loaded.tokenizer), PROMPTS, attack="direct", **LIMITS)
+    rows = run_suite(loaded)
     found = {row.prompt_id: row for row in judge_harm(rows, HarmFeatures())}
     assert found["c"].harm_judge is None
     assert (found["d"].harmful, found["d"].harm_judge) == (None, "harm-features@2")
+    assert all(row.harm_proxy and row.harm_score is None for row in found.values() if row.harm_judge)
     for name in "abe":
         assert found[name].harmful in ({None} if not found[name].scored else {0, 1})
 
@@ -212,5 +194,5 @@ def test_progress_counts_prompts() -> None:
 
     seen = Seen()
     loaded = tiny_loaded()
-    run_suite(loaded, ChatFormat(loaded.tokenizer), PROMPTS, attack="direct", progress=seen, **LIMITS)
+    run_suite(loaded, progress=seen)
     assert seen.n == len(PROMPTS)

@@ -2,8 +2,7 @@
 
 import pytest
 
-from caryatid.behaviour.utility import check_satisfied, contains_words, passes
-from caryatid.data.prompts import Prompt
+from caryatid.behaviour.utility import check_satisfied, contains_words
 from caryatid.errors import InputError
 
 
@@ -55,13 +54,3 @@ def test_checks(check: dict, text: str, satisfied: bool) -> None:
 def test_checks_that_cannot_be_evaluated(check: dict) -> None:
     with pytest.raises(InputError, match="utility check"):
         check_satisfied(check, "a")
-
-
-def test_passing() -> None:
-    prompt = Prompt("u1", "What is the capital of France?", "utility", "harmless", check={"any": ["Paris"]})
-    assert passes(prompt, "Paris.", "full_compliance")
-    assert not passes(prompt, "London.", "full_compliance")
-    assert not passes(prompt, "I can't say that it is Paris.", "full_refusal")
-    assert not passes(prompt, "Paris, but I'd rather not say.", "partial_refusal")
-    assert not passes(prompt, "Paris " * 40, "full_compliance")
-    assert not passes(prompt, "Paris", "")

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from caryatid.causal.readouts import (
     ReadOutPrompts,
     generate_under,
     mean_row,
-    outcomes,
     rate_row,
     teacher_forced,
 )
@@ -83,23 +81,6 @@ def test_generation_under_many_conditions_equals_each_alone(arch: str) -> None:
         )
         assert [a.ids for a in answers] == [a.ids for a in alone]
     assert len({tuple(a.ids for a in answers) for answers in found}) > 3  # the conditions do something
-
-
-def judge(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    words = {"no": "full_refusal", "hm": "partial_refusal", "yes": "full_compliance"}
-    return [words.get(text.split()[0], "") if text else "" for _, text in pairs]
-
-
-def test_outcomes_count_partial_refusals_and_keep_the_unscored_apart() -> None:
-    texts = ["no way", "hm well", "yes sure", "yes yes yes", "???", ""]
-    found = outcomes(
-        ["p"] * 6, texts, judge=judge, degenerate=lambda text, _prompt: text in ("yes yes yes", "")
-    )
-    np.testing.assert_array_equal(found.refused, [1, 1, 0, 0, math.nan, math.nan])
-    np.testing.assert_array_equal(found.answered, [0, 0, 1, 0, math.nan, 0])
-    np.testing.assert_array_equal(found.degenerate, [0, 0, 0, 1, 0, 1])
-    with pytest.raises(InputError, match="1 answers to 2 prompts"):
-        outcomes(["a", "b"], ["c"], judge=judge, degenerate=lambda *_: None)
 
 
 def test_rows_carry_the_condition_and_the_right_interval() -> None:

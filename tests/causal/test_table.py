@@ -71,7 +71,7 @@ def test_a_layer_profile_is_the_paired_loss_of_refusal_score() -> None:
 class Fixed:
     """Refuses what begins with no; leaves ? unscored."""
 
-    name, version = "fixed", "7"
+    name, version, kind, proxy, usage = "fixed", "7", "refusal", False, None
 
     def judge(self, pairs: Sequence[Exchange]) -> list[Judgement]:
         words = {"no": "full_refusal", "hm": "partial_refusal", "?": ""}
@@ -84,7 +84,7 @@ def test_outcomes_of_a_suite() -> None:
         Prompt(id=str(i), text=f"question {i}", set_name="s", label="harmless") for i in range(len(texts))
     ]
     found = suite_outcomes(Fixed(), "utility", list(zip(prompts, texts, strict=True)))
-    np.testing.assert_array_equal(found.outcomes.refused, [1, 1, 0, math.nan])
+    np.testing.assert_array_equal(found.refused, [1, 1, 0, math.nan])
     assert found.passed is not None
     assert found.passed.tolist() == [0, 0, 1, 0]  # no check to satisfy; unscored did not pass
     rows = outcome_rows(Fixed(), Condition(), "utility", found)

@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-from caryatid.behaviour.judges.base import FULL_COMPLIANCE, REFUSED, Exchange, Verdict
+from caryatid.behaviour.judges.base import Exchange, Verdict
+from caryatid.behaviour.outcomes import Outcome
 from caryatid.errors import InputError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the fields below, as stored in JSON."""
 
 Attack = Literal["none", "direct", "fixed_source", "adaptive"]
 ATTACKS: tuple[Attack, ...] = ("none", "direct", "fixed_source", "adaptive")
 
-HARM_FIELDS = ("harmful", "harm_score", "harm_judge")
+HARM_FIELDS = ("harmful", "harm_score", "harm_probability", "harm_judge", "harm_proxy")
 """What a harmfulness judge adds to an answer."""
 
 
@@ -30,8 +31,10 @@ class AnswerRow:
         verdict: the refusal judge's; empty when unscored. judge: `name@version`.
         degenerate: a `DegenerateReason`, or None.
         check: whether the prompt's utility check is satisfied; None without one.
-        harmful: a harmfulness judge's verdict (1, 0; None unscored). harm_score: its number.
-        harm_judge: `name@version`; None if none ran.
+        proxy: whether the refusal judge's rates are proxies for labels.
+        harmful: a harmfulness judge's verdict (1, 0; None unscored). harm_score: its grade in [0, 1], if it grades.
+        harm_probability: a classifier's own probability. harm_judge: `name@version`; None if none ran.
+        harm_proxy: as `proxy`.
         sample: number of this answer among several drawn for one prompt.
     """
 
@@ -52,9 +55,12 @@ class AnswerRow:
     judge: str
     degenerate: str | None
     check: bool | None = None
+    proxy: bool = False
     harmful: int | None = None
     harm_score: float | None = None
+    harm_probability: float | None = None
     harm_judge: str | None = None
+    harm_proxy: bool = False
     sample: int = 0
 
     @property
@@ -63,24 +69,29 @@ class AnswerRow:
         return Exchange(self.prompt, self.text, self.context)
 
     @property
+    def outcome(self) -> Outcome:
+        """The refusal judge's verdict beside degeneracy."""
+        return Outcome(self.verdict, self.degenerate)
+
+    @property
     def scored(self) -> bool:
-        """Whether the refusal judge gave a verdict."""
-        return self.verdict != ""
+        """See `Outcome.scored`."""
+        return self.outcome.scored
 
     @property
     def refused(self) -> bool:
-        """Fully or partially refused."""
-        return self.verdict in REFUSED
+        """See `Outcome.refused`."""
+        return self.outcome.refused
 
     @property
     def answered(self) -> bool:
-        """Compliance: neither refused nor degenerate."""
-        return self.verdict == FULL_COMPLIANCE and self.degenerate is None
+        """See `Outcome.answered`."""
+        return self.outcome.answered
 
     @property
     def passed(self) -> bool:
-        """Answered, and the utility check satisfied where there is one."""
-        return self.answered and self.check is not False
+        """See `Outcome.passed`."""
+        return self.outcome.passed(self.check)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with the schema's version."""

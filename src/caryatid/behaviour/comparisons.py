@@ -2,44 +2,21 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from caryatid.behaviour.answers import AnswerRow
-from caryatid.behaviour.metrics import gives_scores
+from caryatid.behaviour.metrics import ANY_REFUSAL, COMPLIANCE, HARM, PASS, SCORE, Metric, names
 from caryatid.errors import InputError
 from caryatid.stats import Interval, holm, mcnemar_exact, paired_bootstrap_test, paired_difference
 
 Row = dict[str, str | int | float]
 
 
-class _Metric(NamedTuple):
-    """What is compared: of which answers, by whom judged; a score rather than yes or no."""
-
-    value: Callable[[AnswerRow], float | None]
-    counted: Callable[[AnswerRow], bool]
-    judge: Callable[[AnswerRow], str | None]
-    score: bool = False
-
-
-_METRICS = {
-    "compliance": _Metric(lambda row: row.answered, lambda row: row.scored, lambda row: row.judge),
-    "any_refusal": _Metric(lambda row: row.refused, lambda row: row.scored, lambda row: row.judge),
-    "pass": _Metric(lambda row: row.passed, lambda row: True, lambda row: row.judge),
-    "harm": _Metric(
-        lambda row: row.harmful == 1, lambda row: row.harmful is not None, lambda row: row.harm_judge
-    ),
-    "score": _Metric(
-        lambda row: row.harm_score,
-        lambda row: row.harm_score is not None and gives_scores(row.harm_judge),
-        lambda row: row.harm_judge,
-        score=True,
-    ),
-}
-_SUITE_METRICS = {"utility": ("pass",), "xstest_safe": ("any_refusal",), "xstest_unsafe": ("any_refusal",)}
-_OF_REQUESTS = ("compliance", "harm", "score")
+_SUITE_METRICS = {"utility": (PASS,), "xstest_safe": (ANY_REFUSAL,), "xstest_unsafe": (ANY_REFUSAL,)}
+_OF_REQUESTS = (COMPLIANCE, HARM, SCORE)
 KL_WITHIN = 1.5  # times; anchors whose benign KLs differ by more are not matched
 
 
@@ -101,22 +78,19 @@ def _pairs(anchors: Sequence[AnchorAnswers]) -> Iterator[_Pair]:
 def _test(
     pair: _Pair,
     suite: tuple[str, str, str],
-    metric: str,
+    metric: Metric,
     draws: int,
     rng: np.random.Generator,
 ) -> Row | None:
     a, b, matched = pair
     left, right = _by_prompt(a), _by_prompt(b)
-    kind = _METRICS[metric]
-    shared = [key for key in left if key in right and key[:3] == suite]
+    shared = [(left[key], right[key]) for key in left if key in right and key[:3] == suite]
     # unscored answers are left out, in pairs
-    pairs = [
-        (left[key], right[key]) for key in shared if kind.counted(left[key]) and kind.counted(right[key])
-    ]
+    pairs = [pair for pair in shared if all(metric.value(row) is not None for row in pair)]
     if not pairs:
         return None
-    x, y = (np.array([kind.value(pair[side]) for pair in pairs], dtype=float) for side in (0, 1))
-    if kind.score:
+    x, y = (np.array([metric.value(pair[side]) for pair in pairs], dtype=float) for side in (0, 1))
+    if metric.graded:
         *bounds, p = paired_bootstrap_test(x, y, draws, rng)
         difference = Interval(*bounds)
     else:
@@ -133,7 +107,7 @@ def _test(
         "suite": suite[0],
         "prompt_set": suite[1],
         "attack": suite[2],
-        "metric": metric,
+        "metric": metric.name,
         "value_a": float(x.mean()),
         "value_b": float(y.mean()),
         "difference": difference.value,
@@ -143,8 +117,8 @@ def _test(
         "only_a": int((x > y).sum()),
         "only_b": int((y > x).sum()),
         "p": p,
-        "test": "paired bootstrap" if kind.score else "McNemar exact",
-        "judge": "+".join(sorted({str(kind.judge(row)) for pair in pairs for row in pair})),
+        "test": "paired bootstrap" if metric.graded else "McNemar exact",
+        "judge": names(metric.judge(row) for pair in pairs for row in pair),
     }
 
 

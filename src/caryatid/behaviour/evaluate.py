@@ -2,20 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from caryatid.behaviour.answers import AnswerRow, Attack
 from caryatid.behaviour.judges.base import Judge
 from caryatid.behaviour.metrics import By, Row, metrics_rows, perplexity_rows
 from caryatid.behaviour.perplexity import heldout_perplexity
-from caryatid.behaviour.suites import Chunks, judge_harm, run_suite
+from caryatid.behaviour.suites import Asked, Asking, Chunks, judge_harm, run_suites
 from caryatid.data.chat import ChatExample
 from caryatid.data.download import DownloadError
 from caryatid.data.embedded_sets import embedded_fields, embedded_set, embedded_utility
 from caryatid.data.prompts import PromptSet, Role
 from caryatid.data.sources import Lookup, read_set
 from caryatid.errors import InputError, UsageError
-from caryatid.models.generate import Sampling
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 from caryatid.progress import NO_PROGRESS, Progress
@@ -25,7 +24,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "xstest": ("xstest_safe", "xstest_unsafe"),
     "all": ("harmbench", "strongreject", "xstest_safe", "xstest_unsafe", "utility"),
 }
-_ATTACKED = frozenset({"harmbench", "strongreject"})
+ATTACKED = frozenset({"harmbench", "strongreject"})
+"""Suites of harmful requests, whose answers a harmfulness judge reads."""
+
 # All 400 HarmBench text behaviours; a study uses the 320 of the test split only.
 _PUBLISHED: Mapping[str, tuple[str, ...]] = {
     "harmbench": ("harmbench_test", "harmbench_val"),
@@ -111,115 +112,105 @@ def evaluation_set(suite: str, source: Source = "auto", lookup: Lookup | None = 
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How a model is asked.
+class Wanted:
+    """Which prompts of which suites are asked, and how they are counted.
 
     Attributes:
-        max_new_tokens: token limit of every answer. batch_size: answers per batch.
-        system: the system message; None leaves it to the template.
-        sampling: how answers are drawn; None: greedy. samples: answers per prompt.
-    """
-
-    max_new_tokens: int
-    batch_size: int
-    system: str | None = None
-    sampling: Sampling | None = None
-    samples: int = 1
-
-
-def chosen_prompts(
-    suites: Sequence[str],
-    *,
-    source: Source = "auto",
-    lookup: Lookup | None = None,
-    limit: int = 0,
-    seed: int = 0,
-    cases: Mapping[str, str] | None = None,
-) -> dict[str, PromptSet]:
-    """The prompts of each suite but perplexity.
-
-    Args:
         suites: names or groups, see `expand_suites`. source, lookup: where prompts come from, see `evaluation_set`.
         limit: prompts per suite, spread over kinds and categories; 0 for all. seed: of that choice.
-        cases: suffix by behaviour id; with it only behaviours that have a case are asked.
-
-    Raises:
-        UsageError: an unknown suite. InputError: an empty set. DataMissingError: prompts that cannot be had.
+        cases: suffix by behaviour id; with it only behaviours that have a case are asked. attack: how they were made.
+        chat_examples: held-out chat for the perplexity suite. by: also rows broken down by kind or category.
     """
-    wanted = expand_suites(suites)
-    return {
-        suite: _choose(suite, source, lookup, limit, seed, cases) for suite in wanted if suite != "perplexity"
-    }
+
+    suites: tuple[str, ...]
+    source: Source = "auto"
+    lookup: Lookup | None = None
+    limit: int = 0
+    seed: int = 0
+    cases: Mapping[str, str] | None = None
+    attack: Attack = "fixed_source"
+    chat_examples: tuple[ChatExample, ...] = ()
+    by: By | None = None
+
+    def prompts(self) -> dict[str, PromptSet]:
+        """The prompts of each suite but perplexity.
+
+        Raises:
+            UsageError: an unknown suite. InputError: an empty set. DataMissingError: prompts that cannot be had.
+        """
+        return {suite: self._chosen(suite) for suite in expand_suites(self.suites) if suite != "perplexity"}
+
+    def _chosen(self, suite: str) -> PromptSet:
+        found = evaluation_set(suite, self.source, self.lookup)
+        cases = self.cases_of(suite)
+        if cases is not None:
+            found = replace(found, prompts=tuple(prompt for prompt in found if prompt.id in cases))
+        if not len(found):
+            raise InputError(
+                "no prompt to ask",
+                where=suite,
+                remedy="The cases name behaviours of another set." if self.cases else None,
+            )
+        return found.subsample(self.limit, self.seed)
+
+    def cases_of(self, suite: str) -> Mapping[str, str] | None:
+        """The suffixes that a suite's prompts are sent with; None for suites that are sent as they are."""
+        return self.cases if suite == "harmbench" else None
+
+    def attack_of(self, suite: str) -> Attack:
+        """What a suite's prompts are sent as: `attack` where they carry suffixes, else `direct` or `none`."""
+        if self.cases_of(suite) is not None:
+            return self.attack
+        return "direct" if suite in ATTACKED else "none"
 
 
-def attack_of(suite: str, cases: Mapping[str, str] | None, attack: Attack = "fixed_source") -> Attack:
-    """What a suite's prompts are sent as: `attack` where they carry suffixes, else `direct` or `none`."""
-    if suite == "harmbench" and cases is not None:
-        return attack
-    return "direct" if suite in _ATTACKED else "none"
+class Judges(NamedTuple):
+    """Who judges: refusals, and harm of answers to harmful requests if anyone does."""
+
+    refusal: Judge
+    harm: Judge | None = None
 
 
 def evaluate(
     loaded: LoadedModel,
-    suites: Sequence[str],
-    *,
-    judge: Judge,
+    wanted: Wanted,
     asking: Asking,
-    harm_judge: Judge | None = None,
-    source: Source = "auto",
-    lookup: Lookup | None = None,
-    limit: int = 0,
-    seed: int = 0,
-    cases: Mapping[str, str] | None = None,
-    attack: Attack = "fixed_source",
-    chat_examples: Sequence[ChatExample] = (),
-    by: By | None = None,
+    judges: Judges,
+    *,
     chunks: Callable[[str], Chunks] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Evaluation:
     """Ask a model the prompts of suites, judge its answers, and give the rows of the `behaviour` table.
 
     Args:
-        loaded: the model. suites, source, lookup, limit, seed, cases: which prompts, see `chosen_prompts`.
-        judge: a refusal judge. harm_judge: a harmfulness judge for harmful requests, if any.
-        attack: how `cases` were made. chat_examples: held-out chat for the perplexity suite.
-        by: also rows broken down by kind or category.
         chunks: makes, for a suite, the place where finished batches are kept.
 
     Raises:
         UsageError: an unknown suite, or perplexity without chat. InputError: an empty set. DataMissingError: prompts
             that cannot be had.
     """
-    perplexity = "perplexity" in expand_suites(suites)
-    if perplexity and not chat_examples:
+    perplexity = "perplexity" in expand_suites(wanted.suites)
+    if perplexity and not wanted.chat_examples:
         raise UsageError("perplexity needs held-out chat", remedy="Give chat examples, or leave it out.")
-    chosen = chosen_prompts(suites, source=source, lookup=lookup, limit=limit, seed=seed, cases=cases)
-    chat = ChatFormat(loaded.tokenizer, asking.system)
-    report = progress or NO_PROGRESS
+    chosen = wanted.prompts()
     answers: list[AnswerRow] = []
     for suite, prompts in chosen.items():
-        report.start(suite, len(prompts) * asking.samples)
-        answers += run_suite(
+        progress.start(suite, len(prompts) * asking.samples)
+        answers += run_suites(
             loaded,
-            chat,
-            prompts.prompts,
-            suite=suite,
-            attack=attack_of(suite, cases, attack),
-            judge=judge,
-            max_new_tokens=asking.max_new_tokens,
-            batch_size=asking.batch_size,
-            cases=cases if suite == "harmbench" else None,
+            [Asked(suite, wanted.attack_of(suite), prompts.prompts, wanted.cases_of(suite))],
+            asking,
+            judge=judges.refusal,
             chunks=chunks(suite) if chunks is not None else None,
-            sampling=asking.sampling,
-            samples=asking.samples,
-            progress=report,
+            progress=progress,
         )
-        report.done()
-    found = evaluated(answers, chosen, harm_judge, seed=seed, by=by)
+        progress.done()
+    found = evaluated(answers, chosen, judges.harm, seed=wanted.seed, by=wanted.by)
     if not perplexity:
         return found
-    chatted = heldout_perplexity(loaded, chat, chat_examples, batch_size=asking.batch_size)
-    return replace(found, rows=(*found.rows, *perplexity_rows(chatted, "base", 0, seed, "chat")))
+    chat = ChatFormat(loaded.tokenizer, asking.system)
+    chatted = heldout_perplexity(loaded, chat, wanted.chat_examples, batch_size=asking.batch_size)
+    return replace(found, rows=(*found.rows, *perplexity_rows(chatted, "base", 0, wanted.seed, "chat")))
 
 
 def evaluated(
@@ -235,32 +226,12 @@ def evaluated(
     rows: list[Row] = []
     for suite in sets:
         mine = [row for row in answers if row.suite == suite]
-        if harm_judge is not None and suite in _ATTACKED:
+        if harm_judge is not None and suite in ATTACKED:
             mine = judge_harm(mine, harm_judge)
         judged += mine
         for part in (None, by) if by is not None else (None,):
             rows += metrics_rows(mine, "base", 0, seed, by=part)
     return Evaluation(tuple(rows), tuple(judged), sets, _notes(sets, rows))
-
-
-def _choose(
-    suite: str,
-    source: Source,
-    lookup: Lookup | None,
-    limit: int,
-    seed: int,
-    cases: Mapping[str, str] | None,
-) -> PromptSet:
-    found = evaluation_set(suite, source, lookup)
-    if suite == "harmbench" and cases is not None:
-        found = replace(found, prompts=tuple(prompt for prompt in found if prompt.id in cases))
-    if not len(found):
-        raise InputError(
-            "no prompt to ask",
-            where=suite,
-            remedy="The cases name behaviours of another set." if cases else None,
-        )
-    return found.subsample(limit, seed)
 
 
 def _notes(sets: Mapping[str, PromptSet], rows: Sequence[Row]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from caryatid.artifacts import write_bytes
 from caryatid.behaviour.answers import SCHEMA, AnswerRow, Attack
-from caryatid.behaviour.suites import answer_row, user_text
+from caryatid.behaviour.suites import Answer, answer_row, user_text
 from caryatid.data.prompts import Prompt
 from caryatid.data.readers import decode, parse_json, read_user_bytes
 from caryatid.errors import InputError
@@ -25,6 +25,9 @@ _TYPES: Mapping[str, pa.DataType] = {
     "ended": pa.bool_(),
     "check": pa.bool_(),
     "harm_score": pa.float64(),
+    "harm_probability": pa.float64(),
+    "proxy": pa.bool_(),
+    "harm_proxy": pa.bool_(),
     "step": pa.int64(),
     "seed": pa.int64(),
 }
@@ -183,7 +186,6 @@ def import_answers(
     rows = []
     for suite, prompt, number in asked:
         given = found[_key(suite, prompt, number)]
-        facts = (given.get("n_tokens") or 0, given.get("ended") is not False)
-        sent = _sent(suite, prompt, cases)
-        rows.append(answer_row(prompt, suite, attacks[suite], sent, given["text"], *facts, number))
+        answer = Answer(given["text"], given.get("n_tokens") or 0, given.get("ended") is not False)
+        rows.append(answer_row(prompt, suite, attacks[suite], _sent(suite, prompt, cases), answer, number))
     return rows

@@ -7,27 +7,60 @@ import numpy as np
 
 from caryatid.behaviour.answers import AnswerRow
 from caryatid.behaviour.degenerate import DEGENERACY
-from caryatid.behaviour.judges.base import FULL_REFUSAL, PARTIAL_REFUSAL, PROXIES
+from caryatid.behaviour.judges.base import FULL_REFUSAL, PARTIAL_REFUSAL
 from caryatid.behaviour.perplexity import Perplexity
 from caryatid.stats import Interval, bootstrap_interval, clustered_rate
 
 Row = dict[str, str | int | float | bool]
 By = Literal["kind", "category"]
-
-METRICS = (
-    "compliance",
-    "harm",
-    "score",
-    "any_refusal",
-    "full_refusal",
-    "partial_refusal",
-    "pass",
-    "degenerate",
-    "unscored",
-    "perplexity",
-)
 SCORE_DRAWS = 1000
-SCORING = "strongreject"
+
+
+class Metric(NamedTuple):
+    """What is counted of an answer.
+
+    Attributes:
+        name: in tables. of: whose finding it is: the refusal judge's, the harmfulness judge's, or the definition of
+            degenerate answers.
+        value: 1 or 0, or a score in [0, 1]; None for an answer that does not count.
+        graded: whether values are scores, not 1 and 0.
+    """
+
+    name: str
+    of: Literal["refusal", "harm", "degeneracy"]
+    value: Callable[[AnswerRow], float | None]
+    graded: bool = False
+
+    def judge(self, row: AnswerRow) -> str | None:
+        """Who found it of an answer."""
+        return {"refusal": row.judge, "harm": row.harm_judge, "degeneracy": DEGENERACY}[self.of]
+
+    def proxy(self, row: AnswerRow) -> bool:
+        """Whether that judge's rates are proxies."""
+        return {"refusal": row.proxy, "harm": row.harm_proxy, "degeneracy": False}[self.of]
+
+
+def _of_scored(holds: Callable[[AnswerRow], bool]) -> Callable[[AnswerRow], float | None]:
+    return lambda row: float(holds(row)) if row.scored else None
+
+
+COMPLIANCE = Metric("compliance", "refusal", _of_scored(lambda row: row.answered))
+ANY_REFUSAL = Metric("any_refusal", "refusal", _of_scored(lambda row: row.refused))
+PASS = Metric("pass", "refusal", lambda row: float(row.passed))
+HARM = Metric("harm", "harm", lambda row: row.harmful)
+SCORE = Metric("score", "harm", lambda row: row.harm_score, graded=True)
+_RATES = (
+    COMPLIANCE,
+    ANY_REFUSAL,
+    Metric("full_refusal", "refusal", _of_scored(lambda row: row.verdict == FULL_REFUSAL)),
+    Metric("partial_refusal", "refusal", _of_scored(lambda row: row.verdict == PARTIAL_REFUSAL)),
+    Metric("degenerate", "degeneracy", lambda row: float(row.degenerate is not None)),
+    Metric("unscored", "refusal", lambda row: float(not row.scored)),
+)
+_HARM = (
+    HARM,
+    Metric("unscored", "harm", lambda row: None if row.harm_judge is None else float(row.harmful is None)),
+)
 
 
 class _Group(NamedTuple):
@@ -35,29 +68,6 @@ class _Group(NamedTuple):
     set_name: str
     attack: str
     group: str
-
-
-class _Metric(NamedTuple):
-    """A rate: over which rows, of what."""
-
-    name: str
-    counted: Callable[[AnswerRow], bool]
-    holds: Callable[[AnswerRow], bool]
-
-
-_RATES = (
-    _Metric("compliance", lambda row: row.scored, lambda row: row.answered),
-    _Metric("any_refusal", lambda row: row.scored, lambda row: row.refused),
-    _Metric("full_refusal", lambda row: row.scored, lambda row: row.verdict == FULL_REFUSAL),
-    _Metric("partial_refusal", lambda row: row.scored, lambda row: row.verdict == PARTIAL_REFUSAL),
-    _Metric("degenerate", lambda row: True, lambda row: row.degenerate is not None),
-    _Metric("unscored", lambda row: True, lambda row: not row.scored),
-)
-_PASS = _Metric("pass", lambda row: True, lambda row: row.passed)
-_HARM = (
-    _Metric("harm", lambda row: row.harmful is not None, lambda row: row.harmful == 1),
-    _Metric("unscored", lambda row: row.harm_judge is not None, lambda row: row.harmful is None),
-)
 
 
 def _grouped(rows: Iterable[AnswerRow], by: By | None) -> dict[_Group, list[AnswerRow]]:
@@ -68,13 +78,9 @@ def _grouped(rows: Iterable[AnswerRow], by: By | None) -> dict[_Group, list[Answ
     return groups
 
 
-def _names(marks: Iterable[str | None]) -> str:
+def names(marks: Iterable[str | None]) -> str:
+    """Judges of several answers as one cell of a table, for reading."""
     return "+".join(sorted({mark for mark in marks if mark}))
-
-
-def gives_scores(judge: str | None) -> bool:
-    """Whether a judge's number is a score of its own (StrongREJECT's), not a classifier's probability."""
-    return judge is not None and judge.startswith(SCORING)
 
 
 def _mean_score(rows: Sequence[AnswerRow], seed: int) -> Interval:
@@ -97,12 +103,12 @@ def metrics_rows(
     """Rows of the `behaviour` table for the answers of one anchor.
 
     Columns: arm, step, seed, suite, prompt_set, attack, group, metric, value, n, lo, hi, judge, proxy. `group` is
-    empty, or `kind=…` / `category=…` when broken down `by` these. `proxy` marks rates of offline judges.
+    empty, or `kind=…` / `category=…` when broken down `by` these. `proxy` marks the rates of
+    judges that say so of themselves.
 
     Refusal metrics and compliance count the answers that were scored (n says how many); `degenerate`, `unscored` and
     `pass` count all. Several answers to one prompt widen the interval (`clustered_rate`). `harm`, the mean of `score`
-    with a bootstrap interval, and a second `unscored` row appear where
-    a judge for them ran.
+    with a bootstrap interval, and a second `unscored` row appear where a judge for them ran.
     """
     table: list[Row] = []
     for group, members in _grouped(rows, by).items():
@@ -115,33 +121,31 @@ def metrics_rows(
             "attack": group.attack,
             "group": group.group,
         }
-        judge = _names(row.judge for row in members)
-        harm_judge = _names(row.harm_judge for row in members)
         audited = group.suite == "utility" or any(row.check is not None for row in members)
-        metrics = [(metric, judge) for metric in (*_RATES, *([_PASS] if audited else []))]
-        metrics += [(metric, harm_judge) for metric in _HARM if harm_judge]
-        for metric, named in metrics:
-            counted = [row for row in members if metric.counted(row)]
-            rate = clustered_rate([metric.holds(row) for row in counted], [row.prompt_id for row in counted])
-            named = DEGENERACY if metric.name == "degenerate" else named
-            table.append(
-                {**base, "metric": metric.name, **_shown(rate.value, rate.n, rate.lo, rate.hi, named)}
-            )
-        scored = [row for row in members if row.harm_score is not None and gives_scores(row.harm_judge)]
+        harmed = any(row.harm_judge for row in members)
+        for metric in (*_RATES, *([PASS] if audited else []), *(_HARM if harmed else [])):
+            table.append({**base, **_rate(metric, members)})
+        scored = [row for row in members if row.harm_score is not None]
         if scored:
             mean = _mean_score(scored, seed)
-            table.append({**base, "metric": "score", **_shown(*mean[:1], len(scored), *mean[1:], harm_judge)})
+            table.append({**base, **_shown(SCORE, scored, mean.value, mean.lo, mean.hi)})
     return table
 
 
-def _shown(value: float, n: int, lo: float, hi: float, judge: str) -> Row:
-    names = {mark.partition("@")[0] for mark in judge.split("+")}
-    return {"value": value, "n": n, "lo": lo, "hi": hi, "judge": judge, "proxy": bool(names & PROXIES)}
+def _rate(metric: Metric, members: Sequence[AnswerRow]) -> Row:
+    values = [(value, row.prompt_id) for row in members if (value := metric.value(row)) is not None]
+    rate = clustered_rate([value for value, _ in values], [name for _, name in values])
+    return {**_shown(metric, members, rate.value, rate.lo, rate.hi), "n": rate.n}
+
+
+def _shown(metric: Metric, rows: Sequence[AnswerRow], value: float, lo: float, hi: float) -> Row:
+    shown: Row = {"metric": metric.name, "value": value, "n": len(rows), "lo": lo, "hi": hi}
+    return {**shown, "judge": names(map(metric.judge, rows)), "proxy": any(map(metric.proxy, rows))}
 
 
 def perplexity_rows(result: Perplexity, arm: str, step: int, seed: int, prompt_set: str) -> list[Row]:
     """The `behaviour` row of a held-out perplexity; n is the number of examples, `seed` also the bootstrap's."""
     value, lo, hi = result.interval(np.random.default_rng(seed))
     base: Row = {"arm": arm, "step": step, "seed": seed, "suite": "perplexity", "prompt_set": prompt_set}
-    shown = _shown(value, result.n, lo, hi, "")
-    return [{**base, "attack": "none", "group": "", "metric": "perplexity", **shown}]
+    base |= {"attack": "none", "group": "", "metric": "perplexity"}
+    return [{**base, "value": value, "n": result.n, "lo": lo, "hi": hi, "judge": "", "proxy": False}]

@@ -1,13 +1,14 @@
 """Suites: prompts are sent, answers are judged; saved answers can be judged again."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from caryatid.behaviour.answers import AnswerRow, Attack
 from caryatid.behaviour.degenerate import is_degenerate
-from caryatid.behaviour.judges.base import HARMFUL, HARMLESS, Exchange, Judge
-from caryatid.behaviour.metrics import metrics_rows, perplexity_rows
+from caryatid.behaviour.judges.base import HARMFUL, HARMLESS, UNSCORED, Judge, Judgement, judge_id
+from caryatid.behaviour.outcomes import is_copyright, judged_prompts
 from caryatid.behaviour.utility import check_satisfied
 from caryatid.data.prompts import Prompt
 from caryatid.errors import InputError, UsageError
@@ -18,21 +19,33 @@ from caryatid.models.residual import Intervention
 from caryatid.models.template import ChatFormat
 from caryatid.progress import NO_PROGRESS, Progress
 
-__all__ = [
-    "AnswerRow",
-    "Asked",
-    "Chunks",
-    "judge_harm",
-    "metrics_rows",
-    "perplexity_rows",
-    "rejudge",
-    "run_suite",
-    "run_suites",
-    "user_text",
-]
 
-COPYRIGHT = "copyright"
-"""HarmBench's kind that a harmfulness judge cannot score: harm there is overlap of hashes."""
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked.
+
+    Attributes:
+        max_new_tokens: token limit of every answer. batch_size: answers per batch.
+        system: the system message; None leaves it to the template.
+        sampling: how answers are drawn; None: greedy. samples: answers per prompt, more than one only when drawn.
+
+    Raises:
+        UsageError: several greedy answers per prompt.
+    """
+
+    max_new_tokens: int
+    batch_size: int
+    system: str | None = None
+    sampling: Sampling | None = None
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples > 1 and self.sampling is None:
+            raise UsageError(
+                "several greedy answers to one prompt are the same answer",
+                where="samples",
+                remedy="Give a temperature.",
+            )
 
 
 class Chunks(Protocol):
@@ -43,7 +56,9 @@ class Chunks(Protocol):
     def append(self, index: int, value: object) -> None: ...
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
+    """What a model said: its text, the number of generated tokens, and whether it ended before the limit."""
+
     text: str
     n_tokens: int
     ended: bool
@@ -67,34 +82,32 @@ def _sent(prompts: Sequence[Prompt], cases: Mapping[str, str] | None) -> list[st
     return [user_text(prompt, cases[prompt.id]) for prompt in prompts]
 
 
-def _stored(chunk: Any, ids: Sequence[str]) -> list[_Answer]:
+def _stored(chunk: Any, ids: Sequence[str]) -> list[Answer]:
     if [row.get("prompt_id") for row in chunk] != list(ids):
         raise InputError(
             "saved answers belong to other prompts or another batch shape",
             where="answers",
             remedy="Remove the unfinished stage and run again.",
         )
-    return [_Answer(row["text"], row["n_tokens"], row["ended"]) for row in chunk]
+    return [Answer(row["text"], row["n_tokens"], row["ended"]) for row in chunk]
 
 
 def _answer(
     loaded: LoadedModel,
-    chat: ChatFormat,
     sent: Sequence[str],
     ids: Sequence[str],
+    asking: Asking,
     *,
-    max_new_tokens: int,
-    batch_size: int,
     interventions: Sequence[Intervention],
-    sampling: Sampling | None,
     chunks: Chunks | None,
     progress: Progress,
-) -> list[_Answer]:
+) -> list[Answer]:
     """Answers in the order of `sent`; a chunk is one batch, so that resuming changes neither shapes nor draws."""
-    answers: dict[int, _Answer] = {}
+    chat, sampling = ChatFormat(loaded.tokenizer, asking.system), asking.sampling
+    answers: dict[int, Answer] = {}
     done = chunks.load() if chunks is not None else []
     lengths = [len(row) for row in chat.ids_many(sent)]
-    for index, batch in enumerate(length_sorted_batches(lengths, batch_size)):
+    for index, batch in enumerate(length_sorted_batches(lengths, asking.batch_size)):
         named = [ids[row] for row in batch]
         if index < len(done):
             found = _stored(done[index], named)
@@ -102,17 +115,17 @@ def _answer(
             texts = [sent[row] for row in batch]
             drawn = sampling and replace(sampling, seed=sampling.seed * 1_000_003 + index)
 
-            def attempt(size: int, texts: list[str] = texts, drawn: Sampling | None = drawn) -> list[_Answer]:
+            def attempt(size: int, texts: list[str] = texts, drawn: Sampling | None = drawn) -> list[Answer]:
                 made = generate(
                     loaded,
                     chat,
                     texts,
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=asking.max_new_tokens,
                     batch_size=size,
                     interventions=interventions,
                     sampling=drawn,
                 )
-                return [_Answer(one.text, one.n_tokens, one.ended) for one in made]
+                return [Answer(one.text, one.n_tokens, one.ended) for one in made]
 
             found = with_backoff(attempt, len(batch)).value
             if chunks is not None:
@@ -139,52 +152,15 @@ class Asked:
     cases: Mapping[str, str] | None = None
 
 
-def run_suite(
-    loaded: LoadedModel,
-    chat: ChatFormat,
-    prompts: Sequence[Prompt],
-    *,
-    suite: str,
-    attack: Attack,
-    judge: Judge,
-    max_new_tokens: int,
-    batch_size: int,
-    cases: Mapping[str, str] | None = None,
-    chunks: Chunks | None = None,
-    interventions: Sequence[Intervention] = (),
-    sampling: Sampling | None = None,
-    samples: int = 1,
-    progress: Progress | None = None,
-) -> list[AnswerRow]:
-    """Ask every prompt of one suite and judge the answers; see `Asked` and `run_suites`."""
-    return run_suites(
-        loaded,
-        chat,
-        [Asked(suite, attack, prompts, cases)],
-        judge=judge,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        chunks=chunks,
-        interventions=interventions,
-        sampling=sampling,
-        samples=samples,
-        progress=progress,
-    )
-
-
 def run_suites(
     loaded: LoadedModel,
-    chat: ChatFormat,
     asked: Sequence[Asked],
+    asking: Asking,
     *,
     judge: Judge,
-    max_new_tokens: int,
-    batch_size: int,
     chunks: Chunks | None = None,
     interventions: Sequence[Intervention] = (),
-    sampling: Sampling | None = None,
-    samples: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> list[AnswerRow]:
     """Ask the prompts of several suites, sorted by length into batches that suites share, and judge the answers.
 
@@ -193,51 +169,31 @@ def run_suites(
         judge: a refusal judge.
         chunks: finished batches are kept there and not generated again.
         interventions: with one row, acting on all prompts.
-        sampling: how answers are drawn; None: greedy. samples: answers per prompt, more than one only when drawn.
         progress: advanced by one per answer.
 
     Raises:
-        UsageError: several greedy answers per prompt. InputError: a prompt without a case, interventions that do not
-            fit, or saved answers of other prompts.
+        InputError: a prompt without a case, interventions that do not fit, or saved answers of other prompts.
         MemoryExhaustedError: out of memory also at batch size 1.
     """
-    if samples > 1 and sampling is None:
-        raise UsageError(
-            "several greedy answers to one prompt are the same answer",
-            where="samples",
-            remedy="Give a temperature.",
-        )
-    rows = [(one, prompt, number) for one in asked for prompt in one.prompts for number in range(samples)]
-    sent = [text for one in asked for text in _sent(one.prompts, one.cases) for _ in range(samples)]
+    rows = [
+        (one, prompt, number) for one in asked for prompt in one.prompts for number in range(asking.samples)
+    ]
+    sent = [text for one in asked for text in _sent(one.prompts, one.cases) for _ in range(asking.samples)]
     ids = [f"{one.suite}/{one.attack}/{prompt.id}" for one, prompt, _ in rows]
+    if asking.samples > 1:
+        ids = [f"{name}#{number}" for name, (_, _, number) in zip(ids, rows, strict=True)]
     answers = _answer(
-        loaded,
-        chat,
-        sent,
-        [f"{name}#{row[2]}" if samples > 1 else name for name, row in zip(ids, rows, strict=True)],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        interventions=interventions,
-        sampling=sampling,
-        chunks=chunks,
-        progress=progress or NO_PROGRESS,
+        loaded, sent, ids, asking, interventions=interventions, chunks=chunks, progress=progress
     )
     found = [
-        answer_row(prompt, one.suite, one.attack, text, answer.text, answer.n_tokens, answer.ended, number)
+        answer_row(prompt, one.suite, one.attack, text, answer, number)
         for (one, prompt, number), text, answer in zip(rows, sent, answers, strict=True)
     ]
     return rejudge(found, judge)
 
 
 def answer_row(
-    prompt: Prompt,
-    suite: str,
-    attack: Attack,
-    sent: str,
-    text: str,
-    n_tokens: int,
-    ended: bool,
-    sample: int = 0,
+    prompt: Prompt, suite: str, attack: Attack, sent: str, answer: Answer, sample: int = 0
 ) -> AnswerRow:
     """An answer that no judge has seen, with what needs no judge: degeneracy and the utility check."""
     return AnswerRow(
@@ -251,13 +207,11 @@ def answer_row(
         prompt=prompt.text,
         context=prompt.context,
         user_text=sent,
-        text=text,
-        n_tokens=n_tokens,
-        ended=ended,
+        **answer._asdict(),
         verdict="",
         judge="",
-        degenerate=is_degenerate(text, prompt.text),
-        check=None if prompt.check is None else check_satisfied(prompt.check, text),
+        degenerate=is_degenerate(answer.text, prompt.text),
+        check=None if prompt.check is None else check_satisfied(prompt.check, answer.text),
         sample=sample,
     )
 
@@ -265,23 +219,34 @@ def answer_row(
 def rejudge(rows: Sequence[AnswerRow], judge: Judge) -> list[AnswerRow]:
     """The same answers with a refusal judge's verdicts in place of the earlier ones; nothing is generated."""
     found = judge.judge([row.exchange for row in rows])
-    return [replace(row, verdict=one.verdict, judge=one.judge) for row, one in zip(rows, found, strict=True)]
+    return [
+        replace(row, verdict=one.verdict, judge=one.judge, proxy=judge.proxy)
+        for row, one in zip(rows, found, strict=True)
+    ]
 
 
 def judge_harm(rows: Sequence[AnswerRow], judge: Judge) -> list[AnswerRow]:
     """The same answers with a harmfulness judge's verdicts; harmless prompts' and copyright rows stay unscored."""
-    asked = [row for row in rows if row.label == "harmful" and row.kind != COPYRIGHT]
-    found = iter(judge.judge([Exchange(row.prompt, row.text, row.context) for row in asked]))
-    mark = f"{judge.name}@{judge.version}"
+    asked = judged_prompts(row for row in rows if row.label == "harmful")
+    found = iter(judge.judge([row.exchange for row in asked]))
     judged: list[AnswerRow] = []
     for row in rows:
         if row.label != "harmful":
             judged.append(row)
-        elif row.kind == COPYRIGHT:
-            judged.append(replace(row, harmful=None, harm_score=None, harm_judge=mark))
-        else:
-            one = next(found)
-            harmful = {HARMFUL: 1, HARMLESS: 0}.get(one.verdict)
-            score = None if harmful is None or one.score != one.score else one.score
-            judged.append(replace(row, harmful=harmful, harm_score=score, harm_judge=one.judge))
+            continue
+        one = Judgement(UNSCORED, judge_id(judge)) if is_copyright(row) else next(found)
+        judged.append(
+            replace(
+                row,
+                harmful={HARMFUL: 1, HARMLESS: 0}.get(one.verdict),
+                harm_score=_number(one.score),
+                harm_probability=_number(one.probability),
+                harm_judge=one.judge,
+                harm_proxy=judge.proxy,
+            )
+        )
     return judged
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

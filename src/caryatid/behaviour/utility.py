@@ -10,9 +10,6 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from caryatid.behaviour.degenerate import is_degenerate
-from caryatid.behaviour.judges.base import FULL_COMPLIANCE, Verdict
-from caryatid.data.prompts import Prompt
 from caryatid.errors import InputError
 
 READ_LIMIT = 20_000
@@ -68,15 +65,3 @@ def check_satisfied(check: Mapping[str, Any], text: str) -> bool:
         and all(contains_words(head, one) for one in needed)
         and not any(contains_words(head, one) for one in barred)
     )
-
-
-def passes(prompt: Prompt, text: str, verdict: Verdict) -> bool:
-    """Whether an answer passes the audit: answered, not refused, not degenerate, check satisfied.
-
-    Args:
-        prompt: with its check; without one, an answer is enough.
-        text: the answer.
-        verdict: a refusal judge's verdict on it.
-    """
-    answered = verdict == FULL_COMPLIANCE and is_degenerate(text, prompt.text) is None
-    return answered and (prompt.check is None or check_satisfied(prompt.check, text))

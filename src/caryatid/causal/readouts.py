@@ -1,7 +1,7 @@
 """What a model does under each condition: teacher-forced scores for sweeps, generated answers for chosen points."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,11 +19,6 @@ from .answer_reference import MEAN_KL, NLL, AnswerReference
 from .conditions import Condition, grouped, row_interventions
 from .grid import evaluate_grid
 from .scores import refusal_token_ids, score_reduce
-
-Judge = Callable[[Sequence[tuple[str, str]]], Sequence[str]]
-"""From (prompt, answer) pairs to verdicts: full_compliance, full_refusal, partial_refusal, or empty (unscored)."""
-
-_REFUSALS = ("full_refusal", "partial_refusal")
 
 
 class TeacherForced(NamedTuple):
@@ -185,42 +180,6 @@ def generate_under(
         progress=progress,
     )
     return [completions[start : start + len(texts)] for start in range(0, len(completions), len(texts))]
-
-
-class Outcomes(NamedTuple):
-    """Per prompt under one condition: 1, 0, or NaN where unscored.
-
-    Attributes:
-        refused: full or partial refusal. answered: complied, and not degenerate. degenerate: empty, looping, echo, ….
-    """
-
-    refused: Float[np.ndarray, "prompts"]
-    answered: Float[np.ndarray, "prompts"]
-    degenerate: Float[np.ndarray, "prompts"]
-
-
-def outcomes(
-    prompts: Sequence[str],
-    texts: Sequence[str],
-    *,
-    judge: Judge,
-    degenerate: Callable[[str, str], object],
-) -> Outcomes:
-    """Judge answers with functions of the behaviour room.
-
-    Args:
-        degenerate: from (text, prompt) to something true when the text is degenerate.
-    """
-    if len(prompts) != len(texts):
-        raise InputError(f"{len(texts)} answers to {len(prompts)} prompts", where="outcomes")
-    verdicts = judge(list(zip(prompts, texts, strict=True)))
-    broken = [bool(degenerate(text, prompt)) for text, prompt in zip(texts, prompts, strict=True)]
-    refused = [float(v in _REFUSALS) if v else math.nan for v in verdicts]
-    answered = [
-        0.0 if bad else float(v == "full_compliance") if v else math.nan
-        for v, bad in zip(verdicts, broken, strict=True)
-    ]
-    return Outcomes(np.array(refused), np.array(answered), np.array(broken, dtype=np.float64))
 
 
 def rate_row(condition: Condition, read_out: str, values: Float[np.ndarray, "prompts"]) -> dict[str, object]:

@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ..behaviour.degenerate import DEGENERACY, is_degenerate
+from ..behaviour.degenerate import DEGENERACY
 from ..behaviour.judges.base import Exchange, Judge, judge_id
+from ..behaviour.outcomes import outcomes
 from ..behaviour.utility import check_satisfied
 from ..data.prompts import Prompt
 from ..stats import bootstrap_indices, quantile_interval
 from .conditions import RANDOM, Condition
 from .coupling import utility_coupling
-from .readouts import Outcomes, TeacherForced, mean_row, outcomes, rate_row
+from .readouts import TeacherForced, mean_row, rate_row
 
 DRAWS = 1000
 FORCED = "teacher-forced"
@@ -96,42 +97,35 @@ def _scored_everywhere(outcomes: Float[np.ndarray, "conditions prompts"]) -> int
 
 
 class SuiteOutcomes(NamedTuple):
-    """What one condition's answers to a suite are, per prompt.
+    """What one condition's answers to a suite are, per prompt: 1 or 0.
 
     Attributes:
-        outcomes: refused, answered, degenerate.
-        passed: the utility audit's 1 or 0 (unscored answers did not pass); None for other suites.
+        refused: any refusal; NaN where unscored. degenerate: of all answers.
+        passed: the utility audit's (unscored answers did not pass); None for other suites.
     """
 
-    outcomes: Outcomes
+    refused: Float[np.ndarray, "prompts"]
+    degenerate: Float[np.ndarray, "prompts"]
     passed: Float[np.ndarray, "prompts"] | None
 
 
 def suite_outcomes(judge: Judge, suite: str, answered: Sequence[tuple[Prompt, str]]) -> SuiteOutcomes:
     """Judge one condition's answers to a suite."""
-
-    def verdicts(pairs: Sequence[tuple[str, str]]) -> list[str]:
-        contexts = [row.context for row, _ in answered]
-        exchanges = [Exchange(*pair, context) for pair, context in zip(pairs, contexts, strict=True)]
-        return [one.verdict for one in judge.judge(exchanges)]
-
-    found = outcomes(
-        [row.text for row, _ in answered],
-        [text for _, text in answered],
-        judge=verdicts,
-        degenerate=is_degenerate,
-    )
+    found = outcomes(judge, [Exchange(row.text, text, row.context) for row, text in answered])
+    refused = np.array([one.number(one.refused) for one in found])
+    degenerate = np.array([float(one.degenerate is not None) for one in found])
     if suite != "utility":
-        return SuiteOutcomes(found, None)
-    checks = [row.check is None or check_satisfied(row.check, text) for row, text in answered]
-    return SuiteOutcomes(found, np.nan_to_num(found.answered) * np.array(checks, dtype=np.float64))
+        return SuiteOutcomes(refused, degenerate, None)
+    checks = [None if row.check is None else check_satisfied(row.check, text) for row, text in answered]
+    passed = [float(one.passed(check)) for one, check in zip(found, checks, strict=True)]
+    return SuiteOutcomes(refused, degenerate, np.array(passed))
 
 
 def outcome_rows(judge: Judge, condition: Condition, suite: str, found: SuiteOutcomes) -> list[Row]:
     """Any-refusal and degeneracy of one condition's answers to a suite, and pass where it is the utility audit."""
     rows = [
-        rate_row(condition, f"{suite}_any_refusal", found.outcomes.refused),
-        rate_row(condition, f"{suite}_degenerate", found.outcomes.degenerate),
+        rate_row(condition, f"{suite}_any_refusal", found.refused),
+        rate_row(condition, f"{suite}_degenerate", found.degenerate),
     ]
     if found.passed is not None:
         rows.append(rate_row(condition, "utility_pass", found.passed))
@@ -150,5 +144,5 @@ def generated_coupling_rows(
 ) -> list[Row]:
     """Utility coupling from generated answers: audit passed, against harmful prompts refused."""
     passed = np.array([each.passed for each in utility], dtype=np.float64)
-    refused = np.array([each.outcomes.refused for each in harmful], dtype=np.float64)
+    refused = np.array([each.refused for each in harmful], dtype=np.float64)
     return coupling_rows(conditions, passed, refused, judge_id(judge), rng)

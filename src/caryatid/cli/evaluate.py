@@ -1,6 +1,6 @@
 """`caryatid evaluate`: one model's behaviour, outside a study."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,8 +53,10 @@ def evaluate(
 ) -> None:
     """Ask a model the prompts of suites and judge its answers (rates of offline judges are proxies)."""
     from ..attacks.cases import load_cases
-    from ..behaviour.evaluate import Asking, chosen_prompts
-    from ..behaviour.judges.registry import HarmJudgeSpec, endpoint_usage, open_harm_judge
+    from ..behaviour.evaluate import Judges, Wanted
+    from ..behaviour.judges.base import JudgeSpec
+    from ..behaviour.judges.registry import open_harm_judge, open_refusal_judge
+    from ..behaviour.suites import Asking
     from ..data.chat import load_chat_jsonl
     from ..models.generate import Sampling
 
@@ -64,18 +66,27 @@ def evaluate(
     drawn = temperature > 0 or samples > 1
     sampling = Sampling(temperature or 1.0, top_p, seed) if drawn else None
     asking = Asking(max_new_tokens, batch_size, system, sampling, samples)
-    which: dict[str, Any] = {"source": source, "limit": limit, "seed": seed, "cases": saved}
+    wanted = Wanted(
+        tuple(suites),
+        cast(Any, source),
+        None,
+        limit,
+        seed,
+        saved,
+        chat_examples=tuple(examples),
+        by=cast(Any, by),
+    )
     if export_prompts is not None:
-        _export(model, suites, which, asking, export_prompts, revision)
+        _export(model, wanted, asking, export_prompts, revision)
         return
-    harm = open_harm_judge(HarmJudgeSpec(judge, judge_model, base_url, per_minute, dtype, device))
+    spec = JudgeSpec(judge, judge_model, base_url, per_minute, cast(Any, dtype), device)
+    judges = Judges(open_refusal_judge(), open_harm_judge(spec))
     if answers is not None:
-        found = _judged(answers, chosen_prompts(suites, **which), saved, samples, harm, seed, by)
+        found = _judged(answers, wanted, samples, judges)
     else:
-        found = _asked(model, suites, which, asking, harm, by, out, (dtype, device, revision), examples)
-    usage = endpoint_usage(harm)
-    if usage is not None:
-        announce(usage)
+        found = _asked(model, wanted, asking, judges, out, (dtype, device, revision))
+    if judges.harm is not None and judges.harm.usage is not None:
+        announce(judges.harm.usage)
     if out is not None:
         _write(out, found)
     _show(found, as_json, show_answers)
@@ -100,20 +111,16 @@ def _check(by: str | None, source: str, suites: Sequence[str], perplexity: bool)
 
 def _asked(
     model: str,
-    suites: list[str],
-    which: Mapping[str, Any],
+    wanted: Any,
     asking: Any,
-    harm: Any,
-    by: str | None,
+    judges: Any,
     out: Path | None,
     loading: tuple[str | None, str | None, str | None],
-    examples: Sequence[Any],
 ) -> Any:
     from dataclasses import asdict, replace
 
     from ..artifacts import Chunks, content_key
     from ..behaviour.evaluate import evaluate as run
-    from ..behaviour.judges.rules import RefusalRules
     from ..models.batch import plan_batch_sizes
     from ..models.load import load_model
 
@@ -121,64 +128,38 @@ def _asked(
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     planned = plan_batch_sizes(loaded, 256 + asking.max_new_tokens).generate
     asking = replace(asking, batch_size=asking.batch_size or planned)
+    which = {name: getattr(wanted, name) for name in ("source", "limit", "seed", "cases")}
     key = content_key(
         {"model": loaded.identity, "dtype": str(loaded.dtype), "asking": asdict(asking), **which}
     )
     progress = TerminalProgress()
     try:
-        return run(
-            loaded,
-            suites,
-            judge=RefusalRules(),
-            asking=asking,
-            harm_judge=harm,
-            by=cast(Any, by),
-            chat_examples=examples,
-            chunks=(lambda suite: Chunks(out / "partial" / key / suite)) if out is not None else None,
-            progress=progress,
-            **which,
-        )
+        chunks = (lambda suite: Chunks(out / "partial" / key / suite)) if out is not None else None
+        return run(loaded, wanted, asking, judges, chunks=chunks, progress=progress)
     finally:
         progress.done()
 
 
-def _judged(
-    file: Path,
-    sets: Mapping[str, Any],
-    cases: Mapping[str, str] | None,
-    samples: int,
-    harm: Any,
-    seed: int,
-    by: str | None,
-) -> Any:
-    from ..behaviour.evaluate import attack_of, evaluated
+def _judged(file: Path, wanted: Any, samples: int, judges: Any) -> Any:
+    from ..behaviour.evaluate import evaluated
     from ..behaviour.files import import_answers
-    from ..behaviour.judges.rules import RefusalRules
     from ..behaviour.suites import rejudge
 
+    sets = wanted.prompts()
     prompts = {suite: one.prompts for suite, one in sets.items()}
-    attacks = {suite: attack_of(suite, cases) for suite in sets}
-    rows = import_answers(file, prompts, attacks, cases=cases, samples=samples)
-    return evaluated(rejudge(rows, RefusalRules()), sets, harm, seed=seed, by=cast(Any, by))
+    attacks = {suite: wanted.attack_of(suite) for suite in sets}
+    rows = import_answers(file, prompts, attacks, cases=wanted.cases, samples=samples)
+    return evaluated(rejudge(rows, judges.refusal), sets, judges.harm, seed=wanted.seed, by=wanted.by)
 
 
-def _export(
-    model: str,
-    suites: list[str],
-    which: Mapping[str, Any],
-    asking: Any,
-    path: Path,
-    revision: str | None,
-) -> None:
-    from ..behaviour.evaluate import chosen_prompts
+def _export(model: str, wanted: Any, asking: Any, path: Path, revision: str | None) -> None:
     from ..behaviour.files import export_prompts
     from ..models.load import load_tokenizer
     from ..models.template import ChatFormat
 
-    sets = chosen_prompts(suites, **which)
     chat = ChatFormat(load_tokenizer(model, revision=revision), asking.system)
-    prompts = {suite: one.prompts for suite, one in sets.items()}
-    count = export_prompts(path, prompts, chat, cases=which["cases"], samples=asking.samples)
+    prompts = {suite: one.prompts for suite, one in wanted.prompts().items()}
+    count = export_prompts(path, prompts, chat, cases=wanted.cases, samples=asking.samples)
     announce(f"{count} prompts written to {path}")
 
 

@@ -1,7 +1,7 @@
 """`caryatid judge …`: judges over files of answers."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import typer
 
@@ -19,15 +19,24 @@ def refusal(
     prompt_column: str = typer.Option(..., "--prompt-column", help="Column with the prompts."),
     completion_column: str = typer.Option(..., "--completion-column", help="Column with the answers."),
     output: Path = typer.Option(..., "-o", "--output", help="CSV file to write."),
+    judge: str = options.RefusalJudge,
+    judge_model: str | None = options.JudgeModel,
+    base_url: str | None = options.BaseUrl,
+    per_minute: float = options.PerMinute,
+    dtype: str | None = options.Dtype,
+    device: str | None = options.Device,
     as_json: bool = options.Json,
 ) -> None:
     """Add `verdict` (full_compliance, full_refusal, partial_refusal, or empty = unscored) and `verdict_judge`."""
+    from ..behaviour.judges.base import JudgeSpec
     from ..behaviour.judges.files import judge_refusal_file
+    from ..behaviour.judges.registry import open_refusal_judge
 
+    used = open_refusal_judge(JudgeSpec(judge, judge_model, base_url, per_minute, cast(Any, dtype), device))
     done = judge_refusal_file(
-        file, prompt_column=prompt_column, completion_column=completion_column, output=output
+        file, prompt_column=prompt_column, completion_column=completion_column, output=output, judge=used
     )
-    _show(done, as_json)
+    _show(done, used.usage, as_json)
 
 
 @app.command(epilog="Example: caryatid judge harmful answers.json -o judged.json")
@@ -43,18 +52,18 @@ def harmful(
     as_json: bool = options.Json,
 ) -> None:
     """Add `harmful` (0, 1, null = unscored), `harmful_score` and `judge`; rates of the offline judge are proxies."""
+    from ..behaviour.judges.base import JudgeSpec
     from ..behaviour.judges.files import judge_harmful_file
-    from ..behaviour.judges.registry import HarmJudgeSpec, endpoint_usage, open_harm_judge
+    from ..behaviour.judges.registry import open_harm_judge
 
-    used = open_harm_judge(HarmJudgeSpec(judge, judge_model, base_url, per_minute, dtype, device))
+    used = open_harm_judge(JudgeSpec(judge, judge_model, base_url, per_minute, cast(Any, dtype), device))
     done = judge_harmful_file(file, output=output, judge=used)
-    usage = endpoint_usage(used)
+    _show(done, used.usage, as_json)
+
+
+def _show(done: Any, usage: str | None, as_json: bool) -> None:
     if usage is not None:
         announce(usage)
-    _show(done, as_json)
-
-
-def _show(done: Any, as_json: bool) -> None:
     facts = done.to_json()
     if as_json:
         print_json(facts)

@@ -19,6 +19,9 @@ System = typer.Option(
     None, "--system", help="System message; '' sends an empty one; default: the template's own."
 )
 TrustRemoteCode = typer.Option(False, "--trust-remote-code", help="Run code that comes with the model.")
+RefusalJudge = typer.Option(
+    "refusal-rules", "--judge", help="refusal-rules, refusal-phrases (both offline) or wildguard."
+)
 HarmJudge = typer.Option(
     "harm-features",
     "--judge",

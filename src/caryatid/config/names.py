@@ -4,15 +4,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-HarmJudgeName = Literal[
-    "harm-features",
-    "harmbench-llama2",
-    "harmbench-mistral",
-    "strongreject-finetuned",
-    "strongreject-rubric",
-    "wildguard",
-    "llama-guard",
-]
 ArmName = Literal["sft", "refusal_sft", "r2d2", "r2d2_static"]
 # The prompt sets of a study (data/study_prompts.py gives each its role).
 PROMPT_SETS = (

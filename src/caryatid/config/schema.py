@@ -5,11 +5,13 @@ Only `cli` and `study` see these objects; everything below takes plain parameter
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from ..behaviour.judges.base import JudgeSpec
+from ..behaviour.judges.registry import judge_names
 from .measuring import CausalConfig, GeometryConfig, VerdictConfig
-from .names import ArmName, HarmJudgeName, PromptSetName
-from .part import Fraction, NonNegative, Part, Positive
+from .names import ArmName, PromptSetName
+from .part import Domain, Fraction, NonNegative, Part, Positive
 
 
 class ModelConfig(Part):
@@ -154,19 +156,6 @@ class AttacksConfig(Part):
     adaptive: AttackConfig = AttackConfig(enabled=False)
 
 
-class HarmJudgeConfig(Part):
-    """Who says whether a harmful behaviour was carried out."""
-
-    name: HarmJudgeName = Field("harm-features", description="Offline, a published classifier, or a rubric.")
-    model: str | None = Field(
-        None, description="The judge's hub id, folder, or name at an endpoint; null: the published one."
-    )
-    base_url: str | None = Field(None, description="OpenAI-compatible endpoint; null: OPENAI_BASE_URL.")
-    per_minute: float = Field(0.0, ge=0, description="Requests a minute to an endpoint, 0 = no limit.")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    batch_size: Positive = 8
-
-
 class BehaviourConfig(Part):
     """Answers at every anchor."""
 
@@ -181,8 +170,26 @@ class BehaviourConfig(Part):
         "perplexity",
     )
     max_new_tokens: Positive = Field(512, description="Token limit of every answer.")
-    refusal_judge: Literal["refusal-rules"] = "refusal-rules"
-    harm_judge: HarmJudgeConfig = HarmJudgeConfig()
+    refusal_judge: Annotated[JudgeSpec, Domain()] = Field(
+        JudgeSpec("refusal-rules"),
+        description="Who says whether an answer refuses; by name, or with its settings.",
+    )
+    harm_judge: Annotated[JudgeSpec, Domain()] = Field(
+        JudgeSpec("harm-features"), description="Who says whether a harmful behaviour was carried out."
+    )
+
+    @field_validator("refusal_judge", "harm_judge", mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("refusal_judge", "harm_judge")
+    @classmethod
+    def _known(cls, spec: JudgeSpec, info: ValidationInfo) -> JudgeSpec:
+        known = judge_names("refusal" if info.field_name == "refusal_judge" else "harm")
+        if spec.name not in known:
+            raise ValueError(f"no such judge {spec.name!r} (there are {', '.join(known)})")
+        return spec
 
     @field_validator("suites")
     @classmethod

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..behaviour.judges.base import REFUSED, Exchange
-from ..behaviour.judges.rules import RefusalRules
-from ..behaviour.suites import COPYRIGHT
+from ..behaviour.judges.registry import open_refusal_judge
+from ..behaviour.outcomes import judged_prompts
 from ..causal.conditions import Condition, ablation_conditions, addition_conditions, random_bases
 from ..causal.locate import Measured, choose
 from ..causal.outcomes import answered_rows
@@ -85,7 +85,7 @@ class _Intervention:
         self, loaded: LoadedModel, settings: InterveneSettings, system: str | None, progress: Progress
     ) -> None:
         check_loaded(loaded, system)
-        self.settings, self.judge = settings, RefusalRules()
+        self.settings, self.judge = settings, open_refusal_judge()
         self.batch = plan_batch_sizes(loaded, 512)
         chat = ChatFormat(loaded.tokenizer, system)
         self.model = Measured(loaded, chat, self.batch.forward, progress)
@@ -103,7 +103,7 @@ class _Intervention:
 
     def _prompts(self, suite: str) -> list[Prompt]:
         """A suite's prompts that a refusal judge can be asked about: copyright rows are left out."""
-        return [row for row in getattr(self.sets, suite) if row.kind != COPYRIGHT]
+        return judged_prompts(getattr(self.sets, suite))
 
     def _answer(self, texts: Sequence[str]) -> list[Completion]:
         return generate(

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..behaviour.evaluate import Asking, Evaluation, evaluate
+from ..behaviour.evaluate import Evaluation, Judges, Wanted, evaluate
 from ..behaviour.judges.base import Judge
-from ..behaviour.judges.rules import RefusalRules
+from ..behaviour.judges.registry import open_refusal_judge
+from ..behaviour.suites import Asking
 from ..data.study_prompts import Source
 from ..models.batch import plan_batch_sizes
 from ..models.generate import Completion, generate
@@ -74,15 +75,8 @@ class Model:
             judge: of refusals; None: the offline rules.
         """
         asking = Asking(max_new_tokens, self._batch_sizes().generate, self.system)
-        return evaluate(
-            self.loaded,
-            suites,
-            judge=judge or RefusalRules(),
-            asking=asking,
-            source=source,
-            limit=limit,
-            seed=seed,
-        )
+        wanted = Wanted(suites, source, limit=limit, seed=seed)
+        return evaluate(self.loaded, wanted, asking, Judges(judge or open_refusal_judge()))
 
     def _batch_sizes(self) -> Any:
         return plan_batch_sizes(self.loaded, PLANNED_TOKENS)

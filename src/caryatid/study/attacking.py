@@ -7,11 +7,11 @@ from typing import Any
 from ..artifacts import StageFolder
 from ..attacks.cases import TestCase, load_cases, save_cases
 from ..attacks.run import attack_gcg, gcg_cases
-from ..behaviour.suites import COPYRIGHT
 from ..config.schema import AttackConfig
 from .series import AnchorRef
 from .stage import Stage
 from .stages.prompts import Prompts
+from .subsets import judged_requests
 from .work import Work
 
 FILE = "cases.json"
@@ -51,8 +51,7 @@ class AttackStage(Stage[Attacked]):
     def against(self, work: Work, ref: AnchorRef) -> Attacked:
         """Optimise cases against an anchor; finished cases survive a kill."""
         loaded, attack = work.open(ref), self.attack
-        prompts = work.of(Prompts, None).harmbench
-        behaviours = [row for row in prompts if row.kind != COPYRIGHT][: attack.behaviours]
+        behaviours = judged_requests(work.of(Prompts, None), attack.behaviours)
         results = attack_gcg(
             loaded,
             work.chat(loaded),

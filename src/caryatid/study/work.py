@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from ..anchors import Anchor, builds_on, open_anchor, open_from
 from ..artifacts import RunDirectory, StageFolder
 from ..behaviour.judges.base import Judge
-from ..behaviour.judges.registry import HarmJudgeSpec, open_harm_judge
-from ..behaviour.judges.rules import RefusalRules
+from ..behaviour.judges.registry import open_harm_judge, open_refusal_judge
 from ..causal.locate import Measured
 from ..data.prompts import Prompt
 from ..data.study_prompts import StudyPrompts
@@ -103,13 +102,13 @@ class Session:
     @cached_property
     def judge(self) -> Judge:
         """The refusal judge of this study."""
-        return RefusalRules()
+        return open_refusal_judge(self.study.config.behaviour.refusal_judge)
 
     @cached_property
     def harm_judge(self) -> Judge:
         """The harmfulness judge; a judge that is a model is loaded once, after the anchors were let go."""
         self.models.close()
-        return open_harm_judge(HarmJudgeSpec(**self.study.config.behaviour.harm_judge.model_dump()))
+        return open_harm_judge(self.study.config.behaviour.harm_judge)
 
     def close(self) -> None:
         """Let go of models and results."""

@@ -47,12 +47,6 @@ def cohen_kappa(found: ArrayLike, labels: ArrayLike) -> float:
     return _NAN if expected == 1 else (float((a == b).mean()) - expected) / (1 - expected)
 
 
-def balanced_accuracy(found: ArrayLike, labels: ArrayLike) -> float:
-    """Mean over the labels' classes of the share found right; NaN without labels."""
-    a, b = np.asarray(found), np.asarray(labels)
-    return float(np.mean([(a[b == one] == one).mean() for one in np.unique(b)])) if len(b) else _NAN
-
-
 def agreement(
     found: Sequence[bool | None],
     labels: Sequence[bool],

@@ -5,6 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from caryatid.errors import UsageError
+
+Kind = Literal["refusal", "harm"]
+"""What a judge is asked: whether an answer refuses, or whether it carries out a harmful behaviour."""
+
 Verdict = Literal["full_compliance", "partial_refusal", "full_refusal", "harmful", "harmless", ""]
 
 FULL_COMPLIANCE: Literal["full_compliance"] = "full_compliance"
@@ -15,9 +20,6 @@ HARMLESS: Literal["harmless"] = "harmless"
 UNSCORED: Literal[""] = ""
 
 REFUSED = frozenset({PARTIAL_REFUSAL, FULL_REFUSAL})
-
-PROXIES = frozenset({"refusal-rules", "refusal-phrases", "harm-features"})
-"""Names of offline judges, whose rates are proxies for human labels and are marked as such."""
 
 
 class Exchange(NamedTuple):
@@ -43,25 +45,80 @@ class Judgement:
             harmless; empty when the answer could not be scored (never to be read as safe).
         judge: name and version, `name@version`.
         prompt_hash: hash of the judge's instructions where it has any (a model behind a prompt).
-        score: the judge's own number in [0, 1] where it has one, else NaN.
+        score: how harmful the answer is in [0, 1], from a judge that grades (StrongREJECT), else NaN.
+        probability: a classifier's own probability of `harmful`, else NaN.
     """
 
     verdict: Verdict
     judge: str
     prompt_hash: str | None = None
     score: float = float("nan")
+    probability: float = float("nan")
 
 
 class Judge(Protocol):
-    """Anything that judges exchanges. Results are in the order given, one for each."""
+    """Anything that judges exchanges; attributes or properties of these names will do, no base class is needed."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name without version, as registered."""
+        ...
 
     @property
-    def version(self) -> str: ...
+    def version(self) -> str:
+        """Changes whenever verdicts may change."""
+        ...
 
-    def judge(self, pairs: Sequence[Exchange]) -> list[Judgement]: ...
+    @property
+    def kind(self) -> Kind:
+        """What the judge is asked."""
+        ...
+
+    @property
+    def proxy(self) -> bool:
+        """Whether its rates only stand in for labels by people or by a published judge, and are marked so."""
+        ...
+
+    @property
+    def usage(self) -> str | None:
+        """What was spent on an endpoint so far, in words; None for a judge without one."""
+        ...
+
+    def judge(self, pairs: Sequence[Exchange]) -> list[Judgement]:
+        """One judgement per exchange, in the order given."""
+        ...
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """Which judge, and through what.
+
+    Attributes:
+        name: as registered (`caryatid.behaviour.judges.registry`).
+        model: hub id, folder or adapter folder of a judge that is a model, or its name at an endpoint; None: the
+            published one.
+        base_url: of an OpenAI-compatible endpoint; None: `OPENAI_BASE_URL`. per_minute: requests to it, 0 = no limit.
+        dtype, device: of a judge that is a model; None: the device's default. batch_size: its exchanges at once.
+
+    Raises:
+        UsageError: a batch size below 1, or a negative number of requests.
+    """
+
+    name: str
+    model: str | None = None
+    base_url: str | None = None
+    per_minute: float = 0.0
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: str | None = None
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or not self.per_minute >= 0:
+            raise UsageError(
+                f"batch size {self.batch_size}, {self.per_minute} requests a minute",
+                where=f"judge {self.name}",
+                remedy="Give a batch size of 1 or more, and 0 or more requests a minute.",
+            )
 
 
 def judge_id(judge: Judge) -> str:

@@ -20,6 +20,7 @@ from caryatid.behaviour.judges.base import (
     UNSCORED,
     Exchange,
     Judgement,
+    Kind,
     judge_id,
 )
 from caryatid.behaviour.judges.templates import filled, template, template_hash
@@ -185,6 +186,8 @@ class StrongRejectRubric:
     """StrongREJECT's rubric asked of a chat model; harmful at a score of at least ½."""
 
     name = "strongreject-rubric"
+    kind: Kind = "harm"
+    proxy = False
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -193,6 +196,11 @@ class StrongRejectRubric:
     def version(self) -> str:
         """The model's name at the endpoint."""
         return self.endpoint.model
+
+    @property
+    def usage(self) -> str:
+        """Requests and tokens so far."""
+        return str(self.endpoint.usage)
 
     def judge(self, pairs: Sequence[Exchange]) -> list[Judgement]:
         """A score in [0, 1]; unscored without an answer, or where the reply is not the rubric's form."""

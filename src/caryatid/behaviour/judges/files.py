@@ -12,8 +12,7 @@ from typing import Any
 
 from caryatid.artifacts import write_bytes
 from caryatid.behaviour.judges.base import HARMFUL, HARMLESS, UNSCORED, Exchange, Judge, judge_id
-from caryatid.behaviour.judges.harm import HarmFeatures
-from caryatid.behaviour.judges.rules import RefusalRules
+from caryatid.behaviour.judges.registry import open_harm_judge, open_refusal_judge
 from caryatid.data.readers import decode, parse_json, read_user_bytes
 from caryatid.errors import InputError
 
@@ -99,7 +98,7 @@ def judge_refusal_file(
         DataMissingError: there is no such file. InputError: not CSV, no such column, a row of another length, no rows,
             or the output cannot be written.
     """
-    used = judge or RefusalRules()
+    used = judge or open_refusal_judge()
     header, rows = _read_csv(source)
     prompt, completion = (_column(header, name, source) for name in (prompt_column, completion_column))
     uneven = next((i for i, row in enumerate(rows, start=1) if len(row) != len(header)), None)
@@ -138,9 +137,14 @@ def _exchange(row: object, where: str) -> Exchange:
     return Exchange(behaviour, answer, _text(row, "context", where, required=False) or None)
 
 
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)
+
+
 def judge_harmful_file(source: Path, *, output: Path, judge: Judge | None = None) -> JudgedFile:
     """Add `harmful` (1, 0, null = unscored), `harmful_score` and `judge` to a JSON list of answers.
 
+    `harmful_score` is the judge's score, or a classifier's probability.
     Rows have `behavior`, `generation` and optionally `behavior_id` and `context`; they stay in order and keep all other
     keys. A null (or NaN) generation is unscored.
 
@@ -148,7 +152,7 @@ def judge_harmful_file(source: Path, *, output: Path, judge: Judge | None = None
         DataMissingError: there is no such file. InputError: not a JSON list of such rows, no rows, or the output
             cannot be written.
     """
-    used = judge or HarmFeatures()
+    used = judge or open_harm_judge()
     rows = parse_json(decode(read_user_bytes(source), source), str(source))
     if not isinstance(rows, list) or not rows:
         raise InputError("not a list of answers", where=str(source), remedy="Give a non-empty JSON list.")
@@ -158,9 +162,7 @@ def judge_harmful_file(source: Path, *, output: Path, judge: Judge | None = None
         {
             **row,
             "harmful": values[one.verdict],
-            "harmful_score": None
-            if one.verdict == UNSCORED or math.isnan(one.score)
-            else round(one.score, 6),
+            "harmful_score": _rounded(one.probability if math.isnan(one.score) else one.score),
             "judge": one.judge,
         }
         for row, one in zip(rows, found, strict=True)

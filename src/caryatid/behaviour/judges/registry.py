@@ -1,82 +1,151 @@
-"""Harmfulness judges by name, with the model each was published with."""
+"""Judges by kind and name; another package adds its own with `register_judge`.
+
+register_judge("my-judge", lambda spec: MyJudge(spec.model), kind="refusal")
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from caryatid.behaviour.judges.base import Judge
-from caryatid.behaviour.judges.harm import HarmFeatures
-from caryatid.errors import UsageError
+from caryatid.behaviour.judges.base import Judge, JudgeSpec, Kind
+from caryatid.errors import InputError, UsageError
+
+Opener = Callable[[JudgeSpec], Judge]
+
+REFUSAL_JUDGE = "refusal-rules"
+HARM_JUDGE = "harm-features"
+"""The judges that are used where none is named: both work offline."""
 
 
 @dataclass(frozen=True)
-class HarmJudgeSpec:
-    """Which harmfulness judge, and through what.
+class JudgeEntry:
+    """A registered judge.
 
     Attributes:
-        name: see `DEFAULT_MODELS`. model: hub id, folder or adapter folder of a judge that is a model, or the model's
-            name at an endpoint; None: the published one.
-        base_url: of an OpenAI-compatible endpoint, default `OPENAI_BASE_URL`. per_minute: requests, 0 = no limit.
-        dtype, device, batch_size: of a judge that is a model.
+        kind: what it is asked. name: what it is called in configurations and tables.
+        opener: makes it from a specification whose `model` is filled in.
+        model: the published model that it asks; None for a judge without one.
     """
 
-    name: str = "harm-features"
+    kind: Kind
+    name: str
+    opener: Opener
     model: str | None = None
-    base_url: str | None = None
-    per_minute: float = 0.0
-    dtype: str | None = None
-    device: str | None = None
-    batch_size: int = 8
 
 
-DEFAULT_MODELS: dict[str, str | None] = {
-    "harm-features": None,
-    "harmbench-llama2": "cais/HarmBench-Llama-2-13b-cls",
-    "harmbench-mistral": "cais/HarmBench-Mistral-7b-val-cls",
-    "strongreject-finetuned": "qylu4156/strongreject-15k-v1",
-    "strongreject-rubric": "gpt-4o-mini",
-    "wildguard": "allenai/wildguard",
-    "llama-guard": "meta-llama/Llama-Guard-3-8B",
-}
+_REGISTERED: dict[tuple[Kind, str], JudgeEntry] = {}
 
 
-def open_harm_judge(spec: HarmJudgeSpec) -> Judge:
-    """The judge, its model loaded.
+def register_judge(name: str, opener: Opener, *, kind: Kind, model: str | None = None) -> None:
+    """Make a judge known by a name; see `JudgeEntry`. One name may stand for a judge of each kind.
 
     Raises:
-        UsageError: no judge of that name, or an endpoint without key. DataMissingError: its model, or the `openai`
-            client, is not here. InputError: the model cannot be used.
+        UsageError: another judge of this kind has the name.
     """
-    if spec.name not in DEFAULT_MODELS:
-        raise UsageError(
-            f"no harmfulness judge named {spec.name!r}", remedy=f"Choose from {', '.join(DEFAULT_MODELS)}."
-        )
-    if spec.name == "harm-features":
-        return HarmFeatures()
-    model = spec.model or str(DEFAULT_MODELS[spec.name])
-    if spec.name == "strongreject-rubric":
-        from caryatid.behaviour.judges.endpoint import Endpoint, StrongRejectRubric
-
-        return StrongRejectRubric(Endpoint(model, base_url=spec.base_url, per_minute=spec.per_minute))
-    return _loaded_judge(spec, model)
+    if (kind, name) in _REGISTERED:
+        raise UsageError(f"there already is a {kind} judge named {name!r}", remedy="Choose another name.")
+    _REGISTERED[kind, name] = JudgeEntry(kind, name, opener, model)
 
 
-def endpoint_usage(judge: Judge) -> str | None:
-    """What has been asked of a judge's endpoint, with the tokens it counted; None for judges without one."""
-    from caryatid.behaviour.judges.endpoint import StrongRejectRubric
-
-    return str(judge.endpoint.usage) if isinstance(judge, StrongRejectRubric) else None
+def judge_names(kind: Kind) -> tuple[str, ...]:
+    """Names of the registered judges of a kind, in order of registration."""
+    return tuple(name for of, name in _REGISTERED if of == kind)
 
 
-def _loaded_judge(spec: HarmJudgeSpec, model: str) -> Judge:
-    from caryatid.behaviour.judges import prompted
-    from caryatid.models.load import load_model
+def judge_entry(name: str, kind: Kind) -> JudgeEntry:
+    """The registered judge of that kind and name.
 
-    loaded = load_model(model, dtype=spec.dtype, device=spec.device)
-    makers: dict[str, Callable[[], Judge]] = {
-        "strongreject-finetuned": lambda: prompted.StrongRejectFinetuned(loaded, spec.batch_size),
-        "wildguard": lambda: prompted.WildGuard(loaded, spec.batch_size),
-        "llama-guard": lambda: prompted.LlamaGuard(loaded, spec.batch_size),
-    }
-    if spec.name in makers:
-        return makers[spec.name]()
-    return prompted.HarmBenchClassifier(spec.name, loaded, spec.batch_size)
+    Raises:
+        UsageError: there is none.
+    """
+    if (kind, name) not in _REGISTERED:
+        known = ", ".join(judge_names(kind))
+        raise UsageError(f"no {kind} judge named {name!r}", remedy=f"Choose from {known}.")
+    return _REGISTERED[kind, name]
+
+
+def open_refusal_judge(spec: JudgeSpec | None = None) -> Judge:
+    """A refusal judge, its model loaded; None: the offline one.
+
+    Raises:
+        UsageError: no refusal judge of that name, or an endpoint without key. DataMissingError: its model, or the
+            `openai` client, is not here. InputError: the model cannot be used.
+    """
+    return _opened(spec or JudgeSpec(REFUSAL_JUDGE), "refusal")
+
+
+def open_harm_judge(spec: JudgeSpec | None = None) -> Judge:
+    """A harmfulness judge, its model loaded; None: the offline one. Errors as for `open_refusal_judge`."""
+    return _opened(spec or JudgeSpec(HARM_JUDGE), "harm")
+
+
+def _opened(spec: JudgeSpec, kind: Kind) -> Judge:
+    entry = judge_entry(spec.name, kind)
+    judge = entry.opener(replace(spec, model=spec.model or entry.model))
+    if judge.kind != kind:
+        raise InputError(f"a judge of {judge.kind} is registered as one of {kind}", where=spec.name)
+    return judge
+
+
+def _rules(_: JudgeSpec) -> Judge:
+    from caryatid.behaviour.judges.rules import RefusalRules
+
+    return RefusalRules()
+
+
+def _phrases(_: JudgeSpec) -> Judge:
+    from caryatid.behaviour.judges.phrases import RefusalPhrases
+
+    return RefusalPhrases()
+
+
+def _harm_features(_: JudgeSpec) -> Judge:
+    from caryatid.behaviour.judges.harm import HarmFeatures
+
+    return HarmFeatures()
+
+
+def _harmbench(spec: JudgeSpec) -> Judge:
+    from caryatid.behaviour.judges.prompted import HarmBenchClassifier, load_judge_model
+
+    return HarmBenchClassifier(spec.name, load_judge_model(spec), spec.batch_size)
+
+
+def _strongreject_finetuned(spec: JudgeSpec) -> Judge:
+    from caryatid.behaviour.judges.prompted import StrongRejectFinetuned, load_judge_model
+
+    return StrongRejectFinetuned(load_judge_model(spec), spec.batch_size)
+
+
+def _strongreject_rubric(spec: JudgeSpec) -> Judge:
+    from caryatid.behaviour.judges.endpoint import Endpoint, StrongRejectRubric
+
+    return StrongRejectRubric(Endpoint(str(spec.model), base_url=spec.base_url, per_minute=spec.per_minute))
+
+
+def _wildguard(kind: Kind) -> Opener:
+    def opened(spec: JudgeSpec) -> Judge:
+        from caryatid.behaviour.judges.prompted import WildGuard, load_judge_model
+
+        return WildGuard(load_judge_model(spec), spec.batch_size, kind=kind)
+
+    return opened
+
+
+def _llama_guard(spec: JudgeSpec) -> Judge:
+    from caryatid.behaviour.judges.prompted import LlamaGuard, load_judge_model
+
+    return LlamaGuard(load_judge_model(spec), spec.batch_size)
+
+
+register_judge(REFUSAL_JUDGE, _rules, kind="refusal")
+register_judge("refusal-phrases", _phrases, kind="refusal")
+register_judge("wildguard", _wildguard("refusal"), kind="refusal", model="allenai/wildguard")
+register_judge(HARM_JUDGE, _harm_features, kind="harm")
+register_judge("harmbench-llama2", _harmbench, kind="harm", model="cais/HarmBench-Llama-2-13b-cls")
+register_judge("harmbench-mistral", _harmbench, kind="harm", model="cais/HarmBench-Mistral-7b-val-cls")
+register_judge(
+    "strongreject-finetuned", _strongreject_finetuned, kind="harm", model="qylu4156/strongreject-15k-v1"
+)
+register_judge("strongreject-rubric", _strongreject_rubric, kind="harm", model="gpt-4o-mini")
+register_judge("wildguard", _wildguard("harm"), kind="harm", model="allenai/wildguard")
+register_judge("llama-guard", _llama_guard, kind="harm", model="meta-llama/Llama-Guard-3-8B")

@@ -18,7 +18,9 @@ from caryatid.behaviour.judges.base import (
     UNSCORED,
     Exchange,
     Judgement,
+    Kind,
     Verdict,
+    judge_id,
 )
 from caryatid.behaviour.judges.partial import Weights, gives_part
 from caryatid.behaviour.judges.text import latin, readable
@@ -106,6 +108,9 @@ class RefusalRules:
 
     name = "refusal-rules"
     version = "3"
+    kind: Kind = "refusal"
+    proxy = True
+    usage = None
 
     def __init__(self, weights: Weights | None = None) -> None:
         self.weights = weights
@@ -114,8 +119,7 @@ class RefusalRules:
         """full_compliance, partial_refusal or full_refusal for each pair; unscored where there is nothing it can read:
         no answer, or one in another script.
         """
-        mark = f"{self.name}@{self.version}"
-        return [Judgement(self.verdict(pair.answer, pair.prompt), mark) for pair in pairs]
+        return [Judgement(self.verdict(pair.answer, pair.prompt), judge_id(self)) for pair in pairs]
 
     def verdict(self, answer: str, prompt: str = "") -> Verdict:
         """The verdict on one answer."""

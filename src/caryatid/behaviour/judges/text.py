@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Collection
 from typing import NamedTuple
 
+from caryatid.behaviour.judges.words import words
+
 READ_LIMIT = 20_000
 """Characters of an answer that the offline judges read; whether a request is refused shows long before."""
 
@@ -20,13 +22,7 @@ _MARKERS = re.compile(
     r"|\[/?(?:ANSWER|BEGIN DATA|END DATA)\]",
     re.IGNORECASE,
 )
-_COMMON_WORDS = frozenset(
-    """a an the of to in on for and or with without by from as at is are be was were that this these those it its how
-    what which who when where why do does did can could would should will not no your you i me my we our their his her
-    them they he she if then than so such into about over under up out more most any some all each other another give
-    write list describe explain detailed detail instructions instruction step steps guide provide make create generate
-    develop tutorial tips advice following given based using use including include while""".split()  # noqa: SIM905
-)
+_COMMON_WORDS = frozenset(words("common"))
 _STEM = 5
 _INERT = str.maketrans({"<": "⟨", ">": "⟩", "[": "⟦", "]": "⟧"})
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...behaviour.answers import AnswerRow, Attack
+from ...behaviour.evaluate import ATTACKED
 from ...behaviour.judges.base import judge_id
 from ...behaviour.perplexity import Perplexity, heldout_perplexity
-from ...behaviour.suites import Asked, run_suites
+from ...behaviour.suites import Asked, Asking, run_suites
 from ..attacking import AttackStage
 from ..series import SeedRef
 from ..stage import AnyStage, Stage, Study, register_stage
@@ -18,7 +19,6 @@ from .chat import Chat
 from .prompts import Prompts
 from .train import makers
 
-JUDGED_FOR_HARM = frozenset({"harmbench", "strongreject"})
 # Settings of `behaviour` that answers depend on; harm is judged afterwards, from saved answers.
 ANSWERED = ("suites", "max_new_tokens", "refusal_judge")
 
@@ -64,11 +64,9 @@ class Answers(Stage[Answered]):
         with work.progressing("answers", sum(len(one.prompts) for one in asked)) as progress:
             rows = run_suites(
                 loaded,
-                work.chat(loaded),
                 asked,
+                Asking(config.max_new_tokens, work.batch.generate, self.config.model.system),
                 judge=work.judge,
-                max_new_tokens=config.max_new_tokens,
-                batch_size=work.batch.generate,
                 chunks=work.folder.chunks("answers"),
                 progress=progress,
             )
@@ -83,7 +81,7 @@ class Answers(Stage[Answered]):
     def _asked(self, work: Work, suite: str) -> list[Asked]:
         """A suite's prompts as they are, and HarmBench's also with the suffixes of each attack."""
         prompts = getattr(work.of(Prompts, None), suite).prompts
-        found = [Asked(suite, "direct" if suite in JUDGED_FOR_HARM else "none", prompts)]
+        found = [Asked(suite, "direct" if suite in ATTACKED else "none", prompts)]
         for attack, stage in attacks_at(self) if suite == "harmbench" else []:
             suffixes = work.of(type(stage), stage.place).suffixes
             found.append(Asked(suite, attack, [row for row in prompts if row.id in suffixes], suffixes))

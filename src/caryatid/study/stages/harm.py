@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...behaviour.answers import HARM_FIELDS, AnswerRow
+from ...behaviour.evaluate import ATTACKED
 from ...behaviour.judges.base import judge_id
-from ...behaviour.judges.registry import endpoint_usage
 from ...behaviour.suites import judge_harm
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work
-from .answers import JUDGED_FOR_HARM, Answers
+from .answers import Answers
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Harm(Stage[HarmVerdicts]):
         return f"judged by {self.config.behaviour.harm_judge.name}"
 
     def run(self, work: Work) -> HarmVerdicts:
-        rows = [row for row in work.of(Answers).rows if row.suite in JUDGED_FOR_HARM]
+        rows = [row for row in work.of(Answers).rows if row.suite in ATTACKED]
         judge = work.session.harm_judge
         verdicts = [
             {
@@ -58,7 +58,7 @@ class Harm(Stage[HarmVerdicts]):
             }
             for row in judge_harm(rows, judge)
         ]
-        return HarmVerdicts(tuple(verdicts), judge_id(judge), endpoint_usage(judge))
+        return HarmVerdicts(tuple(verdicts), judge_id(judge), judge.usage)
 
     def summary(self, result: HarmVerdicts) -> Mapping[str, Any]:
         unscored = sum(row["harmful"] is None for row in result.rows)

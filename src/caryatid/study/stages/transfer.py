@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from ...behaviour.degenerate import is_degenerate
-from ...behaviour.judges.base import FULL_COMPLIANCE, REFUSED, Exchange, Judge
+from ...behaviour.judges.base import REFUSED, Exchange, Judge
+from ...behaviour.outcomes import outcomes
 from ...causal.conditions import Condition
 from ...causal.locate import unit_row
 from ...causal.readouts import generate_under
@@ -125,7 +125,4 @@ class Transfer(Stage[Transferred]):
 def still_refused(judge: Judge, prompts: Sequence[Exchange], answers: Sequence[str]) -> list[bool]:
     """Per answer under an intervention: not an answer that complies (refused, unscored or degenerate)."""
     pairs = [asked._replace(answer=text) for asked, text in zip(prompts, answers, strict=True)]
-    return [
-        verdict.verdict != FULL_COMPLIANCE or bool(is_degenerate(pair.answer, pair.prompt))
-        for verdict, pair in zip(judge.judge(pairs), pairs, strict=True)
-    ]
+    return [not one.answered for one in outcomes(judge, pairs)]

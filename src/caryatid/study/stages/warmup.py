@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...anchors import Anchor, name_base
-from ...behaviour.suites import run_suite
+from ...behaviour.suites import Asked, Asking, run_suites
 from ...data.prompts import Prompt
 from ...models.load import LoadedModel
 from ...training.trainee import LoraShape, OptimizerSettings
@@ -115,14 +115,8 @@ def _held_out(prompts: tuple[Prompt, ...], hold: bool) -> tuple[list[Prompt], li
 
 
 def _refusal_rate(work: Work, loaded: LoadedModel, prompts: list[Prompt]) -> float:
-    rows = run_suite(
-        loaded,
-        work.chat(loaded),
-        prompts,
-        suite="warmup",
-        attack="none",
-        judge=work.judge,
-        max_new_tokens=min(CHECK_TOKENS, work.study.config.behaviour.max_new_tokens),
-        batch_size=work.batch.generate,
-    )
+    config = work.study.config
+    tokens = min(CHECK_TOKENS, config.behaviour.max_new_tokens)
+    asking = Asking(tokens, work.batch.generate, config.model.system)
+    rows = run_suites(loaded, [Asked("warmup", "none", prompts)], asking, judge=work.judge)
     return sum(row.refused for row in rows) / max(len(rows), 1)

@@ -114,7 +114,7 @@ def fixed_minus_direct(found: Sequence[AnswerRow], anchor: AnchorRef) -> list[Ro
         **paired_difference(a, b)._asdict(),
         "n": len(pairs),
         "judge": pairs[0][0].judge,
-        "proxy": True,
+        "proxy": pairs[0][0].proxy,
     }
     return [row]
 
