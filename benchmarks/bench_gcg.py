@@ -33,11 +33,11 @@ from typing import Any
 import torch
 import transformers
 
-from caryatid.attacks import gcg
-from caryatid.attacks.gcg import gcg_steps
-from caryatid.attacks.scoring import SCORINGS
-from caryatid.attacks.search import case_generator, gcg_search
-from caryatid.attacks.state import GcgCase, start_state
+from caryatid.attacks.gcg import steps as gcg
+from caryatid.attacks.gcg.scoring import SCORINGS
+from caryatid.attacks.gcg.search import case_generator, gcg_search
+from caryatid.attacks.gcg.state import GcgCase, start_state
+from caryatid.attacks.gcg.steps import gcg_steps
 from caryatid.models.load import LoadedModel, choose_device, load_model, load_tokenizer
 from caryatid.models.template import ChatFormat
 

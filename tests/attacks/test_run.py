@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from caryatid.attacks import run
+from caryatid.attacks.gcg.search import GcgResult
 from caryatid.attacks.run import attack_gcg, cases_json, gcg_cases, read_cases, read_targets
-from caryatid.attacks.search import GcgResult
 from caryatid.data.prompts import Prompt
 from caryatid.errors import DataMissingError, InputError, NumericalError, UsageError
 from caryatid.models.template import ChatFormat

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from caryatid.attacks.state import resume_state
+from caryatid.attacks.gcg.state import resume_state
 from caryatid.data.prompts import Prompt
 from caryatid.models.template import ChatFormat
 from caryatid.training.arms import RECIPES

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from caryatid.anchors import Anchor, anchor_from_json, anchor_to_json, open_anchor
-from caryatid.attacks.state import GcgState
+from caryatid.attacks.gcg.state import GcgState
 from caryatid.data.chat import ChatExample
 from caryatid.data.prompts import Prompt
 from caryatid.errors import DataMissingError, NumericalError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from caryatid.models.hooks import picked_head
+from caryatid.models.heads import picked_head
 from caryatid.training.trainee import Example, LoraShape, OptimizerSettings, Trainee
 from tiny import ARCHITECTURES, tiny_loaded
 

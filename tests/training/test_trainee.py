@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from caryatid.attacks.gradient import suffix_gradient
-from caryatid.attacks.rows import PromptLayout
+from caryatid.attacks.gcg.gradient import suffix_gradient
+from caryatid.attacks.gcg.layout import PromptLayout
 from caryatid.data.chat import ChatExample
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from caryatid.artifacts import content_key, read_json, write_json
-from caryatid.attacks.cases import default_target
-from caryatid.attacks.search import GcgResult, gcg_search
-from caryatid.attacks.state import GcgCase
+from caryatid.attacks.gcg.search import GcgResult, gcg_search
+from caryatid.attacks.gcg.state import GcgCase
+from caryatid.attacks.saved import default_target
 from caryatid.data.prompts import Prompt, Role
 from caryatid.data.readers import decode, parse_json, read_prompt_file, read_user_bytes
 from caryatid.errors import InputError, UsageError

@@ -8,23 +8,24 @@ Both are exact: the results are those of plain forwards under `intervening`, up 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-from caryatid.attacks.prefix import prefix_cache_supported
 from caryatid.errors import InputError
 from caryatid.models.batch import PaddedBatch, left_pad, length_sorted_batches
+from caryatid.models.cache import PrefixCache, prefix_cache_supported, run_prefixes
 from caryatid.models.forward import at_rows, pad_id
-from caryatid.models.hooks import Hooks, contiguous_head, input_hook
+from caryatid.models.heads import contiguous_head
+from caryatid.models.hooks import Hooks, input_hook
 from caryatid.models.layout import num_layers
 from caryatid.models.load import LoadedModel
 from caryatid.models.residual import Intervention, capture_block_inputs, intervening
+from caryatid.models.template import common_prefix
 from caryatid.progress import NO_PROGRESS, Progress
 
 _PROMPTS_PER_BATCH = 4  # of similar length, so that little is spent on padding
@@ -72,20 +73,6 @@ GridReduce = Callable[[GridBatch], Tensor]
 """From a batch to one value, or one row of values, per row."""
 
 
-class _Prefix(NamedTuple):
-    """Keys and values per block, [conditions, heads, prefix, head width]."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-
-    def rows(self, index: Int[Tensor, "rows"]) -> DynamicCache:
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            expanded = [t.expand(len(index), -1, -1, -1) if len(t) == 1 else t[index] for t in (keys, values)]
-            cache.update(expanded[0], expanded[1], layer)
-        return cache
-
-
 class _Piece(NamedTuple):
     """Prompts of similar length without the shared prefix, and the block inputs of their base run by layer."""
 
@@ -121,13 +108,6 @@ def starting_at(loaded: LoadedModel, layer: int, hidden: Float[Tensor, "rows tok
                 vars(block)["forward"] = forward
 
 
-def _common_prefix(seqs: Sequence[Sequence[int]]) -> int:
-    for column, tokens in enumerate(zip(*seqs, strict=False)):
-        if len(set(tokens)) > 1:
-            return column
-    return min(map(len, seqs))
-
-
 class _Grid:
     """One list of token rows on one model."""
 
@@ -139,7 +119,7 @@ class _Grid:
         if keep < 1 or batch_size < 1:
             raise InputError(f"keep {keep}, batch size {batch_size}: both are at least 1", where="grid")
         self.loaded, self.seqs, self.keep, self.batch_size = loaded, seqs, keep, batch_size
-        shared = min(_common_prefix(seqs), min(map(len, seqs)) - keep)
+        shared = min(common_prefix(seqs), min(map(len, seqs)) - keep)
         exact = prefix_cache_supported(loaded, 2 * max(map(len, seqs)))
         self.prefix_length = shared if shared > 1 and exact else 0
 
@@ -155,8 +135,8 @@ class _Grid:
         self,
         conditions: Conditions,
         index: Int[Tensor, "conditions"],
-        before: "tuple[_Prefix, dict[int, Tensor]] | None" = None,
-    ) -> _Prefix | None:
+        before: "tuple[PrefixCache, dict[int, Tensor]] | None" = None,
+    ) -> PrefixCache | None:
         """The prefix under some conditions; blocks before `start` are taken from the base run `before`."""
         if self.prefix_length == 0:
             return None
@@ -165,20 +145,14 @@ class _Grid:
             with starting_at(self.loaded, conditions.start, hidden):
                 cache = self._run_prefix(conditions, index)
             first = conditions.start
-            return _Prefix(
-                before[0].keys[:first] + cache.keys[first:], before[0].values[:first] + cache.values[first:]
-            )
+            keys, values = before[0].keys[:first], before[0].values[:first]
+            return replace(cache, keys=keys + cache.keys[first:], values=values + cache.values[first:])
         return self._run_prefix(conditions, index)
 
-    def _run_prefix(self, conditions: Conditions, index: Int[Tensor, "conditions"]) -> _Prefix:
-        ids = torch.tensor([self.seqs[0][: self.prefix_length]], device=self.loaded.device)
-        cache = DynamicCache()
+    def _run_prefix(self, conditions: Conditions, index: Int[Tensor, "conditions"]) -> PrefixCache:
+        beginning = self.seqs[0][: self.prefix_length]
         with intervening(self.loaded.model, *at_rows(conditions.interventions, index.tolist())):
-            self.loaded.model(
-                input_ids=ids.expand(len(index), -1), past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
-        layers: list[Any] = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
-        return _Prefix([layer.keys for layer in layers], [layer.values for layer in layers])
+            return run_prefixes(self.loaded, [beginning] * len(index))
 
     def logits(
         self, batch: PaddedBatch, repeats: int, cache: DynamicCache | None
@@ -200,7 +174,9 @@ class _Grid:
         logits: Tensor = out.logits
         return logits.float()
 
-    def capture(self, pieces: list[_Piece], layers: list[int]) -> "tuple[_Prefix, dict[int, Tensor]] | None":
+    def capture(
+        self, pieces: list[_Piece], layers: list[int]
+    ) -> "tuple[PrefixCache, dict[int, Tensor]] | None":
         """Run the base model, keeping block inputs of the pieces (in them) and of the prefix (returned)."""
         one = torch.zeros(1, dtype=torch.long)
         before = None
@@ -210,7 +186,7 @@ class _Grid:
                 prefix = self._run_prefix(UNTOUCHED, one)
             before = prefix, {layer: captured.of_layer(layer).to(dtype) for layer in layers}
         for piece in pieces:
-            cache = before[0].rows(torch.zeros(len(piece.prompts), dtype=torch.long)) if before else None
+            cache = before[0].rows([0] * len(piece.prompts)) if before else None
             with capture_block_inputs(model, layers, piece.batch.ids.shape[1]) as captured:
                 self.logits(piece.batch, 1, cache)
             piece.inputs.update({layer: captured.of_layer(layer).to(dtype) for layer in layers})
@@ -220,7 +196,7 @@ class _Grid:
         self,
         conditions: Conditions,
         pieces: list[_Piece],
-        before: "tuple[_Prefix, dict[int, Tensor]] | None",
+        before: "tuple[PrefixCache, dict[int, Tensor]] | None",
         reduce: GridReduce,
         progress: Progress,
     ) -> Tensor:
@@ -234,7 +210,7 @@ class _Grid:
             for piece in pieces:
                 row_condition = torch.arange(len(index)).repeat_interleave(len(piece.prompts))
                 device_rows = row_condition.to(self.loaded.device)
-                cache = None if prefix is None else prefix.rows(device_rows)
+                cache = None if prefix is None else prefix.rows(row_condition.tolist())
                 rows = at_rows(conditions.interventions, (row_condition + first).tolist())
                 inside = intervening(self.loaded.model, *rows)
                 if conditions.start > 0:

@@ -11,7 +11,7 @@ from . import options
 from .console import TerminalProgress, announce, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..attacks.search import GcgResult
+    from ..attacks.gcg.search import GcgResult
 
 app = typer.Typer(help="Attack a model that you load, to measure its defence.", no_args_is_help=True)
 

@@ -52,7 +52,7 @@ def evaluate(
     as_json: bool = options.Json,
 ) -> None:
     """Ask a model the prompts of suites and judge its answers (rates of offline judges are proxies)."""
-    from ..attacks.cases import load_cases
+    from ..attacks.saved import load_cases
     from ..behaviour.evaluate import Asking, chosen_prompts
     from ..behaviour.judges.registry import HarmJudgeSpec, endpoint_usage, open_harm_judge
     from ..data.chat import load_chat_jsonl

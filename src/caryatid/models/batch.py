@@ -68,6 +68,11 @@ def right_pad(
     return PaddedBatch(ids, mask.long(), column.expand(len(seqs), -1))
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device; on CUDA without waiting for the work that is under way there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def length_sorted_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Row numbers in batches of at most `size`, longest rows first (so that memory runs out at once or never).
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from caryatid.errors import InputError
 from caryatid.models.batch import PaddedBatch, left_pad, length_sorted_batches
-from caryatid.models.hooks import contiguous_head
+from caryatid.models.heads import contiguous_head
 from caryatid.models.load import LoadedModel
 from caryatid.models.residual import Intervention, capture_block_inputs, intervening
 

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ..attacks.gcg import RowLimit, gcg_steps
-from ..attacks.state import GcgCase, GcgState, resume_state, start_state
+from ..attacks.gcg.state import GcgCase, GcgState, resume_state, start_state
+from ..attacks.gcg.steps import RowLimit, gcg_steps
 from ..data.prompts import Prompt
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..artifacts import read_json, write_json
 from ..errors import InputError, NumericalError
 from ..models.batch import right_pad
-from ..models.hooks import picked_head
+from ..models.heads import picked_head
 from ..models.load import LoadedModel
 from ..models.quiet import quiet_transformers
 from .adapters import LowPrecisionAdapters

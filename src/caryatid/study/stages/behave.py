@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...artifacts import Stage, content_key
-from ...attacks.cases import load_cases
+from ...attacks.saved import load_cases
 from ...behaviour.answers import HARM_FIELDS, AnswerRow, Attack
 from ...behaviour.judges.base import REFUSED, Exchange, judge_id
 from ...behaviour.judges.registry import endpoint_usage

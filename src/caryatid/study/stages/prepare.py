@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from ...anchors import Anchor
 from ...artifacts import Stage
-from ...attacks.cases import TestCase, save_cases
 from ...attacks.run import attack_gcg, gcg_cases
+from ...attacks.saved import TestCase, save_cases
 from ...config.schema import AttackConfig
 from ...data.chat import (
     ChatExample,

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...anchors import Anchor, anchor_to_json, name_base
 from ...artifacts import Stage, nan_to_none
-from ...attacks.cases import default_target
+from ...attacks.saved import default_target
 from ...behaviour.suites import run_suite
 from ...data.prompts import Prompt
 from ...models.load import LoadedModel

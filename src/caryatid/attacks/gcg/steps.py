@@ -13,21 +13,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caryatid.attacks.accelerate import Replay, worth_fusing
-from caryatid.attacks.candidates import (
+from caryatid.attacks.gcg.candidates import (
     Substitutions,
     TokenFilter,
     allowed_token_ids,
     ordered_substitutions,
     topk_substitutions,
 )
-from caryatid.attacks.gradient import GradientPass, SuffixGradients, suffix_gradients
-from caryatid.attacks.prefix import PrefixCache, build_prefix_cache
-from caryatid.attacks.rows import PromptLayout, evaluation_mode
-from caryatid.attacks.scoring import Scoring, default_scoring, start_scoring, usable_scoring
-from caryatid.attacks.slot import SuffixSlot, Survival, place_suffix, surviving_candidates
-from caryatid.attacks.state import GcgState, text_loss
+from caryatid.attacks.gcg.gradient import GradientPass, SuffixGradients, suffix_gradients
+from caryatid.attacks.gcg.graphs import Replay, worth_fusing
+from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache, evaluation_mode
+from caryatid.attacks.gcg.scoring import Scoring, default_scoring, start_scoring, usable_scoring
+from caryatid.attacks.gcg.slot import SuffixSlot, Survival, place_suffix, surviving_candidates
+from caryatid.attacks.gcg.state import GcgState, text_loss
 from caryatid.errors import InputError, NumericalError
+from caryatid.models.cache import PrefixCache
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 
@@ -38,7 +38,7 @@ class GcgSettings:
 
     `scoring` is how candidates are scored (see `scoring.py`), None the device's default; what a model does not allow
     becomes the nearest that it does. `fuse`: candidates with norms, gates and rotary embeddings compiled, None where
-    that pays (see `accelerate.py`). `exact` re-scores each new best from its text in one fixed layout (single row, no
+    that pays (see `graphs.py`). `exact` re-scores each new best from its text in one fixed layout (single row, no
     cache), so that the record does not depend on batching.
     """
 

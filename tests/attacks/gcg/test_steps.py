@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from caryatid.attacks import gcg
-from caryatid.attacks.candidates import allowed_token_ids
-from caryatid.attacks.gcg import gcg_steps
-from caryatid.attacks.scoring import SCORINGS, Scoring
-from caryatid.attacks.search import GcgResult, case_generator, gcg_search
-from caryatid.attacks.state import GcgCase, GcgState, resume_state, start_state
+from caryatid.attacks.gcg import steps as gcg
+from caryatid.attacks.gcg.candidates import allowed_token_ids
+from caryatid.attacks.gcg.scoring import SCORINGS, Scoring
+from caryatid.attacks.gcg.search import GcgResult, case_generator, gcg_search
+from caryatid.attacks.gcg.state import GcgCase, GcgState, resume_state, start_state
+from caryatid.attacks.gcg.steps import gcg_steps
 from caryatid.errors import InputError, NumericalError
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from caryatid.artifacts import canonical_json, read_json, write_json
-from caryatid.attacks.search import GcgResult
+from caryatid.attacks.gcg.search import GcgResult
 from caryatid.errors import DataMissingError, InputError
 
 _FORMAT = 1

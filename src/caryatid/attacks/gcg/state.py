@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caryatid.attacks.accelerate import Replay
-from caryatid.attacks.rows import scored_logits, token_losses
-from caryatid.attacks.slot import given_suffix, initial_suffix
+from caryatid.attacks.gcg.graphs import Replay
+from caryatid.attacks.gcg.layout import token_losses
+from caryatid.attacks.gcg.slot import given_suffix, initial_suffix
+from caryatid.models.heads import logits_at
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 
@@ -83,7 +84,7 @@ def text_loss(
     first = torch.zeros_like(columns)
 
     def mean_loss(ids: Tensor) -> Tensor:
-        logits = scored_logits(
+        logits = logits_at(
             loaded.model, ids=ids, mask=None, positions=positions, cache=None, rows=first, columns=columns
         )
         return token_losses(logits, targets).mean()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from caryatid.attacks.gcg import gcg_steps
-from caryatid.attacks.state import GcgCase, start_state
+from caryatid.attacks.gcg.state import GcgCase, start_state
+from caryatid.attacks.gcg.steps import gcg_steps
 from caryatid.cli import run
 from caryatid.models.convert import ensure_embedded
 from caryatid.models.template import ChatFormat

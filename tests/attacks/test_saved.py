@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from caryatid.attacks.cases import TestCase, default_target, load_cases, save_cases
+from caryatid.attacks.saved import TestCase, default_target, load_cases, save_cases
 from caryatid.errors import DataMissingError, InputError
 
 CASES = (

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from caryatid.attacks.gcg import RowLimit, gcg_steps
-from caryatid.attacks.scoring import Scoring
-from caryatid.attacks.state import GcgCase, start_state
+from caryatid.attacks.gcg.scoring import Scoring
+from caryatid.attacks.gcg.state import GcgCase, start_state
+from caryatid.attacks.gcg.steps import RowLimit, gcg_steps
 from caryatid.models.forward import check_context
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat

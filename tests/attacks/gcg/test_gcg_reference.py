@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from caryatid.attacks.candidates import allowed_token_ids
-from caryatid.attacks.gcg import gcg_steps
-from caryatid.attacks.scoring import SCORINGS
-from caryatid.attacks.search import case_generator, gcg_search
-from caryatid.attacks.state import GcgCase, start_state
+from caryatid.attacks.gcg.candidates import allowed_token_ids
+from caryatid.attacks.gcg.scoring import SCORINGS
+from caryatid.attacks.gcg.search import case_generator, gcg_search
+from caryatid.attacks.gcg.state import GcgCase, start_state
+from caryatid.attacks.gcg.steps import gcg_steps
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 from tiny import INST, tiny_loaded, tiny_tokenizer

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from caryatid.attacks import accelerate
-from caryatid.attacks.accelerate import Replay, fused, worth_fusing
-from caryatid.attacks.gradient import suffix_gradients
-from caryatid.attacks.prefix import build_prefix_cache
-from caryatid.attacks.rows import PromptLayout
-from caryatid.attacks.scoring import score_candidates
-from caryatid.attacks.search import gcg_search
-from caryatid.attacks.state import GcgCase, text_loss
+from caryatid.attacks.gcg import graphs
+from caryatid.attacks.gcg.gradient import suffix_gradients
+from caryatid.attacks.gcg.graphs import Replay, fused, worth_fusing
+from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache
+from caryatid.attacks.gcg.scoring import score_candidates
+from caryatid.attacks.gcg.search import gcg_search
+from caryatid.attacks.gcg.state import GcgCase, text_loss
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 from tiny import ARCHITECTURES, tiny_loaded
@@ -125,7 +124,7 @@ def test_on_the_cpu_a_replayed_function_is_called_as_it_is() -> None:
 @needs_cuda
 def test_a_recorded_function_gives_what_it_would_give() -> None:
     device = torch.device("cuda")
-    weight, replay = torch.randn(16, 16, device=device), Replay[Tensor](device, accelerate.RECORDED_FROM)
+    weight, replay = torch.randn(16, 16, device=device), Replay[Tensor](device, graphs.RECORDED_FROM)
 
     def product(value: Tensor) -> Tensor:
         return (value @ weight).relu().sum(0)
@@ -190,7 +189,7 @@ def test_a_search_is_the_same_recorded_and_fused(monkeypatch: pytest.MonkeyPatch
     options: dict[str, Any] = {"steps": 6, "width": 16, "top_k": 16, "batch_size": 8, "seed": 0}
     chat = ChatFormat(loaded.tokenizer)
     fast = gcg_search(loaded, chat, CASES, suffix_length=5, fuse=True, **options)
-    monkeypatch.setattr(accelerate, "RECORDED_FROM", 1000)
+    monkeypatch.setattr(graphs, "RECORDED_FROM", 1000)
     plain = gcg_search(loaded, chat, CASES, suffix_length=5, fuse=False, **options)
     assert [one.suffix_ids for one in fast] == [one.suffix_ids for one in plain]
     for one, other in zip(fast, plain, strict=True):
