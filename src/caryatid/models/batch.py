@@ -126,6 +126,17 @@ def with_backoff(fn: Callable[[int], T], size: int) -> BackedOff[T]:
             torch.cuda.empty_cache()
 
 
+@dataclass
+class RowLimit:
+    """Rows per forward that fit into memory so far; only ever lowered."""
+
+    rows: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise InputError(f"batch_size {self.rows} is below 1", where="batch")
+
+
 @dataclass(frozen=True)
 class BatchSizes:
     """Rows per batch for each kind of work; chosen when a study is planned and kept on resume.

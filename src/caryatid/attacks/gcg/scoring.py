@@ -16,7 +16,7 @@ Only the logits that predict target tokens are computed.
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ from transformers import DynamicCache
 from caryatid.attacks.gcg.gradient import present_suffixes
 from caryatid.attacks.gcg.graphs import fused
 from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache, longest_row, token_losses
+from caryatid.attacks.gcg.settings import Scoring
 from caryatid.attacks.gcg.tails import TailBatch, Tails, assemble_tails
 from caryatid.errors import InputError
 from caryatid.models.batch import with_backoff
@@ -38,7 +39,6 @@ from caryatid.models.cache import (
 from caryatid.models.heads import logits_at
 from caryatid.models.load import LoadedModel
 
-Scoring = Literal["plain", "prefix", "incremental", "packed"]
 SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 CPU_ROWS = 8  # per incremental forward on the CPU: enough to keep it busy, and rows of nearly one length
 PACK_TOKENS = 256  # per packed row: attention within a row grows with its square

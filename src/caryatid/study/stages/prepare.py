@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 from ...anchors import Anchor
 from ...artifacts import Stage
-from ...attacks.run import attack_gcg, gcg_cases
+from ...attacks.gcg.settings import GcgSettings
+from ...attacks.goals import goals_of
+from ...attacks.run import AttackPlan, run_attack
 from ...attacks.saved import TestCase, save_cases
 from ...config.schema import AttackConfig
 from ...data.chat import (
@@ -133,24 +135,11 @@ def adaptive(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, A
 def _attack(context: Context, stage: Stage, ref: AnchorRef, attack: AttackConfig) -> Mapping[str, Any]:
     loaded = context.open(ref)
     behaviours = [row for row in context.prompts.harmbench if row.kind != "copyright"][: attack.behaviours]
-    results = attack_gcg(
-        loaded,
-        context.chat(loaded),
-        gcg_cases(behaviours),
-        steps=attack.steps,
-        width=attack.width,
-        top_k=attack.top_k,
-        batch_size=context.batch.gcg,
-        seed=ref.seed,
-        suffix_length=attack.suffix_length,
-        out=stage.work_dir,
-        progress=context.progress,
-    )
-    texts = {row.id: row.user_text for row in behaviours}
-    found = [
-        TestCase(r.behavior_id, texts[r.behavior_id], r.target, r.suffix_text, r.suffix_ids, r.loss)
-        for r in results
-    ]
+    settings = GcgSettings(attack.steps, attack.width, attack.top_k, attack.suffix_length)
+    goals = tuple(goals_of(behaviours))
+    plan = AttackPlan("gcg", settings, goals, ref.seed, context.batch.gcg)
+    results = run_attack(loaded, context.chat(loaded), plan, out=stage.work_dir, progress=context.progress)
+    found = [TestCase.of(result) for result in results]
     source = {"model": context.facts.model_identity, "anchor": [ref.arm, ref.step], **attack.model_dump()}
     saved = save_cases(stage.file("cases.json"), found, source)
     return {

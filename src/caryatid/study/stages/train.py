@@ -7,15 +7,14 @@ from typing import Any
 
 from ...anchors import Anchor, anchor_to_json, name_base
 from ...artifacts import Stage, nan_to_none
-from ...attacks.saved import default_target
+from ...attacks.goals import default_target
 from ...behaviour.suites import run_suite
 from ...data.prompts import Prompt
 from ...models.load import LoadedModel
-from ...training.arms import RECIPES
-from ...training.cases import AdversarialSettings
-from ...training.loop import ChatSettings, train_arm
-from ...training.trainee import LoraShape, OptimizerSettings
-from ...training.warmup import warm_up
+from ...training.arms import arm_named
+from ...training.loop import ArmJob, train_arm
+from ...training.settings import LoraSettings, R2D2Settings, TrainingSettings, WarmupSettings
+from ...training.warmup import WarmupJob, warm_up
 from ..context import Context
 from ..plan import AnchorRef, StagePlan
 
@@ -23,8 +22,10 @@ CHECK_PROMPTS = 24  # held-out prompts of each kind for the warm-up's stopping r
 CHECK_TOKENS = 16
 
 
-def _lora(context: Context) -> LoraShape:
-    return LoraShape(**context.config.training.lora.model_dump())
+def _training(context: Context) -> TrainingSettings:
+    found = context.config.training.model_dump()
+    parts = {"lora": LoraSettings(**found["lora"]), "r2d2": R2D2Settings(**found["r2d2"])}
+    return TrainingSettings(**{**found, **parts})
 
 
 def warmup(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]:
@@ -50,23 +51,12 @@ def warmup(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any
         return refused >= config.min_refusal and safe <= config.max_safe_refusal
 
     training = context.config.training
+    settings = WarmupSettings(**{k: v for k, v in config.model_dump().items() if k != "enabled"})
     warmed = warm_up(
         loaded,
         chat,
-        harmful=harmful,
-        refusals=sets.refusals,
-        harmless=examples,
-        mode=training.mode,
-        lora=_lora(context),
-        optimizer=OptimizerSettings(
-            learning_rate=config.learning_rate, steps=config.steps, mixed_precision=training.mixed_precision
-        ),
-        batch_size=config.batch_size,
-        harmful_share=config.harmful_share,
-        max_length=training.max_length,
-        out=stage.file("weights"),
-        seed=entry.seed,
-        check_every=config.check_every,
+        WarmupJob(settings, _training(context), harmful, sets.refusals, examples, entry.seed),
+        stage.file("weights"),
         stop_when=enough,
         progress=context.progress,
     )
@@ -112,37 +102,26 @@ def train(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]
     """One arm, from step 0 to its last anchor."""
     assert entry.seed is not None
     config = context.config.training
-    recipe = RECIPES[entry.params["arm"]]
+    arm = arm_named(entry.params["arm"])
     context.close()
     base = context.anchor(AnchorRef(entry.seed, "base", 0))
     loaded = context.fresh(base)
-    r2d2 = config.r2d2.model_dump()
-    chunk = {"batch_size": config.chat_batch_size, "accumulation": config.accumulation}
-    trained = train_arm(
-        loaded,
-        context.chat(loaded),
-        recipe,
+    job = ArmJob(
+        arm=arm,
+        settings=_training(context),
         examples=context.chat_examples["train"],
         benign=context.chat_examples["heldout"],
         behaviours=[_with_target(row) for row in context.prompts.pool],
         anchors=context.config.steps[1:],
-        mode=config.mode,
-        lora=_lora(context),
-        optimizer=OptimizerSettings(
-            learning_rate=config.learning_rate,
-            steps=context.config.steps[-1],
-            schedule=config.schedule,
-            warmup_steps=config.lr_warmup_steps,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            mixed_precision=config.mixed_precision,
-            gradient_checkpointing=config.gradient_checkpointing,
-        ),
-        chat_settings=ChatSettings(**chunk, max_length=config.max_length, seed=entry.seed),
-        adversarial=AdversarialSettings(**r2d2, gcg_batch=context.batch.gcg),
-        out=stage.file("anchors"),
-        work=stage.work_dir,
         seed=entry.seed,
+        gcg_batch=context.batch.gcg,
+    )
+    trained = train_arm(
+        loaded,
+        context.chat(loaded),
+        job,
+        stage.file("anchors"),
+        stage.work_dir,
         ranks=context.ranks,
         progress=context.progress,
     )
@@ -155,18 +134,16 @@ def train(context: Context, entry: StagePlan, stage: Stage) -> Mapping[str, Any]
         if config.mode == "lora":
             name_base(Path(folder), base, root)
         found = (
-            Anchor(
-                recipe.name, one.step, base.backbone, (*base.adapters, folder), base.weights, base.revision
-            )
+            Anchor(arm.name, one.step, base.backbone, (*base.adapters, folder), base.weights, base.revision)
             if config.mode == "lora"
-            else Anchor(recipe.name, one.step, base.backbone, weights=folder)
+            else Anchor(arm.name, one.step, base.backbone, weights=folder)
         )
         anchors.append(anchor_to_json(found, root))
     stage.write_json("anchors.json", anchors)
     stage.write_json("training.json", [nan_to_none(asdict(row)) for row in trained.rows])
     return {
-        "arm": recipe.name,
+        "arm": arm.name,
         "anchors": [one.step for one in trained.anchors],
         "accumulation": config.accumulation,
-        "gcg_steps_per_update": config.gcg_steps_per_update if recipe.suffixes == "dynamic" else 0,
+        "gcg_steps_per_update": config.gcg_steps_per_update if arm.suffixes == "dynamic" else 0,
     }
