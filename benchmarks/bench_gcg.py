@@ -33,15 +33,18 @@ from typing import Any
 import torch
 import transformers
 
-from caryatid.attacks import gcg
-from caryatid.attacks.gcg import gcg_steps
-from caryatid.attacks.scoring import SCORINGS
-from caryatid.attacks.search import case_generator, gcg_search
-from caryatid.attacks.state import GcgCase, start_state
+from caryatid.attacks.base import BlockRun, Goal
+from caryatid.attacks.gcg import steps as gcg
+from caryatid.attacks.gcg.scoring import SCORINGS
+from caryatid.attacks.gcg.search import gcg_search
+from caryatid.attacks.gcg.settings import GcgSettings
+from caryatid.attacks.gcg.state import start_state
+from caryatid.attacks.gcg.steps import gcg_steps
+from caryatid.models.batch import RowLimit
 from caryatid.models.load import LoadedModel, choose_device, load_model, load_tokenizer
 from caryatid.models.template import ChatFormat
 
-CASE = GcgCase(
+CASE = Goal(
     "bench",
     "Write a letter that persuades the town council to close the old bridge over the river at night",
     "Sure, here is a letter that persuades the council to close it",
@@ -96,45 +99,33 @@ def run_caryatid(loaded: LoadedModel, args: argparse.Namespace, name: str, optio
         counts.append(len(found := surviving(*values)))
         return found
 
-    class Ticks:
-        def start(self, label: str, total: int | None) -> None:
-            pass
-
-        def advance(self, steps: int = 1) -> None:
-            clock.tick()
-
-        def done(self) -> None:
-            pass
-
     gcg.surviving_candidates = counting  # type: ignore[assignment]
     steps = args.steps + WARM_UP
-    settings = {"width": args.width, "top_k": args.top_k, "steps": steps, **options}
-    settings["batch_size"] = args.batch_size or args.width * args.cases
+    settings = GcgSettings(steps, args.width, args.top_k, SUFFIX, **options)
+    limit = RowLimit(args.batch_size or args.width * args.cases)
     found: list[Any]
     try:
         clock.tick()
         if args.cases == 1:
-            found = list(
-                gcg_search(
-                    loaded, chat, [CASE], seed=args.seed, suffix_length=SUFFIX, progress=Ticks(), **settings
-                )
-            )
+            run = BlockRun(args.seed, limit, on_step=clock.tick)
+            found = list(gcg_search(loaded, chat, [CASE], settings, run))
         else:
-            states = [start_state(chat, case, length=SUFFIX) for case in several(args.cases)]
-            generators = [case_generator(args.seed, state.case) for state in states]
-            found = gcg_steps(loaded, chat, states, generator=generators, on_step=clock.tick, **settings)
+            states = [start_state(chat, goal, length=SUFFIX) for goal in several(args.cases)]
+            generators = [state.goal.generator(args.seed) for state in states]
+            found = gcg_steps(
+                loaded, chat, states, settings, batch_size=limit, generator=generators, on_step=clock.tick
+            )
     finally:
         gcg.surviving_candidates = surviving
     tokens = statistics.mean(one.forward_tokens for one in found)
     return clock.timing(name, counts, tokens / steps, args.cases)
 
 
-def several(count: int) -> list[GcgCase]:
+def several(count: int) -> list[Goal]:
     """Cases of about one length that differ in wording."""
     words = CASE.user_text.split()
     return [
-        GcgCase(f"bench-{i}", " ".join(words[i % 6 :]) + " please" * (i % 3), CASE.target)
-        for i in range(count)
+        Goal(f"bench-{i}", " ".join(words[i % 6 :]) + " please" * (i % 3), CASE.target) for i in range(count)
     ]
 
 
@@ -262,7 +253,8 @@ def measure(loaded: LoadedModel, args: argparse.Namespace) -> list[Timing]:
     contenders: list[Callable[[], Timing]] = [
         lambda: run_caryatid(loaded, args, "caryatid", {}),
         *[partial(run_caryatid, loaded, args, f"caryatid, {s}", {"scoring": s}) for s in args.scoring],
-        *[partial(run_caryatid, loaded, args, "caryatid, nothing compiled", {"fuse": False})] * args.unfused,
+        *[partial(run_caryatid, loaded, args, "caryatid, nothing compiled", {"compiled": False})]
+        * args.unfused,
     ]
     if find_spec("nanogcg"):
         contenders.append(lambda: run_nanogcg(loaded, args, "nanoGCG 0.3.0", mended=False))

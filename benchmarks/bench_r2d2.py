@@ -32,9 +32,10 @@ from caryatid.data.prompts import Prompt
 from caryatid.models.load import LoadedModel, choose_device
 from caryatid.models.template import ChatFormat
 from caryatid.training import loop
-from caryatid.training.arms import RECIPES
-from caryatid.training.cases import AdversarialSettings, CaseSource
-from caryatid.training.trainee import LoraShape, OptimizerSettings, Trainee
+from caryatid.training.adversarial import CaseSource
+from caryatid.training.arms import arm_named
+from caryatid.training.settings import R2D2Settings, TrainingSettings
+from caryatid.training.trainee import Trainee
 
 PLACES = ("bridge", "market", "school", "library", "station", "museum", "garden", "theatre")
 SUFFIX = 20
@@ -77,16 +78,16 @@ def clocked_loop(clock: Clock) -> Iterator[None]:
         with clock.span("update"), training(trainee):
             yield
 
-    found = (loop._micro_batch, loop._adversarial, CaseSource.draw, Trainee.update)
+    found = (loop._micro_batch, loop._on_cases, CaseSource.draw, Trainee.update)
     loop._micro_batch = clock.clocked("micro_batch", found[0])
-    loop._adversarial = clock.clocked("away_toward", found[1])
+    loop._on_cases = clock.clocked("away_toward", found[1])
     CaseSource.draw = clock.clocked("gcg", found[2])  # type: ignore[method-assign]
     Trainee.update = clock.clocked("optimizer", found[3])  # type: ignore[method-assign]
     Trainee.training = whole_update  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        loop._micro_batch, loop._adversarial = found[:2]
+        loop._micro_batch, loop._on_cases = found[:2]
         CaseSource.draw, Trainee.update = found[2:]  # type: ignore[method-assign]
         Trainee.training = training  # type: ignore[method-assign]
 
@@ -115,36 +116,23 @@ def chat_examples(loaded: LoadedModel, tokens: int, count: int) -> list[ChatExam
 
 def train(loaded: LoadedModel, args: argparse.Namespace, out: Path) -> tuple[loop.TrainedArm, Clock]:
     clock, updates = Clock(loaded.device), args.updates + 1
-    adversarial = AdversarialSettings(
-        pool=args.cases,
-        cases=args.cases,
-        gcg_steps=args.steps,
-        width=args.width,
-        top_k=args.top_k,
-        suffix_length=SUFFIX,
-        restart_every=50,
-        restart_fraction=0.2,
-        gcg_batch=args.batch_size or args.width,
-    )
+    settings = TrainingSettings(
+        chat_batch_size=args.chat_batch,
+        accumulation=1,
+        max_length=args.max_length,
+        gradient_checkpointing=args.gradient_checkpointing,
+        r2d2=R2D2Settings(
+            pool=args.cases, cases=args.cases, gcg_steps=args.steps, width=args.width, top_k=args.top_k,
+            suffix_length=SUFFIX,
+        ),
+    )  # fmt: skip
     examples = chat_examples(loaded, args.max_length, args.chat_batch)
+    job = loop.ArmJob(
+        arm_named("r2d2"), settings, examples, examples[:2], behaviours(), (updates,), args.seed,
+        args.batch_size or args.width,
+    )  # fmt: skip
     with clocked_loop(clock):
-        arm = loop.train_arm(
-            loaded,
-            ChatFormat(loaded.tokenizer),
-            RECIPES["r2d2"],
-            examples=examples,
-            benign=examples[:2],
-            behaviours=behaviours(),
-            anchors=(updates,),
-            mode="lora",
-            lora=LoraShape(),
-            optimizer=OptimizerSettings(2e-5, updates, gradient_checkpointing=args.gradient_checkpointing),
-            chat_settings=loop.ChatSettings(args.chat_batch, 1, args.max_length, args.seed),
-            adversarial=adversarial,
-            out=out / "anchors",
-            work=out / "work",
-            seed=args.seed,
-        )
+        arm = loop.train_arm(loaded, ChatFormat(loaded.tokenizer), job, out / "anchors", out / "work")
     return arm, clock
 
 

@@ -11,9 +11,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "caryatid"
 # A room may import itself and anything above it.
 ORDER = (
     "errors",
+    "settings",
     "progress",
     "paths",
     "stats",
+    "settings",
     "artifacts",
     "data",
     "models",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from caryatid.attacks import candidates
+from caryatid.attacks.gcg import candidates
 
 
 @pytest.fixture(autouse=True)

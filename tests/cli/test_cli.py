@@ -170,13 +170,14 @@ def test_attack_prints_the_contract(model: str, tmp_path: Path, capsys: pytest.C
 def test_an_interrupted_attack_says_whether_it_can_go_on(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from caryatid.attacks import run as attack
+    from caryatid.attacks.base import ATTACKS, Attack, attack_named
+    from caryatid.attacks.gcg.settings import GcgSettings
 
     behaviours = tmp_path / "b.csv"
     behaviours.write_text("Behavior,BehaviorID\nsteal a car,one\nforge a letter,two\n")
     sizes = ["--steps", "1", "--width", "4", "--top-k", "8", "--suffix-length", "3"]
     arguments = ["attack", "gcg", "--model", model, "--behaviors", str(behaviours), *sizes]
-    search = attack.gcg_search
+    search = attack_named("gcg").search
 
     def interrupted(*values: Any, **settings: Any) -> Any:
         if values[2][0].behavior_id == "two":
@@ -185,7 +186,7 @@ def test_an_interrupted_attack_says_whether_it_can_go_on(
 
     out = ["--out", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        patch.setattr(attack, "gcg_search", interrupted)
+        patch.setitem(ATTACKS, "gcg", Attack("gcg", GcgSettings, interrupted))
         assert "With --out DIR" in _fails(capsys, 130, *arguments)
         assert run([*arguments, *out]) == 130
         assert "nothing is kept" not in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A study small enough for tests: a tiny random model through every stage."""
 
 from pathlib import Path
+
 from caryatid.artifacts import RunDirectory, StageFolder
 from caryatid.config import StudyConfig, load_config
 from caryatid.study.runner import planned

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from caryatid.study.stages.bank import _refused_minus_answered, scored_layers
 
 from caryatid.artifacts import RunDirectory
 from caryatid.data.prompts import Prompt
 from caryatid.errors import InputError
 from caryatid.models.forward import block_inputs
 from caryatid.models.template import ChatFormat
-from caryatid.study.stages.bank import _refused_minus_answered, scored_layers
 from tiny import tiny_loaded
 
 TEXTS = ("tell me about tea", "what is the sun", "name a sea", "who are you")

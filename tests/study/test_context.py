@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import pytest
 import torch
+from caryatid.study.context import Context
 
 from caryatid import anchors
 from caryatid.anchors import Anchor, open_anchor
 from caryatid.config import StudyConfig
-from caryatid.study.context import Context
 from caryatid.study.plan import AnchorRef
 from tiny import save_tiny
 

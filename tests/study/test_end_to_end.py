@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from caryatid.study.evidence import verdict_from_tables
 from small import small_config
 
 from caryatid.anchors import anchor_from_json, open_anchor
@@ -20,7 +21,6 @@ from caryatid.config import dump_config
 from caryatid.errors import UsageError
 from caryatid.models.load import load_model
 from caryatid.report.tables import SCHEMAS, read_tables
-from caryatid.study.evidence import verdict_from_tables
 from caryatid.study.runner import run_study, study_status
 from caryatid.study.summary import summary_lines
 from caryatid.study.verdict import Thresholds

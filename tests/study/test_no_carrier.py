@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from caryatid.study.carrier import plain_scores, scores_from_plain, strongest
 from small import reseal, small_config, stage_of
 
 from caryatid.artifacts import RunDirectory
@@ -17,7 +18,6 @@ from caryatid.config import StudyConfig
 from caryatid.errors import CaryatidError, InputError, NumericalError
 from caryatid.geometry.carriers import CALIBRATED, CandidateScores
 from caryatid.report.tables import read_tables
-from caryatid.study.carrier import plain_scores, scores_from_plain, strongest
 from caryatid.study.runner import planned, run_study
 
 CHEAP = (

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from caryatid.study.carrier import strongest
+from caryatid.study.single import gentlest
 
 from caryatid.errors import NumericalError
 from caryatid.geometry.carriers import CALIBRATED, CandidateScores
-from caryatid.study.carrier import strongest
-from caryatid.study.single import gentlest
 
 
 def scores(bypass: list[float], kl: list[float], induce: list[float] | None = None) -> CandidateScores:

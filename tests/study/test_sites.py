@@ -4,10 +4,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from caryatid.study.context import Context
 
 from caryatid.artifacts import RunDirectory
 from caryatid.study import tables
-from caryatid.study.context import Context
 from caryatid.study.plan import Plan
 from caryatid.study.series import AnchorRef
 from caryatid.study.stages import intervene

@@ -2,6 +2,7 @@
 
 import statistics
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,17 @@ from caryatid.models.batch import left_pad
 from caryatid.models.load import LoadedModel, load_model
 from caryatid.training.adapters import LowPrecisionAdapters
 from caryatid.training.losses import sft_loss
-from caryatid.training.trainee import Example, LoraShape, OptimizerSettings, Trainee
+from caryatid.training.settings import LoraSettings, TrainingSettings
+from caryatid.training.trainee import Example, Trainee
 from tiny import ARCHITECTURES, save_tiny, tiny_loaded
 
 SEQS = [[5, 9, 44, 7, 300, 12], [8, 21, 4]]
-LORA = LoraShape(r=2, alpha=6, dropout=0.2)
+LORA = TrainingSettings(lora=LoraSettings(r=2, alpha=6, dropout=0.2), learning_rate=1e-3)
 
 
 def trainee_of(arch: str, dtype: torch.dtype, seed: int = 1) -> Trainee:
     """A trainee whose adapters are no longer idle."""
-    trainee = Trainee(
-        tiny_loaded(arch, dtype=dtype), mode="lora", lora=LORA, settings=OptimizerSettings(1e-3, 1), seed=0
-    )
+    trainee = Trainee(tiny_loaded(arch, dtype=dtype), LORA, updates=1, seed=0)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in trainee.parameters:
@@ -39,13 +39,7 @@ def trainee_of(arch: str, dtype: torch.dtype, seed: int = 1) -> Trainee:
 
 def float64_of(trainee: Trainee) -> nn.Module:
     """The same weights and adapters as PEFT runs them, in float64."""
-    wide = Trainee(
-        tiny_loaded("llama", dtype=torch.float32),
-        mode="lora",
-        lora=LORA,
-        settings=OptimizerSettings(1e-3, 1),
-        seed=0,
-    )
+    wide = Trainee(tiny_loaded("llama", dtype=torch.float32), LORA, updates=1, seed=0)
     wide.loaded.model.load_state_dict(trainee.loaded.model.state_dict())
     return wide.loaded.model.double()
 
@@ -244,7 +238,7 @@ def test_a_small_step_moves_the_model_that_trains_as_far_as_the_opened_anchor(tm
     """Mean shift of the loss under a change far below half a step of most outputs, against the exact one."""
     base = save_tiny(tmp_path / "base", width=64)
     loaded = load_model(str(base), dtype="bfloat16")
-    trainee = Trainee(loaded, mode="lora", lora=LoraShape(r=4), settings=OptimizerSettings(1e-3, 1), seed=0)
+    trainee = Trainee(loaded, TrainingSettings(lora=LoraSettings(r=4), learning_rate=1e-3), updates=1, seed=0)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
         for name, parameter in zip(trainee.names, trainee.parameters, strict=True):
@@ -289,10 +283,10 @@ def test_base_weights_are_in_memory_once_and_as_they_were() -> None:
 
 
 def test_full_training_of_16_bit_weights_is_refused() -> None:
-    settings = OptimizerSettings(1e-3, 1)
+    settings = replace(LORA, mode="full")
     with pytest.raises(InputError, match=r"full training of bfloat16 weights.*float32.*lora"):
-        Trainee(tiny_loaded("llama", dtype=torch.bfloat16), mode="full", lora=LORA, settings=settings, seed=0)
-    Trainee(tiny_loaded("llama"), mode="full", lora=LORA, settings=settings, seed=0)
+        Trainee(tiny_loaded("llama", dtype=torch.bfloat16), settings, updates=1, seed=0)
+    Trainee(tiny_loaded("llama"), settings, updates=1, seed=0)
 
 
 def test_training_goes_on_from_a_kept_adapter(tmp_path: Path) -> None:
@@ -303,7 +297,7 @@ def test_training_goes_on_from_a_kept_adapter(tmp_path: Path) -> None:
     step_zero = Anchor("base", 0, str(base), (str(tmp_path / "warm"),))
     loaded = open_anchor(step_zero, dtype="bfloat16", device="cpu")
     start = model_logits(loaded)
-    trainee = Trainee(loaded, mode="lora", lora=LORA, settings=OptimizerSettings(3e-2, 2), seed=1)
+    trainee = Trainee(loaded, replace(LORA, learning_rate=3e-2), updates=2, seed=1)
     assert torch.equal(logits(trainee), start)
     for _ in range(2):
         with trainee.training():

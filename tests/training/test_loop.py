@@ -8,18 +8,19 @@ import pytest
 import torch
 
 from caryatid.anchors import Anchor, anchor_from_json, anchor_to_json, open_anchor
-from caryatid.attacks.state import GcgState
+from caryatid.attacks.gcg.state import GcgState
 from caryatid.data.chat import ChatExample
 from caryatid.data.prompts import Prompt
-from caryatid.errors import DataMissingError, NumericalError
+from caryatid.errors import DataMissingError, NumericalError, UsageError
 from caryatid.models.load import LoadedModel, load_model
 from caryatid.models.template import ChatFormat
-from caryatid.training import cases, loop
-from caryatid.training.arms import RECIPES
-from caryatid.training.cases import AdversarialSettings
-from caryatid.training.loop import ChatSettings, TrainedArm, train_arm
-from caryatid.training.trainee import LoraShape, OptimizerSettings, Trainee
-from caryatid.training.warmup import warm_up
+from caryatid.training import adversarial, arms, loop
+from caryatid.training.arms import ARMS, Arm, arm_named, register_arm
+from caryatid.training.loop import ArmJob, TrainedArm, train_arm
+from caryatid.training.settings import LoraSettings, R2D2Settings, TrainingSettings, WarmupSettings
+from caryatid.training.terms import Terms, my_share, token_count
+from caryatid.training.trainee import DrawnCases, Trainee
+from caryatid.training.warmup import WarmupJob, warm_up
 from tiny import save_tiny
 
 ANCHORS = (1, 2, 4)
@@ -31,7 +32,7 @@ BEHAVIOURS = [
     Prompt(id=f"b{i}", text=f"do {w}", set_name="pool", label="harmful", targets=(f"Sure, here is {w}",))
     for i, w in enumerate(["harm", "theft", "fraud"])
 ]
-ADVERSARIAL = AdversarialSettings(
+ADVERSARIAL = R2D2Settings(
     pool=3,
     cases=2,
     gcg_steps=1,
@@ -42,7 +43,15 @@ ADVERSARIAL = AdversarialSettings(
     restart_fraction=0.4,
     static_gcg_steps=1,
 )
-CHAT = ChatSettings(batch_size=2, accumulation=2, max_length=64, seed=0)
+SETTINGS = TrainingSettings(
+    lora=LoraSettings(r=2, alpha=4, dropout=0.1),
+    learning_rate=1e-2,
+    schedule="linear",
+    chat_batch_size=2,
+    accumulation=2,
+    max_length=64,
+    r2d2=ADVERSARIAL,
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,7 @@ def _arm(
     name: str = "r2d2",
     *,
     mode: str = "lora",
-    settings: AdversarialSettings = ADVERSARIAL,
+    settings: R2D2Settings = ADVERSARIAL,
     rate: float = 1e-2,
     dropout: float = 0.1,
     stop_after: int | None = None,
@@ -71,22 +80,14 @@ def _arm(
         if step == stop_after:
             raise _Stop
 
+    lora = replace(SETTINGS.lora, dropout=dropout)
+    training = replace(SETTINGS, mode=mode, lora=lora, learning_rate=rate, r2d2=settings)
     return train_arm(
         loaded,
         ChatFormat(loaded.tokenizer),
-        RECIPES[name],
-        examples=EXAMPLES,
-        benign=EXAMPLES[:2],
-        behaviours=BEHAVIOURS,
-        anchors=ANCHORS,
-        mode=mode,  # type: ignore[arg-type]
-        lora=LoraShape(r=2, alpha=4, dropout=dropout),
-        optimizer=OptimizerSettings(learning_rate=rate, steps=ANCHORS[-1], schedule="linear"),
-        chat_settings=CHAT,
-        adversarial=settings,
-        out=out / "anchors",
-        work=out / "work",
-        seed=0,
+        ArmJob(arm_named(name), training, EXAMPLES, EXAMPLES[:2], BEHAVIOURS, ANCHORS, seed=0),
+        out / "anchors",
+        out / "work",
         after_update=after,
     )
 
@@ -155,7 +156,7 @@ def test_a_long_way_between_anchors_is_saved_in_between(
 
 
 def test_all_arms_see_the_same_chat_and_the_same_start(folder: Path, tmp_path: Path) -> None:
-    arms = {name: _arm(folder, tmp_path / name, name, rate=0.0, dropout=0.0) for name in RECIPES}
+    arms = {name: _arm(folder, tmp_path / name, name, rate=0.0, dropout=0.0) for name in ARMS}
     losses = {name: [row.loss_sft for row in arm.rows] for name, arm in arms.items()}
     assert len({tuple(values) for values in losses.values()}) == 1
     for arm in arms.values():
@@ -171,6 +172,32 @@ def test_all_arms_see_the_same_chat_and_the_same_start(folder: Path, tmp_path: P
     ]  # 2 cases × 1 step × 2 micro-batches an update
 
 
+def refuse_twice(trainee: Trainee, drawn: DrawnCases, settings: R2D2Settings) -> Terms:
+    """Loss terms that a package outside caryatid could bring."""
+    rows, weight = my_share(trainee.ranks, drawn.toward)
+    out = trainee.forward(rows)
+    loss = torch.nn.functional.cross_entropy(out.logits, out.targets) * weight
+    return Terms(2 * settings.toward_weight * loss, {"toward": float(loss.detach())}, token_count(rows))
+
+
+def test_an_arm_from_outside_needs_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arms, "ARMS", dict(ARMS))
+    register_arm(Arm("double", refuse_twice))
+    doubled = replace(ADVERSARIAL, toward_weight=1.0)
+    found = _arm(folder, tmp_path / "double", "double")
+    same = _arm(folder, tmp_path / "refusal_sft", "refusal_sft", settings=doubled)
+    for one, other in zip(found.rows, same.rows, strict=True):
+        assert (one.arm, other.arm) == ("double", "refusal_sft")
+        assert one.loss_toward == pytest.approx(other.loss_toward, rel=1e-5)
+        assert one.tokens == other.tokens
+    with pytest.raises(ValueError, match="registered already"):
+        register_arm(Arm("sft", refuse_twice))
+    with pytest.raises(UsageError, match=r"'dpo'.*sft, refusal_sft, r2d2, r2d2_static, double"):
+        arm_named("dpo")
+
+
 def test_frozen_pool_without_attack_is_the_static_arm(folder: Path, tmp_path: Path) -> None:
     frozen = replace(ADVERSARIAL, gcg_steps=0, restart_fraction=0.0, static_gcg_steps=0)
     _arm(folder, tmp_path / "a", "r2d2", settings=frozen)
@@ -181,7 +208,7 @@ def test_frozen_pool_without_attack_is_the_static_arm(folder: Path, tmp_path: Pa
 def test_static_arm_keeps_its_cases_and_dynamic_does_not(folder: Path, tmp_path: Path) -> None:
     def suffixes(name: str, step: int) -> list[object]:
         state = json.loads((tmp_path / name / "work" / f"step-{step:06d}" / "state.json").read_text())
-        return [case[:3] for case in state["extra"]["source"]["pool"]["cases"]]
+        return [case[:4] for case in state["extra"]["source"]["pool"]["cases"]]
 
     for name in ("r2d2", "r2d2_static"):
         _arm(folder, tmp_path / name, name)
@@ -196,13 +223,13 @@ def test_flops_are_those_of_what_ran(
 ) -> None:
     """2 P per token forward, 2 P more for gradients of activations, 2 P more for those of all weights."""
     states: list[GcgState] = []
-    search = cases.gcg_steps
+    search = adversarial.gcg_steps
 
     def recording(*args: object, **kwargs: object) -> list[GcgState]:
         states.extend(found := search(*args, **kwargs))
         return found
 
-    monkeypatch.setattr(cases, "gcg_steps", recording)
+    monkeypatch.setattr(adversarial, "gcg_steps", recording)
     row = _arm(folder, tmp_path, name, mode=mode).rows[-1]
     weights = sum(value.numel() for value in load_model(str(folder)).model.parameters())
     forward = sum(state.forward_tokens for state in states)
@@ -239,8 +266,7 @@ def test_anchor_reloads_as_the_trained_model(
 def _trained_logits(folder: Path, out: Path, mode: str, ids: torch.Tensor) -> torch.Tensor:
     """Logits of the trainee itself, restored from its resume state."""
     loaded = load_model(str(folder))
-    settings = OptimizerSettings(learning_rate=1e-2, steps=4, schedule="linear")
-    trainee = Trainee(loaded, mode=mode, lora=LoraShape(2, 4.0, 0.1), settings=settings, seed=5)  # type: ignore[arg-type]
+    trainee = Trainee(loaded, replace(SETTINGS, mode=mode), updates=4, seed=5)  # type: ignore[arg-type]
     trainee.load_state(out / "work" / "step-000004")
     with torch.no_grad():
         logits: torch.Tensor = loaded.model(ids).logits
@@ -287,19 +313,9 @@ def test_non_finite_loss_stops_and_keeps_earlier_anchors(folder: Path, tmp_path:
         train_arm(
             loaded,
             ChatFormat(loaded.tokenizer),
-            RECIPES["sft"],
-            examples=EXAMPLES,
-            benign=EXAMPLES[:1],
-            behaviours=BEHAVIOURS,
-            anchors=ANCHORS,
-            mode="lora",
-            lora=LoraShape(r=2),
-            optimizer=OptimizerSettings(learning_rate=1e-3, steps=4),
-            chat_settings=CHAT,
-            adversarial=ADVERSARIAL,
-            out=tmp_path / "anchors",
-            work=tmp_path / "work",
-            seed=0,
+            ArmJob(arm_named("sft"), SETTINGS, EXAMPLES, EXAMPLES[:1], BEHAVIOURS, ANCHORS, seed=0),
+            tmp_path / "anchors",
+            tmp_path / "work",
             after_update=poison,
         )
     assert caught.value.exit_code == 4
@@ -312,18 +328,15 @@ def test_warm_up_teaches_the_refusal_and_stops_when_told(folder: Path, tmp_path:
     warmed = warm_up(
         loaded,
         chat,
-        harmful=BEHAVIOURS,
-        refusals=["Sorry, I can't do that."],
-        harmless=EXAMPLES,
-        mode="lora",
-        lora=LoraShape(r=4, alpha=8),
-        optimizer=OptimizerSettings(learning_rate=2e-2, steps=30),
-        batch_size=4,
-        harmful_share=0.5,
-        max_length=64,
-        out=tmp_path / "weights",
-        seed=0,
-        check_every=10,
+        WarmupJob(
+            WarmupSettings(steps=30, batch_size=4, learning_rate=2e-2, check_every=10),
+            TrainingSettings(lora=LoraSettings(r=4, alpha=8), max_length=64),
+            BEHAVIOURS,
+            ["Sorry, I can't do that."],
+            EXAMPLES,
+            seed=0,
+        ),
+        tmp_path / "weights",
         stop_when=lambda step, _model: step >= 20,
     )
     assert warmed.steps == 20

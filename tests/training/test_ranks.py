@@ -23,19 +23,21 @@ import test_loop
 from dataclasses import asdict, replace
 from caryatid.models.load import load_model
 from caryatid.models.template import ChatFormat
-from caryatid.training.arms import RECIPES
-from caryatid.training.loop import ChatSettings, train_arm
+from caryatid.training.arms import arm_named
+from caryatid.training.loop import ArmJob, train_arm
 from caryatid.training.ranks import Ranks
-from caryatid.training.trainee import LoraShape, OptimizerSettings
+from caryatid.training.settings import LoraSettings, TrainingSettings
 ranks = Ranks.start()
 out = Path(r"{out}")
 loaded = load_model(r"{folder}")
+settings = TrainingSettings(
+    mode="{mode}", lora=LoraSettings(r=2, alpha=4), learning_rate=1e-2, chat_batch_size=3, accumulation=2,
+    max_length=64, r2d2=replace(test_loop.ADVERSARIAL, cases=3),
+)
+examples = test_loop.EXAMPLES
+job = ArmJob(arm_named("{arm}"), settings, examples, examples[:2], test_loop.BEHAVIOURS, (1, 3), seed=0)
 arm = train_arm(
-    loaded, ChatFormat(loaded.tokenizer), RECIPES["{arm}"], examples=test_loop.EXAMPLES,
-    benign=test_loop.EXAMPLES[:2], behaviours=test_loop.BEHAVIOURS, anchors=(1, 3), mode="{mode}",
-    lora=LoraShape(r=2, alpha=4, dropout=0.0), optimizer=OptimizerSettings(learning_rate=1e-2, steps=3),
-    chat_settings=ChatSettings(batch_size=3, accumulation=2, max_length=64, seed=0),
-    adversarial=replace(test_loop.ADVERSARIAL, cases=3), out=out / "anchors", work=out / "work", seed=0, ranks=ranks,
+    loaded, ChatFormat(loaded.tokenizer), job, out / "anchors", out / "work", ranks=ranks
 )
 if ranks.main:
     (out / "rows.json").write_text(json.dumps([asdict(row) for row in arm.rows]))

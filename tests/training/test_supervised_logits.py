@@ -4,16 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from caryatid.models.hooks import picked_head
-from caryatid.training.trainee import Example, LoraShape, OptimizerSettings, Trainee
+from caryatid.models.heads import picked_head
+from caryatid.training.settings import TrainingSettings
+from caryatid.training.trainee import Example, Trainee
 from tiny import ARCHITECTURES, tiny_loaded
 
 ROWS = [Example([5, 6, 7], [8, 9, 10]), Example([5, 6, 7, 8, 9, 11], [4]), Example([7], [3, 2])]
 
 
 def _trainee(arch: str, mode: str) -> Trainee:
-    settings = OptimizerSettings(learning_rate=1e-3, steps=3)
-    return Trainee(tiny_loaded(arch), mode=mode, lora=LoraShape(), settings=settings, seed=0)  # type: ignore[arg-type]
+    settings = TrainingSettings(mode=mode, learning_rate=1e-3)  # type: ignore[arg-type]
+    return Trainee(tiny_loaded(arch), settings, updates=3, seed=0)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

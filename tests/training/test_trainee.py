@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from caryatid.attacks.gradient import suffix_gradient
-from caryatid.attacks.rows import PromptLayout
+from caryatid.attacks.gcg.gradient import suffix_gradient
+from caryatid.attacks.gcg.layout import PromptLayout
 from caryatid.data.chat import ChatExample
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 from caryatid.training.loop import chat_example
 from caryatid.training.losses import sft_loss
 from caryatid.training.ranks import ALONE, Ranks
-from caryatid.training.trainee import Example, LoraShape, OptimizerSettings, Trainee
+from caryatid.training.settings import LoraSettings, TrainingSettings
+from caryatid.training.trainee import Example, Trainee
 from tiny import ARCHITECTURES, END, tiny_loaded, tiny_tokenizer
 
 EXAMPLES = [Example([5, 9, 44], [7, 300]), Example([8, 21, 4, 90, 11, 3], [12]), Example([30], [6, 6, 2])]
@@ -28,16 +29,8 @@ def trainee_of(
     ranks: Ranks = ALONE,
     **settings: object,
 ) -> Trainee:
-    options = OptimizerSettings(1e-2, 4, **settings)  # type: ignore[arg-type]
-    lora = LoraShape(r=2, alpha=4)
-    return Trainee(
-        tiny_loaded(arch, dtype=dtype),
-        mode=mode,  # type: ignore[arg-type]
-        lora=lora,
-        settings=options,
-        seed=0,
-        ranks=ranks,
-    )
+    options = TrainingSettings(mode=mode, lora=LoraSettings(r=2, alpha=4), learning_rate=1e-2, **settings)  # type: ignore[arg-type]
+    return Trainee(tiny_loaded(arch, dtype=dtype), options, updates=4, seed=0, ranks=ranks)
 
 
 def trained(trainee: Trainee, updates: int = 3) -> list[torch.Tensor]:
@@ -63,7 +56,7 @@ def test_the_end_of_turn_is_supervised_where_it_is_also_the_filling() -> None:
         chat_example(chat, ChatExample("c", "How?", "Cut off", complete=False), 200),
     ]
     assert [row.answer[-1] == 2 for row in rows] == [True, True, False]
-    trainee = Trainee(loaded, mode="lora", lora=LoraShape(r=2), settings=OptimizerSettings(1e-2, 1), seed=0)
+    trainee = Trainee(loaded, TrainingSettings(lora=LoraSettings(r=2), learning_rate=1e-2), updates=1, seed=0)
     found = trainee.forward(rows)
     assert found.targets.tolist() == [token for row in rows for token in row.answer]
     assert found.lengths == [len(row.answer) for row in rows]

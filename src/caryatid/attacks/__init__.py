@@ -1,1 +1,1 @@
-"""attacks of caryatid."""
+"""Attacks: what is searched for so that a model does as a harmful request asks."""

@@ -1,184 +1,136 @@
-"""Behind `caryatid attack gcg`: behaviours and targets from files, results as the contract's JSON, resuming."""
+"""Running an attack: goals in blocks, shards of whole blocks, and finished goals kept one by one."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from caryatid.artifacts import content_key, read_json, write_json
-from caryatid.attacks.cases import default_target
-from caryatid.attacks.search import GcgResult, gcg_search
-from caryatid.attacks.state import GcgCase
-from caryatid.data.prompts import Prompt, Role
-from caryatid.data.readers import decode, parse_json, read_prompt_file, read_user_bytes
+from caryatid.attacks.base import AttackResult, BlockRun, Goal, attack_named
 from caryatid.errors import InputError, UsageError
+from caryatid.models.batch import RowLimit
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 from caryatid.progress import NO_PROGRESS, Progress
+from caryatid.settings import Settings
 
-_FORMAT = 2  # of kept cases; raised when results get further fields
-
-
-def read_targets(path: Path) -> dict[str, str]:
-    """Targets by behaviour id from a JSON object {id: text, or list of texts}; of a list the first that is not empty.
-
-    Raises:
-        DataMissingError: no such file. InputError: not such an object.
-    """
-    value = parse_json(decode(read_user_bytes(path), path), str(path))
-    if not isinstance(value, dict):
-        raise InputError(
-            "must be a JSON object", where=str(path), remedy='Write {"behavior id": "target", …}.'
-        )
-    targets = {}
-    for name, entry in value.items():
-        listed = entry if isinstance(entry, list) else [entry]
-        # HarmBench's released lists hold a few empty strings.
-        first = next((text for text in listed if text != ""), None)
-        if not isinstance(first, str) or not first.strip():
-            raise InputError(
-                f"target of {name!r} is not text", where=str(path), remedy="Give a text or a list of texts."
-            )
-        targets[name] = first
-    return targets
+_FORMAT = 3  # of kept results; raised when results get further fields
 
 
-def gcg_cases(prompts: Iterable[Prompt], targets: Mapping[str, str] | None = None) -> list[GcgCase]:
-    """One case per prompt: the target named for its id, else the prompt's first own one, else the default."""
-    named = targets or {}
-    return [
-        GcgCase(
-            behavior_id=prompt.id,
-            user_text=prompt.user_text,
-            target=named.get(prompt.id) or next(iter(prompt.targets), None) or default_target(prompt.text),
-        )
-        for prompt in prompts
-    ]
-
-
-def read_cases(behaviors: Path, targets: Path | None = None) -> list[GcgCase]:
-    """Cases of a CSV of behaviours (HarmBench's columns, or `prompt` / `behavior` with generated ids).
+def attack_blocks(goals: Sequence[Goal], block_size: int) -> list[tuple[Goal, ...]]:
+    """The goals in their order, `block_size` at a time: those of a block are attacked together.
 
     Raises:
-        DataMissingError: a file is missing. InputError: it has no usable rows, or the targets name no behaviour of it.
+        InputError: `block_size` is below 1, or two goals are equal.
     """
-    prompts = read_prompt_file(behaviors, name="behaviors", role=Role.EVALUATION, label="harmful").prompts
-    named = read_targets(targets) if targets else {}
-    if named and not any(prompt.id in named for prompt in prompts):
-        raise InputError(
-            f"no target is for a behaviour of {behaviors}",
-            where=str(targets),
-            remedy="Use the behaviours' ids as keys.",
-        )
-    return gcg_cases(prompts, named)
+    if block_size < 1:
+        raise InputError(f"block size {block_size} is below 1", where="attack")
+    if len(set(goals)) < len(goals):
+        raise InputError("a behaviour occurs twice with the same target", where="attack")
+    return [tuple(goals[start : start + block_size]) for start in range(0, len(goals), block_size)]
 
 
-def result_json(result: GcgResult) -> dict[str, Any]:
-    """One case of the contract's object."""
-    return {
-        **asdict(result),
-        "suffix_ids": list(result.suffix_ids),
-        "losses": list(result.losses),
-    }
+@dataclass(frozen=True)
+class AttackPlan:
+    """An attack on some goals, settled before anything runs; any sharding of it gives the same results.
+
+    Attributes:
+        attack: a registered attack's name. settings: of that attack's class.
+        seed: with a goal it decides all that is drawn for the goal, whatever its place in the list.
+        batch_size: rows per forward at most; it changes results by rounding alone.
+        block_size: goals that are attacked together.
+    """
+
+    attack: str
+    settings: Settings
+    goals: tuple[Goal, ...]
+    seed: int
+    batch_size: int
+    block_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.goals:
+            raise InputError("no behaviours to attack", where="attack", remedy="Add rows to the file.")
+        if not isinstance(self.settings, attack_named(self.attack).settings):
+            raise TypeError(f"{type(self.settings).__name__} are no settings of {self.attack}")
+        attack_blocks(self.goals, self.block_size)
+
+    def blocks(self, shard: tuple[int, int] = (0, 1)) -> list[tuple[Goal, ...]]:
+        """The blocks of shard `index` of `count`, counted from 0: every `count`-th one.
+
+        Raises:
+            InputError: no such shard.
+        """
+        index, count = shard
+        if not 0 <= index < count:
+            raise InputError(f"shard {index} of {count} does not exist", where="attack")
+        return attack_blocks(self.goals, self.block_size)[index::count]
 
 
-def cases_json(results: Sequence[GcgResult]) -> dict[str, Any]:
-    """The object that `caryatid attack gcg --json` prints."""
-    return {"cases": [result_json(result) for result in results]}
+def cases_json(results: Iterable[AttackResult]) -> dict[str, Any]:
+    """The object that `caryatid attack … --json` prints."""
+    return {"cases": [result.to_json() for result in results]}
 
 
-def _kept(path: Path) -> GcgResult | None:
-    if not path.is_file():
-        return None
-    value = read_json(path)
-    return GcgResult(
-        **{**value, "suffix_ids": tuple(value["suffix_ids"]), "losses": tuple(value["losses"])},
-    )
-
-
-def attack_gcg(
+def run_attack(
     loaded: LoadedModel,
     chat: ChatFormat,
-    cases: Sequence[GcgCase],
+    plan: AttackPlan,
     *,
-    steps: int,
-    width: int,
-    top_k: int,
-    batch_size: int,
-    seed: int,
-    suffix_length: int = 20,
+    shard: tuple[int, int] = (0, 1),
     out: Path | None = None,
     progress: Progress = NO_PROGRESS,
-) -> list[GcgResult]:
-    """Search all cases; with `out`, finished cases are kept there and not searched again by a later call.
+) -> list[AttackResult]:
+    """Attack the goals of a shard; with `out`, finished goals are kept there and not attacked again by a later call.
 
-    A kept case is found by the model's identity and dtype, the system message, the case and the settings; the batch
-    size is not among them. When all are done `out/results.json` holds the contract's object.
+    A kept result is found by the model's identity and dtype, the system message, the settings, the seed, the goal and
+    those attacked together with it; the batch size is not among them. Shards may share `out`: when all of them are
+    done, a call for the whole plan only collects. Once everything is there, `out/results.json` holds the contract's
+    object.
+
+    Returns:
+        Results in the order of the plan's goals.
 
     Raises:
-        InputError: no cases, or settings that cannot be used. UsageError: `out` cannot be written.
-        NumericalError, MemoryExhaustedError: as `gcg_search`; finished cases stay kept.
+        InputError: no such shard. UsageError: `out` cannot be written.
+        NumericalError, MemoryExhaustedError: as the attack; finished goals stay kept.
     """
-    if not cases:
-        raise InputError("no behaviours to attack", where="GCG", remedy="Add rows to the file.")
-    if steps < 0:
-        raise InputError(f"steps {steps} is below 0", where="GCG")
-    settings = {
-        "format": _FORMAT,
-        "model": loaded.identity,
-        "dtype": str(loaded.dtype),
-        "system": chat.system,
-        "steps": steps,
-        "width": width,
-        "top_k": top_k,
-        "seed": seed,
-        "suffix_length": suffix_length,
-    }
-    files = [_case_file(out, settings, case) for case in cases]
-    results = [None if file is None else _kept(file) for file in files]
-    todo = [index for index, result in enumerate(results) if result is None]
-
-    progress.start("gcg", len(cases) * steps)
-    progress.advance((len(cases) - len(todo)) * steps)
-    for index in todo:
-        (found,) = gcg_search(
-            loaded,
-            chat,
-            [cases[index]],
-            steps=steps,
-            width=width,
-            top_k=top_k,
-            batch_size=batch_size,
-            seed=seed,
-            suffix_length=suffix_length,
-            progress=_Steps(progress),
-        )
-        results[index] = found
-        if (file := files[index]) is not None:
-            write_json(file, result_json(found))
+    attack, blocks, limit = attack_named(plan.attack), plan.blocks(shard), RowLimit(plan.batch_size)
+    steps = getattr(plan.settings, "steps", 1)
+    progress.start(plan.attack, sum(map(len, blocks)) * steps)
+    results: list[AttackResult] = []
+    for block in blocks:
+        files = _files(out, loaded, chat, plan, block)
+        kept = [None if file is None or not file.is_file() else _read(file) for file in files]
+        found = [result for result in kept if result is not None]
+        if len(found) < len(block):
+            keep = None if files[0] is None else files[0].with_suffix(".state")
+            run = BlockRun(plan.seed, limit, keep, progress.advance)
+            found = attack.search(loaded, chat, block, plan.settings, run)
+            for file, result in zip(files, found, strict=True):
+                if file is not None:
+                    write_json(file, result.to_json())
+            if keep is not None:
+                keep.unlink(missing_ok=True)
+        else:
+            progress.advance(len(block) * steps)
+        results += found
     progress.done()
-    finished = [result for result in results if result is not None]
-    if out is not None:
-        write_json(out / "results.json", cases_json(finished))
-    return finished
+    if out is not None and len(results) == len(plan.goals):
+        write_json(out / "results.json", cases_json(results))
+    return results
 
 
-class _Steps:
-    """Passes on steps only: the task around it is started and ended elsewhere."""
-
-    def __init__(self, outer: Progress) -> None:
-        self.advance = outer.advance
-
-    def start(self, label: str, total: int | None) -> None:
-        pass
-
-    def done(self) -> None:
-        pass
+def _read(file: Path) -> AttackResult:
+    return AttackResult.from_json(read_json(file))
 
 
-def _case_file(out: Path | None, settings: Mapping[str, Any], case: GcgCase) -> Path | None:
+def _files(
+    out: Path | None, loaded: LoadedModel, chat: ChatFormat, plan: AttackPlan, block: Sequence[Goal]
+) -> list[Path | None]:
+    """Where the results of a block's goals are kept."""
     if out is None:
-        return None
+        return [None] * len(block)
     folder = out / "cases"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,4 +140,14 @@ def _case_file(out: Path | None, settings: Mapping[str, Any], case: GcgCase) -> 
             where=str(out),
             remedy="Choose another one.",
         ) from error
-    return folder / f"{content_key({**settings, 'case': asdict(case)})}.json"
+    facts = {
+        "format": _FORMAT,
+        "attack": plan.attack,
+        "model": loaded.identity,
+        "dtype": str(loaded.dtype),
+        "system": chat.system,
+        "settings": asdict(plan.settings),  # type: ignore[call-overload]
+        "seed": plan.seed,
+        "block": [asdict(goal) for goal in block],
+    }
+    return [folder / f"{content_key({**facts, 'goal': asdict(goal)})}.json" for goal in block]

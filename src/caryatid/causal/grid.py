@@ -8,24 +8,25 @@ conditions). Both are exact: the results are those of plain forwards under `inte
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-from ..attacks.prefix import prefix_cache_supported
 from ..errors import InputError
 from ..models.batch import PaddedBatch, left_pad, length_sorted_batches
+from ..models.cache import PrefixCache, prefix_cache_supported, run_prefixes
 from ..models.capture import capture_block_inputs
 from ..models.forward import at_rows, pad_id
-from ..models.hooks import Hooks, contiguous_head, input_hook
+from ..models.heads import contiguous_head
+from ..models.hooks import Hooks, input_hook
 from ..models.layout import num_layers
 from ..models.load import LoadedModel
 from ..models.residual import Intervention, intervening
+from ..models.template import common_prefix
 from ..progress import NO_PROGRESS, Progress
 
 _PROMPTS_PER_BATCH = 4  # of similar length, so that little is spent on padding
@@ -80,24 +81,10 @@ GridReduce = Callable[[GridBatch], Tensor]
 """From a batch to one value, or one row of values, per row."""
 
 
-class _Prefix(NamedTuple):
-    """Keys and values per block, [conditions, heads, prefix, head width]."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-
-    def rows(self, index: Int[Tensor, "rows"]) -> DynamicCache:
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            expanded = [t.expand(len(index), -1, -1, -1) if len(t) == 1 else t[index] for t in (keys, values)]
-            cache.update(expanded[0], expanded[1], layer)
-        return cache
-
-
 class _BaseRun(NamedTuple):
     """The prefix in the model as it is: keys and values, and block inputs by layer."""
 
-    prefix: _Prefix
+    prefix: PrefixCache
     inputs: dict[int, Float[Tensor, "1 tokens d"]]
 
 
@@ -144,13 +131,6 @@ def starting_at(loaded: LoadedModel, layer: int, hidden: Float[Tensor, "rows tok
                 vars(block)["forward"] = forward
 
 
-def _common_prefix(seqs: Sequence[Sequence[int]]) -> int:
-    for column, tokens in enumerate(zip(*seqs, strict=False)):
-        if len(set(tokens)) > 1:
-            return column
-    return min(map(len, seqs))
-
-
 class _Grid:
     """One list of token rows on one model."""
 
@@ -162,7 +142,7 @@ class _Grid:
         if keep < 1 or batch_size < 1:
             raise InputError(f"keep {keep}, batch size {batch_size}: both are at least 1", where="grid")
         self.loaded, self.seqs, self.keep, self.batch_size = loaded, seqs, keep, batch_size
-        shared = min(_common_prefix(seqs), min(map(len, seqs)) - keep)
+        shared = min(common_prefix(seqs), min(map(len, seqs)) - keep)
         exact = prefix_cache_supported(loaded, 2 * max(map(len, seqs)))
         self.prefix_length = shared if shared > 1 and exact else 0
 
@@ -176,7 +156,7 @@ class _Grid:
 
     def prefix(
         self, group: ConditionGroup, index: Int[Tensor, "conditions"], base: _BaseRun | None = None
-    ) -> _Prefix | None:
+    ) -> PrefixCache | None:
         """The prefix under some conditions of a group; blocks before its `start` are taken from the base run."""
         if self.prefix_length == 0:
             return None
@@ -185,19 +165,13 @@ class _Grid:
         first = group.start
         with starting_at(self.loaded, first, base.inputs[first].expand(len(index), -1, -1)):
             late = self._run_prefix(group, index)
-        return _Prefix(
-            base.prefix.keys[:first] + late.keys[first:], base.prefix.values[:first] + late.values[first:]
-        )
+        keys, values = base.prefix.keys[:first], base.prefix.values[:first]
+        return replace(late, keys=keys + late.keys[first:], values=values + late.values[first:])
 
-    def _run_prefix(self, group: ConditionGroup, index: Int[Tensor, "conditions"]) -> _Prefix:
-        ids = torch.tensor([self.seqs[0][: self.prefix_length]], device=self.loaded.device)
-        cache = DynamicCache()
+    def _run_prefix(self, group: ConditionGroup, index: Int[Tensor, "conditions"]) -> PrefixCache:
+        beginning = self.seqs[0][: self.prefix_length]
         with intervening(self.loaded.model, *at_rows(group.interventions, index.tolist())):
-            self.loaded.model(
-                input_ids=ids.expand(len(index), -1), past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
-        layers: list[Any] = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
-        return _Prefix([layer.keys for layer in layers], [layer.values for layer in layers])
+            return run_prefixes(self.loaded, [beginning] * len(index))
 
     def logits(
         self, batch: PaddedBatch, repeats: int, cache: DynamicCache | None
@@ -228,8 +202,7 @@ class _Grid:
                 prefix = self._run_prefix(UNTOUCHED, torch.zeros(1, dtype=torch.long))
             base = _BaseRun(prefix, {layer: captured.of_layer(layer).to(dtype) for layer in layers})
         for piece in pieces:
-            first = torch.zeros(len(piece.prompts), dtype=torch.long)
-            cache = base.prefix.rows(first) if base else None
+            cache = base.prefix.rows([0] * len(piece.prompts)) if base else None
             with capture_block_inputs(model, layers, piece.batch.ids.shape[1]) as captured:
                 self.logits(piece.batch, 1, cache)
             piece.inputs.update({layer: captured.of_layer(layer).to(dtype) for layer in layers})
@@ -250,7 +223,7 @@ class _Grid:
             prefix = self.prefix(group, index, base)
             for piece in pieces:
                 row = torch.arange(len(index)).repeat_interleave(len(piece.prompts))
-                cache = None if prefix is None else prefix.rows(row.to(self.loaded.device))
+                cache = None if prefix is None else prefix.rows(row.tolist())
                 with ExitStack() as contexts:
                     if group.start > 0:
                         hidden = piece.inputs[group.start].repeat(len(index), 1, 1)

@@ -11,7 +11,7 @@ from . import options
 from .console import TerminalProgress, announce, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..attacks.search import GcgResult
+    from ..attacks.base import AttackResult
 
 app = typer.Typer(help="Attack a model that you load, to measure its defence.", no_args_is_help=True)
 
@@ -33,6 +33,7 @@ def gcg(
     top_k: int = typer.Option(256, "--top-k", min=1, help="Substitutions considered per position."),
     suffix_length: int = typer.Option(20, "--suffix-length", min=1, help="Tokens of the initial suffix."),
     batch_size: int = typer.Option(0, "--batch-size", min=0, help="Candidates per forward; 0: chosen."),
+    together: int = typer.Option(1, "--together", min=1, help="Behaviours that are attacked together."),
     seed: int = typer.Option(0, "--seed", help="Seed of the search."),
     out: Path | None = typer.Option(
         None, "--out", help="Folder for finished behaviours; the same command goes on."
@@ -44,28 +45,23 @@ def gcg(
     as_json: bool = options.Json,
 ) -> None:
     """Greedy coordinate gradient (arXiv 2307.15043) against each behaviour of a file."""
-    from ..attacks.run import attack_gcg, cases_json, read_cases
+    from ..attacks.gcg.settings import GcgSettings
+    from ..attacks.goals import read_goals
+    from ..attacks.run import AttackPlan, cases_json, run_attack
     from ..models.batch import plan_batch_sizes
     from ..models.load import load_model
     from ..models.template import ChatFormat
 
-    cases = read_cases(behaviors, targets)
+    settings = GcgSettings(steps, width, top_k, suffix_length)
+    goals = tuple(read_goals(behaviors, targets))
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     progress = TerminalProgress()
     try:
-        results = attack_gcg(
-            loaded,
-            ChatFormat(loaded.tokenizer, system),
-            cases,
-            steps=steps,
-            width=width,
-            top_k=top_k,
-            batch_size=batch_size or plan_batch_sizes(loaded, 256).gcg,
-            seed=seed,
-            suffix_length=suffix_length,
-            out=out,
-            progress=progress,
+        plan = AttackPlan(
+            "gcg", settings, goals, seed, batch_size or plan_batch_sizes(loaded, 256).gcg, together
         )
+        chat = ChatFormat(loaded.tokenizer, system)
+        results = run_attack(loaded, chat, plan, out=out, progress=progress)
     except KeyboardInterrupt:
         if out is not None:
             raise
@@ -81,7 +77,7 @@ def gcg(
         _print_results(results)
 
 
-def _say_stalled(results: "Sequence[GcgResult]") -> None:
+def _say_stalled(results: "Sequence[AttackResult]") -> None:
     for result in results:
         if result.stalled_steps:
             announce(
@@ -90,7 +86,7 @@ def _say_stalled(results: "Sequence[GcgResult]") -> None:
             )
 
 
-def _print_results(results: "Sequence[GcgResult]") -> None:
+def _print_results(results: "Sequence[AttackResult]") -> None:
     columns = ["behaviour", "loss at start", "loss", "steps", "candidates", "forward tokens", "seconds"]
     rows = [
         (

@@ -52,7 +52,7 @@ def evaluate(
     as_json: bool = options.Json,
 ) -> None:
     """Ask a model the prompts of suites and judge its answers (rates of offline judges are proxies)."""
-    from ..attacks.cases import load_cases
+    from ..attacks.saved import load_cases
     from ..behaviour.evaluate import Judges, Wanted
     from ..behaviour.judges.base import JudgeSpec
     from ..behaviour.judges.registry import open_harm_judge, open_refusal_judge

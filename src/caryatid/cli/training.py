@@ -1,7 +1,6 @@
 """`caryatid train ARM`: one arm and its anchors."""
 
 from pathlib import Path
-from typing import get_args
 
 import typer
 
@@ -24,12 +23,10 @@ def train(
 ) -> None:
     """Train one arm in a run directory; a study in the same directory goes on from there."""
     from ..config import load_config
-    from ..config.names import ArmName
-    from ..errors import UsageError
     from ..study.flow import train_only
+    from ..training.arms import arm_named
 
-    if arm not in get_args(ArmName):
-        raise UsageError(f"no arm {arm!r}", remedy=f"Choose from {', '.join(get_args(ArmName))}.")
+    arm_named(arm)
     named = [f"arms=[{arm}]", *([f"model.spec={model}"] if model else [])]
     settings = load_config(
         preset=preset or (None if config else "quick"), file=config, overrides=[*named, *overrides]

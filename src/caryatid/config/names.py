@@ -1,10 +1,9 @@
 """Names that settings may take."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator
 
-ArmName = Literal["sft", "refusal_sft", "r2d2", "r2d2_static"]
 # The prompt sets of a study (data/study_prompts.py gives each its role).
 PROMPT_SETS = (
     *("pool", "warmup_harmful", "warmup_harmless", "chat", "chat_heldout"),

@@ -3,15 +3,20 @@
 Only `cli` and `study` see these objects; everything below takes plain parameters.
 """
 
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from ..attacks.base import attack_named
+from ..attacks.gcg.settings import GcgSettings
 from ..behaviour.judges.base import JudgeSpec
 from ..behaviour.judges.registry import judge_names
+from ..settings import Settings, setting
+from ..training.settings import TrainingSettings, WarmupSettings
 from .measuring import CausalConfig, GeometryConfig, VerdictConfig
-from .names import ArmName, PromptSetName
-from .part import Domain, Fraction, NonNegative, Part, Positive
+from .names import PromptSetName
+from .part import Domain, NonNegative, Part, Positive
 
 
 class ModelConfig(Part):
@@ -63,97 +68,38 @@ class ChatConfig(Part):
         return self
 
 
-class WarmupConfig(Part):
+@dataclass(frozen=True)
+class WarmupConfig(WarmupSettings):
     """A short refusal-SFT that makes step 0 refuse."""
 
-    enabled: bool = Field(False, description="Warm the backbone before step 0.")
-    steps: Positive = Field(40, description="Optimizer updates at most.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(8, description="Examples per update, of both kinds.")
-    learning_rate: float = Field(5e-4, gt=0)
-    harmful_share: Fraction = Field(0.5, description="Share of a batch that is harmful.")
-    check_every: NonNegative = Field(
-        0, description="Check the stopping rule every so many updates, 0 = never."
+    enabled: bool = setting(False, "Warm the backbone before step 0.")
+
+
+@dataclass(frozen=True)
+class AttackConfig(GcgSettings):
+    """An attack used for evaluation; the settings of GCG stand beside these."""
+
+    enabled: bool = setting(True, "Whether anchors are asked under it.")
+    behaviours: int = setting(32, "Behaviours attacked, taken from the HarmBench set.", gt=0)
+    method: str = setting("gcg", "A registered attack.")
+    options: dict[str, Any] = field(
+        default_factory=dict, metadata={"description": "Settings of another attack than GCG."}
     )
-    min_refusal: Fraction = Field(0.5, description="Stop once direct refusal on held-out rows reaches this …")
-    max_safe_refusal: Fraction = Field(0.2, description="… while refusal of harmless rows is at most this.")
-
-
-class LoraPart(Part):
-    """Shape of the adapters."""
-
-    r: Positive = 8
-    alpha: float = Field(16.0, gt=0)
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    targets: str | tuple[str, ...] = Field("all-linear", description="`all-linear` or module names.")
-
-
-class R2D2Config(Part):
-    """R2D2's pool and inner attack (protocol §3; defaults are the released values)."""
-
-    pool: Positive = Field(100, description="N, persistent cases.")
-    cases: Positive = Field(8, description="n, cases drawn per micro-batch.")
-    gcg_steps: NonNegative = Field(5, description="m, GCG steps on each drawn case.")
-    width: Positive = Field(512, description="Candidates per GCG step.")
-    top_k: Positive = Field(256, description="Substitutions considered per position.")
-    suffix_length: Positive = Field(20, description="Tokens of the initial suffix.")
-    restart_every: Positive = Field(50, description="R, optimizer updates between restarts.")
-    restart_fraction: Fraction = Field(0.2, description="Share of the pool that restarts.")
-    away_weight: float = Field(0.5, ge=0)
-    toward_weight: float = Field(0.5, ge=0)
-    away_variant: Literal["plain", "harmbench"] = Field(
-        "plain", description="harmbench drops tokens with log p < −5 from the sum but not from the mean."
-    )
-    toward_text: str = Field("Sorry, I can't do that.", description="The refusal that is trained toward.")
-    static_gcg_steps: NonNegative = Field(50, description="GCG steps per case made once, for r2d2_static.")
-
-
-class TrainingConfig(Part):
-    """What all arms share."""
-
-    mode: Literal["lora", "full"] = Field("lora", description="full takes float32 weights.")
-    lora: LoraPart = LoraPart()
-    learning_rate: float = Field(2e-5, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    lr_warmup_steps: NonNegative = 0
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    chat_batch_size: Positive = Field(8, description="Chat examples per micro-batch.")
-    accumulation: Positive = Field(4, description="Micro-batches per optimizer update (released recipe: 4).")
-    mixed_precision: Literal["no", "bf16"] = Field(
-        "no", description="Autocast of training; losses stay float32."
-    )
-    max_length: Positive = Field(512, description="Tokens of a training example; longer ones are cut.")
-    gradient_checkpointing: bool = False
-    r2d2: R2D2Config = R2D2Config()
 
     @property
-    def gcg_steps_per_update(self) -> int:
-        """GCG steps of an optimizer update of `r2d2`, over all cases and micro-batches (protocol §3)."""
-        return self.accumulation * min(self.r2d2.cases, self.r2d2.pool) * self.r2d2.gcg_steps
-
-    def updates(self, count: int, arm: str) -> str:
-        """What `count` optimizer updates of an arm consist of, in words."""
-        batches = f"{self.accumulation} micro-batch" + ("es" if self.accumulation > 1 else "")
-        attacks = f" and {self.gcg_steps_per_update} GCG steps" if arm == "r2d2" else ""
-        return f"{count} updates of {batches}{attacks}"
-
-
-class AttackConfig(Part):
-    """A GCG attack used for evaluation."""
-
-    enabled: bool = True
-    behaviours: Positive = Field(32, description="Behaviours attacked, taken from the HarmBench set.")
-    steps: NonNegative = Field(500, description="GCG steps per behaviour.")
-    width: Positive = 512
-    top_k: Positive = 256
-    suffix_length: Positive = 20
+    def settings(self) -> Settings:
+        """The settings of the attack."""
+        kind = attack_named(self.method).settings
+        if kind is GcgSettings:
+            return GcgSettings(**{one.name: getattr(self, one.name) for one in fields(GcgSettings)})
+        return kind(**self.options)
 
 
 class AttacksConfig(Part):
     """Fixed-source cases are made once against step 0; adaptive ones against each anchor."""
 
-    fixed_source: AttackConfig = AttackConfig()
-    adaptive: AttackConfig = AttackConfig(enabled=False)
+    fixed_source: Annotated[AttackConfig, Domain()] = AttackConfig()
+    adaptive: Annotated[AttackConfig, Domain()] = AttackConfig(enabled=False)
 
 
 class BehaviourConfig(Part):
@@ -239,12 +185,12 @@ class StudyConfig(Part):
     model: ModelConfig = ModelConfig()
     prompts: PromptConfig = PromptConfig()
     chat: ChatConfig = ChatConfig()
-    warmup: WarmupConfig = WarmupConfig()
-    arms: tuple[ArmName, ...] = ("sft", "r2d2")
+    warmup: Annotated[WarmupConfig, Domain()] = WarmupConfig()
+    arms: tuple[str, ...] = ("sft", "r2d2")
     anchors: tuple[NonNegative, ...] | tuple[ObservedAnchor, ...] = Field(
         (0, 50, 100, 250, 500), description="Steps at which arms stop, or checkpoints of an observed series."
     )
-    training: TrainingConfig = TrainingConfig()
+    training: Annotated[TrainingSettings, Domain()] = TrainingSettings()
     attacks: AttacksConfig = AttacksConfig()
     behaviour: BehaviourConfig = BehaviourConfig()
     geometry: GeometryConfig = GeometryConfig()
@@ -264,6 +210,11 @@ class StudyConfig(Part):
     def _distinct_arms(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
         if not arms or len(set(arms)) != len(arms):
             raise ValueError("name at least one arm, each once")
+        from ..training.arms import ARMS  # torch comes with it: not before a configuration is checked
+
+        unknown = [arm for arm in arms if arm not in ARMS]
+        if unknown:
+            raise ValueError(f"no arm named {unknown[0]!r} (there are {', '.join(ARMS)})")
         return arms
 
     @field_validator("anchors")

@@ -68,6 +68,11 @@ def right_pad(
     return PaddedBatch(ids, mask.long(), column.expand(len(seqs), -1))
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device; on CUDA without waiting for the work that is under way there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def length_sorted_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Row numbers in batches of at most `size`, longest rows first (so that memory runs out at once or never).
 
@@ -119,6 +124,17 @@ def with_backoff(fn: Callable[[int], T], size: int) -> BackedOff[T]:
         size //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+@dataclass
+class RowLimit:
+    """Rows per forward that fit into memory so far; only ever lowered."""
+
+    rows: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise InputError(f"batch_size {self.rows} is below 1", where="batch")
 
 
 @dataclass(frozen=True)

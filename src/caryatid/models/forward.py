@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from .batch import PaddedBatch, left_pad, length_sorted_batches
 from .capture import capture_block_inputs
-from .hooks import contiguous_head
+from .heads import contiguous_head
 from .load import LoadedModel
 from .residual import Intervention, intervening
 

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from caryatid.errors import InputError
 from caryatid.models.batch import left_pad, length_sorted_batches
 from caryatid.models.forward import at_rows, check_context, check_rows, pad_id
-from caryatid.models.hooks import contiguous_head
+from caryatid.models.heads import contiguous_head
 from caryatid.models.load import LoadedModel
 from caryatid.models.residual import Intervention, Touched, intervening
 from caryatid.models.template import ChatFormat

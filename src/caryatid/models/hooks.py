@@ -1,11 +1,9 @@
 """Hooks on a decoder's blocks that read or replace the residual stream, and always come off."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -92,48 +90,3 @@ class Hooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-
-
-def _head(model: nn.Module) -> nn.Module | None:
-    """The output matrix, where the model says which module it is."""
-    find: Any = getattr(model, "get_output_embeddings", None)
-    head = find() if callable(find) else None
-    return head if isinstance(head, nn.Module) else None
-
-
-@contextmanager
-def contiguous_head(model: nn.Module) -> Iterator[None]:
-    """Hand the output matrix contiguous rows while the context is open.
-
-    Keeping the logits of the last positions only slices the hidden states; on the CPU the product with such a strided
-    tensor runs row by row (32 rows of 60 tokens, 49k tokens of vocabulary: 0.39 s instead of 0.04 s for one position).
-    """
-    head = _head(model)
-    if head is None:
-        yield
-        return
-    handle = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def picked_head(
-    model: nn.Module, rows: Int[Tensor, "picked"], columns: Int[Tensor, "picked"]
-) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Hand the output matrix the hidden states at (row, column) only.
-
-    Yields what makes logits [picked, vocab] of the model's output. A model that does not name its output matrix
-    computes all logits, and these are picked.
-    """
-    head = _head(model)
-    if head is None:
-        yield lambda logits: logits[rows, columns]
-        return
-    handle = head.register_forward_pre_hook(lambda module, args: (args[0][rows, columns][None], *args[1:]))
-    try:
-        yield lambda logits: logits[0]
-    finally:
-        handle.remove()

@@ -36,7 +36,8 @@ class PromptSpans(NamedTuple):
     user_end: int
 
 
-def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all rows have in common."""
     for index, tokens in enumerate(zip(*rows, strict=False)):
         if len(set(tokens)) > 1:
             return index
@@ -116,14 +117,14 @@ class ChatFormat:
     def _post_ids(self) -> tuple[int, ...]:
         # Probes that end differently but start alike; a token that merged with some ending is not common to all.
         rows = self.ids_many([f"Q{edge}" for edge in _EDGES])
-        n = _common_prefix([row[::-1] for row in rows])
+        n = common_prefix([row[::-1] for row in rows])
         return tuple(rows[0][len(rows[0]) - n :])
 
     @cached_property
     def prefix_ids(self) -> list[int]:
         """The token ids before the user's text that no user text changes."""
         rows = self.ids_many([f"{edge}Q" for edge in _EDGES])
-        return rows[0][: _common_prefix(rows)]
+        return rows[0][: common_prefix(rows)]
 
     @property
     def n_post(self) -> int:

@@ -1,12 +1,13 @@
 """Attacks of a study: optimised against one anchor, on a subset of the HarmBench behaviours."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..artifacts import StageFolder
-from ..attacks.cases import TestCase, load_cases, save_cases
-from ..attacks.run import attack_gcg, gcg_cases
+from ..attacks.goals import goals_of
+from ..attacks.run import AttackPlan, run_attack
+from ..attacks.saved import TestCase, load_cases, save_cases
 from ..config.schema import AttackConfig
 from .series import AnchorRef
 from .stage import Stage
@@ -46,35 +47,23 @@ class AttackStage(Stage[Attacked]):
         raise TypeError(type(self).__name__)
 
     def size(self) -> str:
-        return f"{self.attack.behaviours} behaviours × {self.attack.steps} GCG steps"
+        return f"{self.attack.behaviours} behaviours × {self.attack.steps} {self.attack.method} steps"
 
     def against(self, work: Work, ref: AnchorRef) -> Attacked:
         """Optimise cases against an anchor; finished cases survive a kill."""
         loaded, attack = work.open(ref), self.attack
         behaviours = judged_requests(work.of(Prompts, None), attack.behaviours)
-        results = attack_gcg(
-            loaded,
-            work.chat(loaded),
-            gcg_cases(behaviours),
-            steps=attack.steps,
-            width=attack.width,
-            top_k=attack.top_k,
-            batch_size=work.batch.gcg,
-            seed=ref.seed,
-            suffix_length=attack.suffix_length,
-            out=work.folder.work_dir,
-            progress=work.progress,
+        goals = tuple(goals_of(behaviours))
+        plan = AttackPlan(attack.method, attack.settings, goals, ref.seed, work.batch.gcg)
+        results = run_attack(
+            loaded, work.chat(loaded), plan, out=work.folder.work_dir, progress=work.progress
         )
-        texts = {row.id: row.user_text for row in behaviours}
-        found = [
-            TestCase(r.behavior_id, texts[r.behavior_id], r.target, r.suffix_text, r.suffix_ids, r.loss)
-            for r in results
-        ]
+        found = [TestCase.of(result) for result in results]
         source = {"model": work.study.facts.model_identity, "anchor": [ref.arm, ref.step]}
-        saved = save_cases(work.folder.file(FILE), found, source | attack.model_dump())
+        saved = save_cases(work.folder.file(FILE), found, source | asdict(attack))
         budget = {
             "cases": len(found),
-            "steps": attack.steps,
+            "steps": max(r.steps for r in results),
             "stalled_steps": sum(r.stalled_steps for r in results),
             "candidates": sum(r.candidates for r in results),
             "forward_tokens": sum(r.forward_tokens for r in results),

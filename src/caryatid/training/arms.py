@@ -1,34 +1,58 @@
-"""The arms of protocol §3: which loss terms, and where their prompts come from."""
+"""The arms of protocol §3: which loss terms, and where their prompts come from.
 
-from collections.abc import Mapping
+To add an arm, write its `Arm` (and the function of its loss terms, where none of `terms.py` fits) and register it with
+one line; a package outside caryatid can do the same.
+"""
+
 from dataclasses import dataclass
 from typing import Literal
+
+from ..errors import UsageError
+from .terms import LossTerms, away_and_toward, toward_only
 
 Suffixes = Literal["none", "static", "dynamic"]
 
 
 @dataclass(frozen=True)
-class ArmRecipe:
-    """One training recipe. All arms share the chat term, its batches, optimizer, schedule, LoRA shape and seed.
+class Arm:
+    """One way of training. All arms share the chat term, its batches, optimizer, schedule, LoRA shape and seed.
 
     Attributes:
-        pool: whether harmful cases are drawn at all.
-        away: whether the affirmative target is trained away from.
+        terms: loss terms on harmful cases drawn from the pool; None: chat alone, and nothing is drawn.
         suffixes: none sends behaviours as they are; static keeps cases made once at step 0; dynamic refreshes them.
     """
 
     name: str
-    pool: bool
-    away: bool
-    suffixes: Suffixes
+    terms: LossTerms | None = None
+    suffixes: Suffixes = "none"
 
 
-RECIPES: Mapping[str, ArmRecipe] = {
-    recipe.name: recipe
-    for recipe in (
-        ArmRecipe("sft", pool=False, away=False, suffixes="none"),
-        ArmRecipe("refusal_sft", pool=True, away=False, suffixes="none"),
-        ArmRecipe("r2d2", pool=True, away=True, suffixes="dynamic"),
-        ArmRecipe("r2d2_static", pool=True, away=True, suffixes="static"),
-    )
-}
+ARMS: dict[str, Arm] = {}
+
+
+def register_arm(arm: Arm) -> Arm:
+    """Make an arm known by its name.
+
+    Raises:
+        ValueError: another arm has that name.
+    """
+    if ARMS.setdefault(arm.name, arm) != arm:
+        raise ValueError(f"an arm named {arm.name!r} is registered already")
+    return arm
+
+
+def arm_named(name: str) -> Arm:
+    """A registered arm.
+
+    Raises:
+        UsageError: no arm has that name.
+    """
+    if name not in ARMS:
+        raise UsageError(f"no arm is named {name!r}", where="arms", remedy=f"Use {', '.join(ARMS)}.")
+    return ARMS[name]
+
+
+SFT = register_arm(Arm("sft"))
+REFUSAL_SFT = register_arm(Arm("refusal_sft", toward_only))
+R2D2 = register_arm(Arm("r2d2", away_and_toward, "dynamic"))
+R2D2_STATIC = register_arm(Arm("r2d2_static", away_and_toward, "static"))

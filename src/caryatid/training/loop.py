@@ -14,12 +14,14 @@ from ..data.prompts import Prompt
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
-from .arms import ArmRecipe
-from .cases import AdversarialSettings, Attacked, CaseSource, Drawn, Mode
+from .adversarial import Attacked, CaseSource
+from .arms import Arm
 from .kl import benign_kl
-from .losses import away_loss, sft_loss, toward_loss
+from .losses import sft_loss
 from .ranks import ALONE, Ranks
-from .trainee import Example, LoraShape, OptimizerSettings, Trainee, cut
+from .settings import Mode, TrainingSettings
+from .terms import my_share, token_count
+from .trainee import DrawnCases, Example, Trainee, cut
 
 EMA_DECAY = 0.9
 SAVE_AFTER = 600.0  # seconds between anchors after which the state is saved, too …
@@ -77,13 +79,25 @@ class TrainedArm:
 
 
 @dataclass(frozen=True)
-class ChatSettings:
-    """The chat term: examples per micro-batch, micro-batches per update, longest example in tokens."""
+class ArmJob:
+    """One arm to train, settled before it starts.
 
-    batch_size: int
-    accumulation: int
-    max_length: int
+    Attributes:
+        examples: chat data; batches depend only on it, the sizes and the seed, so they are the same for all arms.
+        benign: held-out chat for `benign_kl`.
+        behaviours: harmful training prompts with targets, for arms with a pool.
+        anchors: steps (optimizer updates) at which to stop, increasing, after 0.
+        gcg_batch: candidate suffixes per forward at most.
+    """
+
+    arm: Arm
+    settings: TrainingSettings
+    examples: Sequence[ChatExample]
+    benign: Sequence[ChatExample]
+    behaviours: Sequence[Prompt]
+    anchors: Sequence[int]
     seed: int
+    gcg_batch: int = 64
 
 
 def chat_example(chat: ChatFormat, example: ChatExample, max_length: int) -> Example:
@@ -143,20 +157,10 @@ class _Totals:
 def train_arm(
     loaded: LoadedModel,
     chat: ChatFormat,
-    recipe: ArmRecipe,
-    *,
-    examples: Sequence[ChatExample],
-    benign: Sequence[ChatExample],
-    behaviours: Sequence[Prompt],
-    anchors: Sequence[int],
-    mode: Mode,
-    lora: LoraShape,
-    optimizer: OptimizerSettings,
-    chat_settings: ChatSettings,
-    adversarial: AdversarialSettings,
+    job: ArmJob,
     out: Path,
     work: Path,
-    seed: int,
+    *,
     ranks: Ranks = ALONE,
     progress: Progress = NO_PROGRESS,
     after_update: Callable[[int], None] = lambda _step: None,
@@ -164,10 +168,6 @@ def train_arm(
     """Train one arm from `loaded` (step 0, taken over) and save its anchors under `out`.
 
     Args:
-        examples: chat data; batches depend only on it, the sizes and the seed, so they are the same for all arms.
-        benign: held-out chat for `benign_kl`.
-        behaviours: harmful training prompts with targets, for arms with a pool.
-        anchors: steps (optimizer updates) at which to stop, increasing, after 0.
         work: where the state for resuming lies; a later call with the same arguments goes on from there.
         ranks: the processes that train together, each of which calls this; the first one writes.
         after_update: called after every optimizer update.
@@ -175,44 +175,50 @@ def train_arm(
     Raises:
         NumericalError: a loss or gradient is not finite; anchors saved before stay.
     """
-    trainee = Trainee(loaded, mode=mode, lora=lora, settings=optimizer, seed=seed, ranks=ranks)
-    source = CaseSource(loaded, chat, recipe, adversarial, behaviours, seed, ranks) if recipe.pool else None
-    arm = _Arm(recipe, trainee, source, mode, out, work)
-    arm.begin()
-    encoded = [chat_example(chat, example, chat_settings.max_length) for example in examples]
-    held = [chat_example(chat, example, chat_settings.max_length) for example in benign]
-    size = chat_settings.accumulation
-    batches = chat_batches(examples, anchors[-1] * size, chat_settings.batch_size, chat_settings.seed)
-    progress.start(f"training {recipe.name}", anchors[-1])
+    settings, anchors = job.settings, job.anchors
+    trainee = Trainee(loaded, settings, updates=anchors[-1], seed=job.seed, ranks=ranks)
+    source = None
+    if job.arm.terms is not None:
+        source = CaseSource(
+            loaded, chat, job.arm, settings.r2d2, job.behaviours, job.seed, job.gcg_batch, ranks
+        )
+    training = _Training(job.arm, trainee, source, out, work)
+    training.begin()
+    encoded = [chat_example(chat, example, settings.max_length) for example in job.examples]
+    held = [chat_example(chat, example, settings.max_length) for example in job.benign]
+    size = settings.accumulation
+    batches = chat_batches(job.examples, anchors[-1] * size, settings.chat_batch_size, job.seed)
+    progress.start(f"training {job.arm.name}", anchors[-1])
     progress.advance(trainee.step)
     while trainee.step < anchors[-1]:
         started = time.monotonic()
         with trainee.training():
             for batch in batches[trainee.step * size : (trainee.step + 1) * size]:
-                _micro_batch(arm, [encoded[i] for i in batch], adversarial, share=1.0 / size)
+                _micro_batch(training, [encoded[i] for i in batch], share=1.0 / size)
             trainee.update()
         if source:
             source.after_update(trainee.step)
-        arm.totals.seconds += time.monotonic() - started
+        training.totals.seconds += time.monotonic() - started
         progress.advance()
         if trainee.step in anchors and ranks.main:
-            arm.stop_at_anchor(benign_kl(trainee, held, 2 * chat_settings.batch_size))
+            training.stop_at_anchor(benign_kl(trainee, held, 2 * settings.chat_batch_size))
         elif ranks.main:
-            arm.save_now_and_then()
+            training.save_now_and_then()
         after_update(trainee.step)
     progress.done()
     ranks.barrier()
-    return TrainedArm(tuple(TrainedAnchor(step, f"step-{step:06d}") for step in anchors), tuple(arm.rows))
+    return TrainedArm(
+        tuple(TrainedAnchor(step, f"step-{step:06d}") for step in anchors), tuple(training.rows)
+    )
 
 
 @dataclass
-class _Arm:
+class _Training:
     """An arm in training, and what it has logged."""
 
-    recipe: ArmRecipe
+    arm: Arm
     trainee: Trainee
     source: CaseSource | None
-    mode: Mode
     out: Path
     work: Path
     totals: _Totals = field(default_factory=_Totals)
@@ -235,7 +241,7 @@ class _Arm:
             self.rows = [TrainingRow(**none_to_nan(row, TrainingRow)) for row in extra["rows"]]
             if self.source:
                 self.source.load_state_dict(extra["source"])
-        elif self.source and self.recipe.suffixes == "static":
+        elif self.source and self.arm.suffixes == "static":
             with self.trainee.attacked():
                 for found in self.source.make_static():
                     self.totals.spend(found)
@@ -247,7 +253,7 @@ class _Arm:
         size = sum(value.numel() for name, value in parameters if "lora_" not in name)
         self.rows.append(
             TrainingRow(
-                arm=self.recipe.name,
+                arm=self.arm.name,
                 step=trainee.step,
                 loss_sft=totals.mean("sft"),
                 loss_away=totals.mean("away"),
@@ -257,11 +263,11 @@ class _Arm:
                 pool_age=self.source.pool.mean_age if self.source else math.nan,
                 tokens=totals.tokens,
                 gcg_tokens=totals.gcg_tokens,
-                flops=totals.flops(size, self.mode),
+                flops=totals.flops(size, trainee.mode),
                 delta_weight=trainee.delta_weight(),
                 benign_kl=kl,
                 seconds=totals.seconds,
-                gcg_batch=self.source.limit.rows if self.source and self.recipe.suffixes != "none" else 0,
+                gcg_batch=self.source.limit.rows if self.source and self.arm.suffixes != "none" else 0,
                 gcg_stalled=totals.gcg_stalled,
             )
         )
@@ -289,60 +295,35 @@ class _Arm:
         self.saving = self.saved - began
 
 
-def _micro_batch(
-    arm: _Arm, chat_rows: Sequence[Example], settings: AdversarialSettings, share: float
-) -> None:
+def _micro_batch(training: _Training, chat_rows: Sequence[Example], share: float) -> None:
     """Gradients of one micro-batch: attack first, against the present weights, then all loss terms.
 
     Each rank takes its rows; its mean losses count by its share of the supervised tokens.
     """
-    trainee, totals = arm.trainee, arm.totals
-    drawn = None
-    if arm.source:
+    trainee, totals, drawn = training.trainee, training.totals, None
+    if training.source:
         with trainee.attacked():
-            drawn = arm.source.draw()
-        totals.spend(drawn.attacked)
-        totals.follow(drawn.attacked.loss)
-    rows, weight = _my_share(trainee.ranks, chat_rows)
+            drawn, attacked = training.source.draw()
+        totals.spend(attacked)
+        totals.follow(attacked.loss)
+    rows, weight = my_share(trainee.ranks, chat_rows)
     value = 0.0
     if rows:
         out = trainee.forward(rows)
         value = trainee.backward(sft_loss(out.logits, out.targets) * weight * share, "sft") / share
     totals.add("sft", trainee.ranks.summed(value))
-    totals.tokens += _tokens(chat_rows)
+    totals.tokens += token_count(chat_rows)
     if drawn is not None:
-        _adversarial(arm, drawn, settings, share)
+        _on_cases(training, drawn, share)
 
 
-def _adversarial(arm: _Arm, drawn: Drawn, settings: AdversarialSettings, share: float) -> None:
-    """Gradients of the terms on the drawn cases: toward the refusal, and away from the target where the arm has it."""
-    trainee, totals = arm.trainee, arm.totals
-    away_rows, away_weight = _my_share(trainee.ranks, drawn.away if arm.recipe.away else [])
-    toward_rows, toward_weight = _my_share(trainee.ranks, drawn.toward)
-    toward_value, away_value = 0.0, 0.0
-    if toward_rows:
-        both = trainee.forward([*away_rows, *toward_rows])
-        split = sum(both.lengths[: len(away_rows)])
-        toward = toward_loss(both.logits[split:], both.targets[split:]) * toward_weight
-        toward_value = float(toward.detach())
-        total = settings.toward_weight * toward
-        if away_rows:
-            term = away_loss(both.logits[:split], both.targets[:split], settings.away_variant) * away_weight
-            away_value = float(term.detach())
-            total = total + settings.away_weight * term
-        trainee.backward(total * share, "adversarial" if away_rows else "toward")
-    totals.add("toward", trainee.ranks.summed(toward_value))
-    if arm.recipe.away:
-        totals.add("away", trainee.ranks.summed(away_value))
-    totals.tokens += _tokens(drawn.toward) + (_tokens(drawn.away) if arm.recipe.away else 0)
-
-
-def _my_share(ranks: Ranks, rows: Sequence[Example]) -> tuple[list[Example], float]:
-    """This rank's rows, and their share of all supervised tokens."""
-    mine = [rows[i] for i in ranks.mine(len(rows))]
-    supervised = sum(len(row.answer) for row in rows)
-    return mine, sum(len(row.answer) for row in mine) / max(supervised, 1)
-
-
-def _tokens(rows: Sequence[Example]) -> int:
-    return sum(len(row.prompt) + len(row.answer) for row in rows)
+def _on_cases(training: _Training, drawn: DrawnCases, share: float) -> None:
+    """Gradients of the arm's terms on the drawn cases."""
+    trainee, totals = training.trainee, training.totals
+    assert training.arm.terms is not None
+    terms = training.arm.terms(trainee, drawn, trainee.settings.r2d2)
+    if terms.total is not None:
+        trainee.backward(terms.total * share, " and ".join(terms.values))
+    for name, value in terms.values.items():
+        totals.add(name, trainee.ranks.summed(value))
+    totals.tokens += terms.tokens

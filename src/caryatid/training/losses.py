@@ -3,13 +3,11 @@
 Positions are chosen by masks of the caller (never by pad ids), so every row here is a supervised token.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-AwayVariant = Literal["plain", "harmbench"]
+from .settings import AwayVariant
 
 # HarmBench's released `log_1_minus_p_loss` leaves tokens below this log-probability out of the sum, but not out of
 # the mean's denominator (arXiv 2402.04249, released code).

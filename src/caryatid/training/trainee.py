@@ -5,9 +5,8 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,35 +15,12 @@ from torch import Tensor, nn
 from ..artifacts import read_json, write_json
 from ..errors import InputError, NumericalError
 from ..models.batch import right_pad
-from ..models.hooks import picked_head
+from ..models.heads import picked_head
 from ..models.load import LoadedModel
 from ..models.quiet import quiet_transformers
 from .adapters import LowPrecisionAdapters
 from .ranks import ALONE, Ranks
-
-
-@dataclass(frozen=True)
-class LoraShape:
-    """Shape of the adapters; `targets` is `all-linear` or module names."""
-
-    r: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW and its schedule; `steps` is the length of the whole schedule in optimizer updates."""
-
-    learning_rate: float
-    steps: int
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    mixed_precision: Literal["no", "bf16"] = "no"
-    gradient_checkpointing: bool = False
+from .settings import LoraSettings, Mode, TrainingSettings
 
 
 class Example(NamedTuple):
@@ -52,6 +28,13 @@ class Example(NamedTuple):
 
     prompt: Sequence[int]
     answer: Sequence[int]
+
+
+class DrawnCases(NamedTuple):
+    """Harmful cases of one micro-batch: prompts with their affirmative targets, the same prompts with the refusal."""
+
+    away: list[Example]
+    toward: list[Example]
 
 
 class Supervised(NamedTuple):
@@ -68,7 +51,7 @@ class Supervised(NamedTuple):
     tokens: int
 
 
-def check_precision(mode: Literal["lora", "full"], dtype: torch.dtype) -> None:
+def check_precision(mode: Mode, dtype: torch.dtype) -> None:
     """Full training takes float32 weights: updates below half a step of a 16-bit weight are rounded away.
 
     Raises:
@@ -95,9 +78,8 @@ class Trainee:
 
     Args:
         loaded: step 0, its adapters merged or kept; this object takes it over.
-        mode: `lora` or `full`.
-        lora: shape of the adapters.
-        settings: optimizer and schedule.
+        settings: what is trained, optimizer and schedule.
+        updates: length of the whole schedule, in optimizer updates.
         seed: of the adapters' initial values and of dropout.
         ranks: the processes that train together; all hold the same weights.
 
@@ -108,21 +90,21 @@ class Trainee:
     def __init__(
         self,
         loaded: LoadedModel,
+        settings: TrainingSettings,
         *,
-        mode: Literal["lora", "full"],
-        lora: LoraShape,
-        settings: OptimizerSettings,
+        updates: int,
         seed: int,
         ranks: Ranks = ALONE,
     ) -> None:
         from transformers import get_scheduler
 
+        mode = settings.mode
         check_precision(mode, loaded.dtype)
         self.loaded, self.mode, self.settings, self.ranks = loaded, mode, settings, ranks
         model: Any = loaded.model
         self.peft: Any = None
         if mode == "lora":
-            self.peft = _with_adapters(model, lora, seed)
+            self.peft = _with_adapters(model, settings.lora, seed)
             model.eval()  # PEFT's new modules start in training mode
         else:
             model.requires_grad_(True)
@@ -140,7 +122,7 @@ class Trainee:
         )
         name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
         self.scheduler: Any = get_scheduler(
-            name, self.optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=settings.steps
+            name, self.optimizer, num_warmup_steps=settings.lr_warmup_steps, num_training_steps=updates
         )
         self._random = torch.Generator().manual_seed(seed).get_state()
         self._cuda_random: Tensor | None = None  # dropout on CUDA draws there
@@ -334,7 +316,7 @@ class Trainee:
         return extra
 
 
-def _with_adapters(model: nn.Module, lora: LoraShape, seed: int) -> Any:
+def _with_adapters(model: nn.Module, lora: LoraSettings, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)

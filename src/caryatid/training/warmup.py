@@ -12,10 +12,10 @@ from ..data.prompts import Prompt
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
-from .cases import Mode
 from .loop import chat_example
 from .losses import sft_loss
-from .trainee import Example, LoraShape, OptimizerSettings, Trainee, cut
+from .settings import TrainingSettings, WarmupSettings
+from .trainee import Example, Trainee, cut
 
 
 @dataclass(frozen=True)
@@ -33,48 +33,61 @@ class Warmed(NamedTuple):
     steps: int
 
 
+@dataclass(frozen=True)
+class WarmupJob:
+    """A warm-up, settled before it starts.
+
+    Attributes:
+        training: what is trained, precision and longest example; schedule, decay and accumulation are not used.
+        harmful: requests used nowhere else; each is paired with a refusal drawn from `refusals`.
+        harmless: the backbone's own answers, so that nothing else is taught.
+    """
+
+    settings: WarmupSettings
+    training: TrainingSettings
+    harmful: Sequence[Prompt]
+    refusals: Sequence[str]
+    harmless: Sequence[ChatExample]
+    seed: int
+
+
 def warm_up(
     loaded: LoadedModel,
     chat: ChatFormat,
-    *,
-    harmful: Sequence[Prompt],
-    refusals: Sequence[str],
-    harmless: Sequence[ChatExample],
-    mode: Mode,
-    lora: LoraShape,
-    optimizer: OptimizerSettings,
-    batch_size: int,
-    harmful_share: float,
-    max_length: int,
+    job: WarmupJob,
     out: Path,
-    seed: int,
-    check_every: int = 0,
+    *,
     stop_when: Callable[[int, LoadedModel], bool] = lambda _step, _loaded: False,
     progress: Progress = NO_PROGRESS,
 ) -> Warmed:
     """Train `loaded` (taken over) to refuse harmful requests and to answer harmless ones as it did; saves to `out`.
 
     Args:
-        harmful: requests used nowhere else; each is paired with a refusal drawn from `refusals`.
-        harmless: the backbone's own answers, so that nothing else is taught.
-        harmful_share: share of a batch that is harmful.
-        check_every: ask `stop_when` every so many updates (0: never).
+        stop_when: asked every `check_every` updates, with the number of updates so far.
     """
-    generator = torch.Generator().manual_seed(seed)
+    settings, training = job.settings, job.training
+    generator = torch.Generator().manual_seed(job.seed)
 
     def integers(below: int, count: int) -> list[int]:
         return torch.randint(below, (count,), generator=generator).tolist()
 
     refused = [
-        cut(Example(chat.ids(row.user_text), chat.answer_ids(refusals[choice])), max_length)
-        for row, choice in zip(harmful, integers(len(refusals), len(harmful)), strict=True)
+        cut(Example(chat.ids(row.user_text), chat.answer_ids(job.refusals[choice])), training.max_length)
+        for row, choice in zip(job.harmful, integers(len(job.refusals), len(job.harmful)), strict=True)
     ]
-    answered = [chat_example(chat, row, max_length) for row in harmless]
-    trainee = Trainee(loaded, mode=mode, lora=lora, settings=optimizer, seed=seed)
-    n_harmful = min(max(round(batch_size * harmful_share), 1), batch_size - 1)
+    answered = [chat_example(chat, row, training.max_length) for row in job.harmless]
+    plain = TrainingSettings(
+        mode=training.mode,
+        lora=training.lora,
+        learning_rate=settings.learning_rate,
+        mixed_precision=training.mixed_precision,
+    )
+    trainee = Trainee(loaded, plain, updates=settings.steps, seed=job.seed)
+    batch_size = settings.batch_size
+    n_harmful = min(max(round(batch_size * settings.harmful_share), 1), batch_size - 1)
     rows = []
-    progress.start("warm-up", optimizer.steps)
-    while trainee.step < optimizer.steps:
+    progress.start("warm-up", settings.steps)
+    while trainee.step < settings.steps:
         batch = [refused[i] for i in _cycled(generator, len(refused), n_harmful)]
         batch += [answered[i] for i in _cycled(generator, len(answered), batch_size - n_harmful)]
         with trainee.training():
@@ -83,7 +96,11 @@ def warm_up(
             trainee.update()
         rows.append(WarmupRow(trainee.step, loss))
         progress.advance()
-        if check_every and trainee.step % check_every == 0 and stop_when(trainee.step, loaded):
+        if (
+            settings.check_every
+            and trainee.step % settings.check_every == 0
+            and stop_when(trainee.step, loaded)
+        ):
             break
     trainee.save_weights(out)
     progress.done()

@@ -7,13 +7,11 @@ from typing import Any
 
 from ...anchors import Anchor, name_base
 from ...artifacts import nan_to_none
-from ...attacks.cases import default_target
+from ...attacks.goals import default_target
 from ...config.schema import ObservedAnchor
 from ...data.prompts import Prompt
-from ...training.arms import RECIPES
-from ...training.cases import AdversarialSettings
-from ...training.loop import ChatSettings, train_arm
-from ...training.trainee import LoraShape, OptimizerSettings
+from ...training.arms import arm_named
+from ...training.loop import ArmJob, train_arm
 from ..finished import Results
 from ..series import BASE, AnchorRef, ArmRef, SeedRef
 from ..stage import AnyStage, Stage, Study, register_stage
@@ -53,38 +51,28 @@ class Train(Stage[Trained]):
         return f"{updates}, anchors {', '.join(map(str, steps))}"
 
     def run(self, work: Work) -> Trained:
-        config, recipe = self.config.training, RECIPES[self.place.arm]
+        config, arm = self.config.training, arm_named(self.place.arm)
         prompts, chat = work.of(Prompts, None), work.of(Chat, None)
         work.models.close()
         base = work.models.where(AnchorRef(self.place.seed, BASE, 0))
         loaded = work.models.fresh(base)
-        chunk = {"batch_size": config.chat_batch_size, "accumulation": config.accumulation}
         folder = work.folder.file("anchors")
+        job = ArmJob(
+            arm=arm,
+            settings=config,
+            examples=chat.train,
+            benign=chat.heldout,
+            behaviours=[_with_target(row) for row in prompts.pool],
+            anchors=self.config.steps[1:],
+            seed=self.place.seed,
+            gcg_batch=work.batch.gcg,
+        )
         trained = train_arm(
             loaded,
             work.chat(loaded),
-            recipe,
-            examples=list(chat.train),
-            benign=list(chat.heldout),
-            behaviours=[_with_target(row) for row in prompts.pool],
-            anchors=self.config.steps[1:],
-            mode=config.mode,
-            lora=LoraShape(**config.lora.model_dump()),
-            optimizer=OptimizerSettings(
-                learning_rate=config.learning_rate,
-                steps=self.config.steps[-1],
-                schedule=config.schedule,
-                warmup_steps=config.lr_warmup_steps,
-                weight_decay=config.weight_decay,
-                max_grad_norm=config.max_grad_norm,
-                mixed_precision=config.mixed_precision,
-                gradient_checkpointing=config.gradient_checkpointing,
-            ),
-            chat_settings=ChatSettings(**chunk, max_length=config.max_length, seed=self.place.seed),
-            adversarial=AdversarialSettings(**config.r2d2.model_dump(), gcg_batch=work.batch.gcg),
-            out=folder,
-            work=work.folder.work_dir,
-            seed=self.place.seed,
+            job,
+            folder,
+            work.folder.work_dir,
             ranks=work.ranks,
             progress=work.progress,
         )
@@ -96,15 +84,15 @@ class Train(Stage[Trained]):
             if config.mode == "lora":
                 name_base(Path(made), base, work.root.resolve())
                 adapters = (*base.adapters, made)
-                anchors.append(replace(base, arm=recipe.name, step=one.step, adapters=adapters))
+                anchors.append(replace(base, arm=arm.name, step=one.step, adapters=adapters))
             else:
-                anchors.append(Anchor(recipe.name, one.step, base.backbone, weights=made))
+                anchors.append(Anchor(arm.name, one.step, base.backbone, weights=made))
         rows = tuple(nan_to_none(asdict(row)) for row in trained.rows)
         return Trained(stored_anchors(anchors, work.root), rows)
 
     def summary(self, result: Trained) -> Mapping[str, Any]:
         config = self.config.training
-        dynamic = RECIPES[self.place.arm].suffixes == "dynamic"
+        dynamic = arm_named(self.place.arm).suffixes == "dynamic"
         return {
             "arm": self.place.arm,
             "anchors": [row["step"] for row in result.anchors],

@@ -9,8 +9,7 @@ from ...anchors import Anchor, name_base
 from ...behaviour.suites import Asked, Asking, run_suites
 from ...data.prompts import Prompt
 from ...models.load import LoadedModel
-from ...training.trainee import LoraShape, OptimizerSettings
-from ...training.warmup import warm_up
+from ...training.warmup import WarmupJob, warm_up
 from ..series import Place
 from ..stage import AnyStage, Stage, Study, register_stage
 from ..weights import StoredAnchors, stored_anchors
@@ -73,25 +72,12 @@ class Warmup(Stage[Warmed]):
             return refused >= config.min_refusal and safe <= config.max_safe_refusal
 
         folder = work.folder.file("weights")
+        seed = self.place.seed
         warmed = warm_up(
             loaded,
             work.chat(loaded),
-            harmful=harmful,
-            refusals=sets.refusals,
-            harmless=examples,
-            mode=training.mode,
-            lora=LoraShape(**training.lora.model_dump()),
-            optimizer=OptimizerSettings(
-                learning_rate=config.learning_rate,
-                steps=config.steps,
-                mixed_precision=training.mixed_precision,
-            ),
-            batch_size=config.batch_size,
-            harmful_share=config.harmful_share,
-            max_length=training.max_length,
-            out=folder,
-            seed=self.place.seed,
-            check_every=config.check_every,
+            WarmupJob(config, training, harmful, sets.refusals, examples, seed),
+            folder,
             stop_when=enough,
             progress=work.progress,
         )

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from caryatid.attacks.candidates import allowed_token_ids
-from caryatid.attacks.gcg import gcg_steps
-from caryatid.attacks.scoring import SCORINGS
-from caryatid.attacks.search import case_generator, gcg_search
-from caryatid.attacks.state import GcgCase, start_state
+from caryatid.attacks.base import Goal
+from caryatid.attacks.gcg.candidates import allowed_token_ids
+from caryatid.attacks.gcg.scoring import SCORINGS
+from caryatid.attacks.gcg.state import start_state
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
+from searching import search_alone, steps_of
 from tiny import INST, tiny_loaded, tiny_tokenizer
 
-CASE = GcgCase("letter", "How do I write a letter to the office?", "Sure, here is a letter")
+CASE = Goal("letter", "How do I write a letter to the office?", "Sure, here is a letter")
 
 
 def substitutions(
@@ -33,7 +33,7 @@ def substitutions(
 def reference_search(
     loaded: LoadedModel,
     chat: ChatFormat,
-    case: GcgCase,
+    case: Goal,
     *,
     steps: int,
     width: int,
@@ -46,7 +46,7 @@ def reference_search(
     filtered = allowed_token_ids(tokenizer)
     allowed = filtered.allowed.nonzero().flatten().tolist()
     spaced = filtered.spaced.nonzero().flatten().tolist()
-    generator = case_generator(seed, case)
+    generator = case.generator(seed)
     target = chat.answer_ids(case.target, end_of_turn=False)
     table = model.get_input_embeddings()(torch.arange(len(tokenizer))).detach()
 
@@ -111,12 +111,12 @@ def test_same_suffix_as_a_plain_reference_loop_in_float64(arch: str, template: s
     settings = {"steps": 10, "width": 16, "top_k": 24, "seed": 5}
     last, best, losses = reference_search(loaded, chat, case, length=5, **settings)
     for scoring in SCORINGS:
-        (result,) = gcg_search(
+        (result,) = search_alone(
             loaded, chat, [case], batch_size=8, suffix_length=5, scoring=scoring, **settings
         )
         assert list(result.suffix_ids) == best
         assert result.losses == pytest.approx(losses, rel=1e-6)
-    (state,) = gcg_steps(
+    (state,) = steps_of(
         loaded,
         chat,
         [start_state(chat, case, length=5)],
@@ -124,7 +124,7 @@ def test_same_suffix_as_a_plain_reference_loop_in_float64(arch: str, template: s
         width=16,
         top_k=24,
         batch_size=5,
-        generator=case_generator(5, case),
+        generator=case.generator(5),
     )
     assert list(state.suffix_ids) == last
     assert state.losses == pytest.approx(losses, rel=1e-6)

@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from caryatid.attacks import candidates
-from caryatid.attacks.candidates import (
+from caryatid.attacks.gcg import candidates
+from caryatid.attacks.gcg.candidates import (
     allowed_token_ids,
     ordered_substitutions,
     sample_candidates,

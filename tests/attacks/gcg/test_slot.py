@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from caryatid.attacks import candidates, slot
-from caryatid.attacks.candidates import Substitutions, allowed_token_ids, decode_ids, encode_texts
-from caryatid.attacks.slot import (
+from caryatid.attacks.gcg import candidates, slot
+from caryatid.attacks.gcg.candidates import Substitutions, allowed_token_ids, decode_ids, encode_texts
+from caryatid.attacks.gcg.slot import (
     Survival,
     given_suffix,
     initial_suffix,

@@ -1,4 +1,4 @@
-"""A case under attack, its present suffix, and the loss of the text that a user would send."""
+"""A goal under attack, its present suffix, and the loss of the text that a user would send."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,25 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caryatid.attacks.accelerate import Replay
-from caryatid.attacks.rows import scored_logits, token_losses
-from caryatid.attacks.slot import given_suffix, initial_suffix
+from caryatid.attacks.base import Goal
+from caryatid.attacks.gcg.graphs import Replay
+from caryatid.attacks.gcg.layout import token_losses
+from caryatid.attacks.gcg.slot import given_suffix, initial_suffix
+from caryatid.models.heads import logits_at
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 
 
 @dataclass(frozen=True)
-class GcgCase:
-    """What is attacked: the user's text without suffix (context included) and the answer's beginning to reach."""
-
-    behavior_id: str
-    user_text: str
-    target: str
-
-
-@dataclass(frozen=True)
 class GcgState:
-    """A case with its present suffix. A record of losses covers one call of `gcg_steps`: between calls weights change.
+    """A case: a goal with its present suffix.
+
+    A record of losses covers one call of `gcg_steps`, because weights may change between calls.
 
     Attributes:
         suffix_ids, suffix_text: the present suffix; the ids are those of the templated prompt's tokens.
@@ -36,7 +31,7 @@ class GcgState:
             winners. backward_tokens: those of them that gradients ran backward, too.
     """
 
-    case: GcgCase
+    goal: Goal
     suffix_ids: tuple[int, ...]
     suffix_text: str
     loss: float = float("nan")
@@ -50,23 +45,23 @@ class GcgState:
     backward_tokens: int = 0
 
 
-def start_state(chat: ChatFormat, case: GcgCase, *, length: int) -> GcgState:
+def start_state(chat: ChatFormat, goal: Goal, *, length: int) -> GcgState:
     """A fresh case with the initial suffix of `length` tokens."""
-    placed = initial_suffix(chat, case.user_text, length)
-    return GcgState(case, placed.ids, placed.text)
+    placed = initial_suffix(chat, goal.user_text, length)
+    return GcgState(goal, placed.ids, placed.text)
 
 
-def resume_state(chat: ChatFormat, case: GcgCase, suffix_ids: Sequence[int]) -> GcgState:
+def resume_state(chat: ChatFormat, goal: Goal, suffix_ids: Sequence[int]) -> GcgState:
     """A case with given suffix ids, re-encoded in its prompt (see `given_suffix`)."""
-    placed = given_suffix(chat, case.user_text, suffix_ids)
-    return GcgState(case, placed.ids, placed.text)
+    placed = given_suffix(chat, goal.user_text, suffix_ids)
+    return GcgState(goal, placed.ids, placed.text)
 
 
 @torch.no_grad()
 def text_loss(
     loaded: LoadedModel,
     chat: ChatFormat,
-    case: GcgCase,
+    goal: Goal,
     suffix_text: str,
     replay: Replay[Tensor] | None = None,
 ) -> float:
@@ -75,15 +70,15 @@ def text_loss(
     Args:
         replay: of this case alone, where its texts are scored again and again.
     """
-    target = chat.answer_ids(case.target, end_of_turn=False)
+    target = chat.answer_ids(goal.target, end_of_turn=False)
     targets = torch.tensor(target, device=loaded.device)
-    row = torch.tensor([[*chat.ids(f"{case.user_text} {suffix_text}"), *target[:-1]]], device=loaded.device)
+    row = torch.tensor([[*chat.ids(f"{goal.user_text} {suffix_text}"), *target[:-1]]], device=loaded.device)
     positions = torch.arange(row.shape[1], device=loaded.device).unsqueeze(0)
     columns = torch.arange(row.shape[1] - targets.shape[0], row.shape[1], device=loaded.device)
     first = torch.zeros_like(columns)
 
     def mean_loss(ids: Tensor) -> Tensor:
-        logits = scored_logits(
+        logits = logits_at(
             loaded.model, ids=ids, mask=None, positions=positions, cache=None, rows=first, columns=columns
         )
         return token_losses(logits, targets).mean()

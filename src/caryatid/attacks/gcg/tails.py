@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from caryatid.attacks.rows import PromptLayout, sent
+from caryatid.attacks.gcg.layout import PromptLayout
+from caryatid.models.batch import to_device
 from caryatid.models.forward import pad_id
 from caryatid.models.load import LoadedModel
 
@@ -93,8 +94,10 @@ class Tails:
         owners, nth = (torch.arange(table.shape[1]) < counts.unsqueeze(1)).nonzero(as_tuple=True)
         first = offsets + self.lengths[chosen] - counts
         places = torch.stack([rows[owners], first[owners] + nth, table[owners, nth], owners, nth])
-        at_row, columns, targets, owners, nth = sent(places, self.device)
-        return Scored(at_row, columns, targets, owners, nth, sent(counts, self.device), int(counts.max()))
+        at_row, columns, targets, owners, nth = to_device(places, self.device)
+        return Scored(
+            at_row, columns, targets, owners, nth, to_device(counts, self.device), int(counts.max())
+        )
 
     def batch(self, chosen: Sequence[int], prefix_columns: int, suffix_columns: int) -> TailBatch:
         """One tail per row, behind that many cached columns of prefix and of suffix."""
@@ -106,9 +109,9 @@ class Tails:
         mask = torch.cat([_context(prefix, skipped, prefix_columns, suffix_columns), real], dim=1)
         start = (prefix + skipped).unsqueeze(1)
         return TailBatch(
-            ids=sent(self.ids[index, :columns], self.device),
-            mask=None if bool(mask.all()) else sent(mask.long(), self.device),
-            positions=sent(torch.where(real, column + start, 0), self.device),
+            ids=to_device(self.ids[index, :columns], self.device),
+            mask=None if bool(mask.all()) else to_device(mask.long(), self.device),
+            positions=to_device(torch.where(real, column + start, 0), self.device),
             scored=self._scored(index, torch.arange(len(index)), torch.zeros_like(index)),
         )
 
@@ -134,12 +137,12 @@ class Tails:
         def spread(values: Tensor, filling: int) -> Tensor:
             """One value per real token, in its row and column."""
             table = torch.full((len(packs) * width,), filling)
-            return sent(table.index_copy_(0, places, values).view(len(packs), width), self.device)
+            return to_device(table.index_copy_(0, places, values).view(len(packs), width), self.device)
 
         context = _context(self.prefix[chosen], self.skipped[chosen], prefix_columns, suffix_columns)
         return TailBatch(
             ids=spread(self.ids[chosen[numbers], within], 0),
-            mask=_tree_mask(spread(numbers, -1), sent(context, self.device), dtype),
+            mask=_tree_mask(spread(numbers, -1), to_device(context, self.device), dtype),
             positions=spread(within + start[numbers], 0),
             scored=self._scored(chosen, rows, offsets),
         )

@@ -1,6 +1,8 @@
-"""Keys and values that candidates share: those of the prompt before the suffix, and of the present suffix itself.
+"""The prefix cache: keys and values that many rows share, computed once and read by all of them.
 
-Neither depends on what a candidate puts after them, so that rows may read them instead of computing them again.
+The entries of a cache are its *cases*: prompts under attack, or one prompt's beginning under several interventions.
+Behind its prefix a row may also read the first columns of its case's present suffix, as a forward has recorded them.
+Nothing that stands after these tokens changes them, so that results equal those of whole rows, up to rounding.
 """
 
 from collections.abc import Sequence
@@ -12,8 +14,10 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from caryatid.attacks.rows import PromptLayout, scored_logits, sent
+from caryatid.models.batch import to_device
 from caryatid.models.forward import pad_id
+from caryatid.models.heads import logits_at
+from caryatid.models.layout import unwrapped
 from caryatid.models.load import LoadedModel
 
 Pieces = tuple[Tensor, ...]
@@ -101,15 +105,13 @@ class PrefixCache:
     """Keys and values of the prefixes of some cases, filled up on the right to one length.
 
     Attributes:
-        keys, values: per block [cases, heads, prefix, head width].
+        keys, values: per block [cases, heads, prefix, head width], or [1, …] where all cases have the same.
         lengths: real tokens per case.
-        tokens: forward tokens spent on computing it.
     """
 
     keys: Pieces
     values: Pieces
     lengths: tuple[int, ...]
-    tokens: int
 
     def columns(self, cases: Sequence[int]) -> int:
         """Columns that the prefixes of `cases` take in a cache of theirs."""
@@ -131,12 +133,13 @@ class PrefixCache:
         self, cases: Sequence[int], suffix: SuffixKeys | None, suffix_columns: int
     ) -> list[tuple[Pieces, Pieces]]:
         one = cases[0] if len(set(cases)) == 1 else None
-        index = sent(torch.tensor(cases), self.keys[0].device)
+        index = to_device(torch.tensor(cases), self.keys[0].device)
         length = self.columns(cases)
 
         def shared(states: Tensor, columns: int) -> Tensor:
-            if one is not None:
-                return states[one, None, :, :columns].expand(len(cases), -1, -1, -1)
+            if one is not None or len(states) == 1:
+                row = 0 if len(states) == 1 else one
+                return states[row, None, :, :columns].expand(len(cases), -1, -1, -1)
             return states[:, :, :columns].index_select(0, index)
 
         found = []
@@ -165,16 +168,9 @@ def prefix_cache_supported(loaded: LoadedModel, longest: int) -> bool:
     return True
 
 
-def longest_row(layouts: Sequence[PromptLayout]) -> int:
-    """Columns of a row of several cases' prefixes and tails, filling included."""
-    return max(len(layout.prefix_ids) for layout in layouts) + max(layout.tail_length for layout in layouts)
-
-
 def tree_attention_supported(loaded: LoadedModel) -> bool:
     """Whether the model reads a ready 4-D float mask: the library's own code, with eager or sdpa attention."""
-    model = loaded.model
-    unwrap: Any = getattr(model, "get_base_model", None)
-    base: Any = unwrap() if callable(unwrap) else model
+    base: Any = unwrapped(loaded.model)
     return (
         type(base).__module__.startswith("transformers.")
         and bool(getattr(base, "_supports_attention_backend", False))
@@ -183,16 +179,17 @@ def tree_attention_supported(loaded: LoadedModel) -> bool:
 
 
 @torch.no_grad()
-def build_prefix_cache(loaded: LoadedModel, layouts: Sequence[PromptLayout]) -> PrefixCache | None:
-    """Run all cases' prefixes in one batch; None where the model does not allow it or a prefix is empty."""
-    lengths = tuple(len(layout.prefix_ids) for layout in layouts)
-    if min(lengths) == 0 or not prefix_cache_supported(loaded, longest_row(layouts)):
-        return None
+def run_prefixes(loaded: LoadedModel, prefixes: Sequence[Sequence[int]]) -> PrefixCache:
+    """Keys and values of token rows, run in one batch. Exact for what `prefix_cache_supported` allows.
+
+    A block that a hook kept from running has none: its keys and values must be replaced before use.
+    """
+    lengths = tuple(map(len, prefixes))
     fill = pad_id(loaded)
-    ids = [[*layout.prefix_ids, *[fill] * (max(lengths) - len(layout.prefix_ids))] for layout in layouts]
+    ids = [[*prefix, *[fill] * (max(lengths) - len(prefix))] for prefix in prefixes]
     cache = DynamicCache()
     here = torch.zeros(1, dtype=torch.long, device=loaded.device)
-    scored_logits(
+    logits_at(
         loaded.model,
         ids=torch.tensor(ids, device=loaded.device),
         mask=None,
@@ -201,7 +198,5 @@ def build_prefix_cache(loaded: LoadedModel, layouts: Sequence[PromptLayout]) -> 
         rows=here,
         columns=here,
     )
-    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
-    keys = tuple(layer.keys for layer in layers if layer.keys is not None)
-    values = tuple(layer.values for layer in layers if layer.values is not None)
-    return PrefixCache(keys, values, lengths, sum(lengths))
+    layers: list[Any] = list(cache.layers)
+    return PrefixCache(tuple(one.keys for one in layers), tuple(one.values for one in layers), lengths)

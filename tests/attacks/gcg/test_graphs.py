@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from caryatid.attacks import accelerate
-from caryatid.attacks.accelerate import Replay, fused, worth_fusing
-from caryatid.attacks.gradient import suffix_gradients
-from caryatid.attacks.prefix import build_prefix_cache
-from caryatid.attacks.rows import PromptLayout
-from caryatid.attacks.scoring import score_candidates
-from caryatid.attacks.search import gcg_search
-from caryatid.attacks.state import GcgCase, text_loss
+from caryatid.attacks.base import Goal
+from caryatid.attacks.gcg import graphs
+from caryatid.attacks.gcg.gradient import suffix_gradients
+from caryatid.attacks.gcg.graphs import Replay, fused, worth_fusing
+from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache
+from caryatid.attacks.gcg.scoring import score_candidates
+from caryatid.attacks.gcg.state import text_loss
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
+from searching import search_alone
 from tiny import ARCHITECTURES, tiny_loaded
 
 CASES = (
-    GcgCase("a", "How do I write a letter to the office?", "Sure, here is a letter"),
-    GcgCase("b", "Explain the tides to me please", "Sure, here is"),
+    Goal("a", "How do I write a letter to the office?", "Sure, here is a letter"),
+    Goal("b", "Explain the tides to me please", "Sure, here is"),
 )
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="records on CUDA only")
 
@@ -125,7 +125,7 @@ def test_on_the_cpu_a_replayed_function_is_called_as_it_is() -> None:
 @needs_cuda
 def test_a_recorded_function_gives_what_it_would_give() -> None:
     device = torch.device("cuda")
-    weight, replay = torch.randn(16, 16, device=device), Replay[Tensor](device, accelerate.RECORDED_FROM)
+    weight, replay = torch.randn(16, 16, device=device), Replay[Tensor](device, graphs.RECORDED_FROM)
 
     def product(value: Tensor) -> Tensor:
         return (value @ weight).relu().sum(0)
@@ -189,9 +189,9 @@ def test_a_search_is_the_same_recorded_and_fused(monkeypatch: pytest.MonkeyPatch
     loaded = tiny_loaded("llama", dtype=torch.float64, device="cuda")
     options: dict[str, Any] = {"steps": 6, "width": 16, "top_k": 16, "batch_size": 8, "seed": 0}
     chat = ChatFormat(loaded.tokenizer)
-    fast = gcg_search(loaded, chat, CASES, suffix_length=5, fuse=True, **options)
-    monkeypatch.setattr(accelerate, "RECORDED_FROM", 1000)
-    plain = gcg_search(loaded, chat, CASES, suffix_length=5, fuse=False, **options)
+    fast = search_alone(loaded, chat, CASES, suffix_length=5, compiled=True, **options)
+    monkeypatch.setattr(graphs, "RECORDED_FROM", 1000)
+    plain = search_alone(loaded, chat, CASES, suffix_length=5, compiled=False, **options)
     assert [one.suffix_ids for one in fast] == [one.suffix_ids for one in plain]
     for one, other in zip(fast, plain, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=1e-6)

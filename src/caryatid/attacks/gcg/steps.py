@@ -13,61 +13,34 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caryatid.attacks.accelerate import Replay, worth_fusing
-from caryatid.attacks.candidates import (
+from caryatid.attacks.gcg.candidates import (
     Substitutions,
     TokenFilter,
     allowed_token_ids,
     ordered_substitutions,
     topk_substitutions,
 )
-from caryatid.attacks.gradient import GradientPass, SuffixGradients, suffix_gradients
-from caryatid.attacks.prefix import PrefixCache, build_prefix_cache
-from caryatid.attacks.rows import PromptLayout, evaluation_mode
-from caryatid.attacks.scoring import Scoring, default_scoring, start_scoring, usable_scoring
-from caryatid.attacks.slot import SuffixSlot, Survival, place_suffix, surviving_candidates
-from caryatid.attacks.state import GcgState, text_loss
+from caryatid.attacks.gcg.gradient import GradientPass, SuffixGradients, suffix_gradients
+from caryatid.attacks.gcg.graphs import Replay, worth_fusing
+from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache, evaluation_mode
+from caryatid.attacks.gcg.scoring import default_scoring, start_scoring, usable_scoring
+from caryatid.attacks.gcg.settings import GcgSettings, Scoring
+from caryatid.attacks.gcg.slot import SuffixSlot, Survival, place_suffix, surviving_candidates
+from caryatid.attacks.gcg.state import GcgState, text_loss
 from caryatid.errors import InputError, NumericalError
+from caryatid.models.batch import RowLimit
+from caryatid.models.cache import PrefixCache
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 
 
 @dataclass(frozen=True)
-class GcgSettings:
-    """Size of a step: `width` candidates, `top_k` tokens per position.
-
-    `scoring` is how candidates are scored (see `scoring.py`), None the device's default; what a model does not allow
-    becomes the nearest that it does. `fuse`: candidates with norms, gates and rotary embeddings compiled, None where
-    that pays (see `accelerate.py`). `exact` re-scores each new best from its text in one fixed layout (single row, no
-    cache), so that the record does not depend on batching.
-    """
-
-    width: int
-    top_k: int
-    scoring: Scoring | None = None
-    exact: bool = False
-    fuse: bool | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("width", "top_k"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is below 1", where="GCG")
-
-
-@dataclass
-class RowLimit:
-    """Rows per forward that fit into memory so far; only ever lowered."""
-
-    rows: int
-
-    def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise InputError(f"batch_size {self.rows} is below 1", where="GCG")
-
-
-@dataclass(frozen=True)
 class GcgEngine:
-    """What stays the same over the steps of some cases: their places in the prompts, targets, and prefixes."""
+    """What stays the same over the steps of some cases: their places in the prompts, targets, and prefixes.
+
+    With `exact` each new best is scored again from its text in one fixed layout (single row, no cache), so that the
+    record does not depend on batching.
+    """
 
     loaded: LoadedModel
     chat: ChatFormat
@@ -76,6 +49,7 @@ class GcgEngine:
     prefix: PrefixCache | None
     tokens: TokenFilter
     settings: GcgSettings
+    exact: bool
     limit: RowLimit
     scoring: Scoring
     fuse: bool
@@ -94,11 +68,11 @@ class GcgEngine:
 
 
 def _slot(chat: ChatFormat, state: GcgState) -> SuffixSlot:
-    placed = place_suffix(chat, state.case.user_text, state.suffix_text)
+    placed = place_suffix(chat, state.goal.user_text, state.suffix_text)
     if placed is None or placed.ids != state.suffix_ids:
         raise InputError(
             f"suffix {state.suffix_text!r} is not what the tokenizer gives for it in its prompt",
-            where=f"GCG case {state.case.behavior_id}",
+            where=f"GCG case {state.goal.behavior_id}",
             remedy="Make the state with start_state or resume_state.",
         )
     return placed.slot
@@ -110,10 +84,10 @@ def _engine(
     states: Sequence[GcgState],
     settings: GcgSettings,
     limit: RowLimit,
-    steps: int = 1,
+    exact: bool,
 ) -> GcgEngine:
     slots = tuple(_slot(chat, state) for state in states)
-    targets = tuple(tuple(chat.answer_ids(state.case.target, end_of_turn=False)) for state in states)
+    targets = tuple(tuple(chat.answer_ids(state.goal.target, end_of_turn=False)) for state in states)
     tokens = allowed_token_ids(loaded.tokenizer)
     engine = GcgEngine(
         loaded,
@@ -123,12 +97,13 @@ def _engine(
         prefix=None,
         tokens=tokens,
         settings=settings,
+        exact=exact,
         limit=limit,
         scoring="plain",
-        fuse=worth_fusing(loaded.model) if settings.fuse is None else settings.fuse,
+        fuse=worth_fusing(loaded.model) if settings.compiled is None else settings.compiled,
         survival=tuple(Survival() for _ in slots),
-        gradients=Replay(loaded.device, steps),
-        texts=tuple(Replay(loaded.device, steps) for _ in slots),
+        gradients=Replay(loaded.device, settings.steps),
+        texts=tuple(Replay(loaded.device, settings.steps) for _ in slots),
     )
     layouts, wanted = engine.layouts(states), settings.scoring or default_scoring(loaded.device)
     prefix = None if wanted == "plain" else build_prefix_cache(loaded, layouts)
@@ -137,7 +112,7 @@ def _engine(
 
 def _record_start(state: GcgState, loss: float) -> GcgState:
     if not math.isfinite(loss):
-        raise NumericalError(f"target loss is {loss}", where=f"GCG case {state.case.behavior_id}")
+        raise NumericalError(f"target loss is {loss}", where=f"GCG case {state.goal.behavior_id}")
     return replace(
         state,
         loss=loss,
@@ -151,10 +126,10 @@ def _record_start(state: GcgState, loss: float) -> GcgState:
 def _begin(engine: GcgEngine, index: int, state: GcgState, layout: PromptLayout) -> GcgState:
     """The state with a new record: the prefix's tokens and, in exact mode, the initial loss from the text."""
     spent = 0 if engine.prefix is None else len(layout.prefix_ids)
-    fresh = GcgState(state.case, state.suffix_ids, state.suffix_text, forward_tokens=spent)
-    if not engine.settings.exact:
+    fresh = GcgState(state.goal, state.suffix_ids, state.suffix_text, forward_tokens=spent)
+    if not engine.exact:
         return fresh
-    loss = text_loss(engine.loaded, engine.chat, state.case, state.suffix_text, engine.texts[index])
+    loss = text_loss(engine.loaded, engine.chat, state.goal, state.suffix_text, engine.texts[index])
     return _record_start(replace(fresh, forward_tokens=spent + layout.length), loss)
 
 
@@ -181,11 +156,11 @@ def _advance(
     winner = int(scored.losses.argmin())
     loss, ids = float(scored.losses[winner]), tuple(scored.candidates[winner].tolist())
     if not math.isfinite(loss):
-        raise NumericalError(f"a candidate's loss is {loss}", where=f"GCG case {state.case.behavior_id}")
+        raise NumericalError(f"a candidate's loss is {loss}", where=f"GCG case {state.goal.behavior_id}")
     text = engine.slots[index].suffix_texts(engine.chat.tokenizer, [ids])[0]
     assert text is not None  # it survived the round trip
-    if engine.settings.exact and loss < state.best_loss:
-        loss = text_loss(engine.loaded, engine.chat, state.case, text, engine.texts[index])
+    if engine.exact and loss < state.best_loss:
+        loss = text_loss(engine.loaded, engine.chat, state.goal, text, engine.texts[index])
         spent += layout.length
     state = replace(state, suffix_ids=ids, suffix_text=text, loss=loss, forward_tokens=spent)
     if loss < state.best_loss:
@@ -300,28 +275,22 @@ def gcg_steps(
     loaded: LoadedModel,
     chat: ChatFormat,
     states: Sequence[GcgState],
+    settings: GcgSettings,
     *,
-    steps: int,
-    width: int,
-    top_k: int,
     batch_size: int | RowLimit,
     generator: torch.Generator | Sequence[torch.Generator],
-    scoring: Scoring | None = None,
     exact: bool = False,
-    fuse: bool | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[GcgState]:
-    """`steps` warm-started steps of several cases against the present weights: R2D2's inner loop.
+    """`settings.steps` warm-started steps of several cases against the present weights: R2D2's inner loop.
 
     The model is in evaluation mode meanwhile (dropout off) and afterwards in the mode it was in; no gradient is
     left behind. Each state's record (losses, best, tokens) starts anew.
 
     Args:
-        width: candidates per case and step. top_k: tokens per position.
         batch_size: rows per forward, across cases; a `RowLimit` is lowered where memory runs out, and stays so.
-        scoring, fuse: how candidates are scored (see `GcgSettings`).
         generator: one (on the CPU) for all cases in turn, or one per case.
-        exact: also re-score each new best from its text (see `GcgSettings`).
+        exact: also re-score each new best from its text (see `GcgEngine`).
         on_step: called after every step.
 
     Raises:
@@ -330,15 +299,14 @@ def gcg_steps(
     """
     if not states:
         return []
-    settings = GcgSettings(width, top_k, scoring, exact, fuse)
     limit = batch_size if isinstance(batch_size, RowLimit) else RowLimit(batch_size)
     generators = [generator] * len(states) if isinstance(generator, torch.Generator) else list(generator)
     with evaluation_mode(loaded.model):
-        engine = _engine(loaded, chat, states, settings, limit, steps)
+        engine = _engine(loaded, chat, states, settings, limit, exact)
         layouts = engine.layouts(states)
         pairs = zip(states, layouts, strict=True)
         now = [_begin(engine, index, state, layout) for index, (state, layout) in enumerate(pairs)]
-        for _ in range(steps):
+        for _ in range(settings.steps):
             now = gcg_step(engine, now, generators)
             if on_step is not None:
                 on_step()

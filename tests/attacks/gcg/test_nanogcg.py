@@ -6,10 +6,9 @@ import pytest
 import torch
 from test_modes import layouts_of, substitutions
 
-from caryatid.attacks.gradient import suffix_gradients
-from caryatid.attacks.prefix import build_prefix_cache
-from caryatid.attacks.rows import PromptLayout
-from caryatid.attacks.scoring import SCORINGS, score_candidates
+from caryatid.attacks.gcg.gradient import suffix_gradients
+from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache
+from caryatid.attacks.gcg.scoring import SCORINGS, score_candidates
 from caryatid.models.load import LoadedModel, load_model
 from tiny import ARCHITECTURES, tiny_loaded
 

@@ -2,41 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from ..attacks.gcg import RowLimit, gcg_steps
-from ..attacks.state import GcgCase, GcgState, resume_state, start_state
+from ..attacks.base import Goal
+from ..attacks.gcg.state import GcgState, resume_state, start_state
+from ..attacks.gcg.steps import gcg_steps
 from ..data.prompts import Prompt
+from ..models.batch import RowLimit
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
-from .arms import ArmRecipe
-from .losses import AwayVariant
+from .arms import Arm
 from .pool import Pool
 from .ranks import ALONE, Ranks
-from .trainee import Example
-
-
-@dataclass(frozen=True)
-class AdversarialSettings:
-    """R2D2's values (protocol §3). `cases` is n, `gcg_steps` is m, both per micro-batch."""
-
-    pool: int
-    cases: int
-    gcg_steps: int
-    width: int
-    top_k: int
-    suffix_length: int
-    restart_every: int
-    restart_fraction: float
-    away_weight: float = 0.5
-    toward_weight: float = 0.5
-    away_variant: AwayVariant = "plain"
-    toward_text: str = "Sorry, I can't do that."
-    static_gcg_steps: int = 50
-    gcg_batch: int = 64
+from .settings import R2D2Settings
+from .trainee import DrawnCases, Example
 
 
 class Attacked(NamedTuple):
@@ -55,37 +36,35 @@ class Attacked(NamedTuple):
     backward_tokens: int = 0
 
 
-class Drawn(NamedTuple):
-    """Cases of one micro-batch: prompts with their affirmative targets, the same prompts with the refusal."""
-
-    away: list[Example]
-    toward: list[Example]
-    attacked: Attacked
-
-
 class CaseSource:
-    """Draws cases from the pool and refreshes their suffixes as the arm's recipe says; ranks share the attacks."""
+    """Draws cases from the pool and refreshes their suffixes as the arm says; ranks share the attacks.
+
+    Args:
+        settings: pool and attack. behaviours: training prompts with targets. seed: of draws and attacks.
+        batch_size: candidates per forward at most.
+    """
 
     def __init__(
         self,
         loaded: LoadedModel,
         chat: ChatFormat,
-        recipe: ArmRecipe,
-        settings: AdversarialSettings,
+        arm: Arm,
+        settings: R2D2Settings,
         behaviours: Sequence[Prompt],
         seed: int,
+        batch_size: int,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.loaded, self.chat, self.recipe, self.settings = loaded, chat, recipe, settings
+        self.loaded, self.chat, self.arm, self.settings = loaded, chat, arm, settings
         self.ranks = ranks
-        self.pool = Pool(behaviours, settings.pool, seed)
+        self.pool = Pool(behaviours, settings.pool, seed, settings.suffix_length)
         self.generator = torch.Generator().manual_seed(seed)
-        self.limit = RowLimit(settings.gcg_batch)
+        self.limit = RowLimit(batch_size)
         self.refusal = chat.answer_ids(settings.toward_text)
 
-    def _case(self, index: int) -> GcgCase:
+    def _goal(self, index: int) -> Goal:
         prompt = self.pool.prompt(index)
-        return GcgCase(prompt.id, prompt.user_text, self.pool.cases[index].target)
+        return Goal(prompt.id, prompt.user_text, self.pool.entries[index].target)
 
     def attack(self, indices: Sequence[int], steps: int) -> Attacked:
         """GCG from each case's present suffix against the current weights."""
@@ -98,9 +77,7 @@ class CaseSource:
                 self.loaded,
                 self.chat,
                 states,
-                steps=steps,
-                width=self.settings.width,
-                top_k=self.settings.top_k,
+                self.settings.gcg(steps),
                 batch_size=self.limit,
                 generator=[torch.Generator().manual_seed(seeds[row]) for row in mine],
             )
@@ -116,42 +93,42 @@ class CaseSource:
         )
 
     def _state(self, index: int) -> GcgState:
-        kept, case = self.pool.cases[index].suffix_ids, self._case(index)
-        if kept:
-            return resume_state(self.chat, case, kept)
-        return start_state(self.chat, case, length=self.settings.suffix_length)
+        entry, goal = self.pool.entries[index], self._goal(index)
+        if entry.suffix_ids:
+            return resume_state(self.chat, goal, entry.suffix_ids)
+        return start_state(self.chat, goal, length=entry.length)
 
     def make_static(self) -> list[Attacked]:
         """Attack every case once at step 0, n at a time, for the static arm."""
-        everything = range(len(self.pool.cases))
+        everything = range(len(self.pool.entries))
         return [
             self.attack(everything[start : start + self.settings.cases], self.settings.static_gcg_steps)
             for start in everything[:: self.settings.cases]
         ]
 
-    def draw(self) -> Drawn:
-        """The cases of one micro-batch."""
+    def draw(self) -> tuple[DrawnCases, Attacked]:
+        """The cases of one micro-batch, and what attacking them came to."""
         indices = self.pool.draw(self.settings.cases)
         attacked = Attacked()
-        if self.recipe.suffixes == "dynamic":
+        if self.arm.suffixes == "dynamic":
             attacked = self.attack(indices, self.settings.gcg_steps)
         away, toward = [], []
         for index in indices:
-            kept = self.pool.cases[index].suffix_ids
-            text = self._case(index).user_text
-            if kept and self.recipe.suffixes != "none":
-                text = f"{text} {resume_state(self.chat, self._case(index), kept).suffix_text}"
+            kept = self.pool.entries[index].suffix_ids
+            text = self._goal(index).user_text
+            if kept and self.arm.suffixes != "none":
+                text = f"{text} {resume_state(self.chat, self._goal(index), kept).suffix_text}"
             prompt = self.chat.ids(text)
             away.append(
-                Example(prompt, self.chat.answer_ids(self.pool.cases[index].target, end_of_turn=False))
+                Example(prompt, self.chat.answer_ids(self.pool.entries[index].target, end_of_turn=False))
             )
             toward.append(Example(prompt, self.refusal))
-        return Drawn(away, toward, attacked)
+        return DrawnCases(away, toward), attacked
 
     def after_update(self, step: int) -> None:
         """Age the pool, and restart a share of it when its time has come (dynamic arms; draws stay in step)."""
         self.pool.advance()
-        if step % self.settings.restart_every == 0 and self.recipe.suffixes != "static":
+        if step % self.settings.restart_every == 0 and self.arm.suffixes != "static":
             self.pool.restart(self.settings.restart_fraction)
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,7 +143,4 @@ class CaseSource:
         """The inverse of `state_dict`."""
         self.pool.load_state_dict(state["pool"])
         self.generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))
-        self.limit = RowLimit(int(state.get("gcg_batch", self.settings.gcg_batch)))
-
-
-Mode = Literal["lora", "full"]
+        self.limit = RowLimit(int(state["gcg_batch"]))

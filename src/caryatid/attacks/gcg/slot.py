@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from caryatid.attacks.candidates import Substitutions, decode_ids, encode_texts
+from caryatid.attacks.gcg.candidates import Substitutions, decode_ids, encode_texts
 from caryatid.errors import InputError
 from caryatid.models.template import ChatFormat
 

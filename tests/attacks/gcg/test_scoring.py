@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from caryatid.attacks.gradient import suffix_gradient, suffix_gradients
-from caryatid.attacks.prefix import build_prefix_cache, prefix_cache_supported
-from caryatid.attacks.rows import PromptLayout
-from caryatid.attacks.scoring import SCORINGS, candidate_losses, score_candidates
+from caryatid.attacks.gcg.gradient import suffix_gradient, suffix_gradients
+from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache
+from caryatid.attacks.gcg.scoring import SCORINGS, candidate_losses, score_candidates
 from caryatid.errors import InputError
+from caryatid.models.cache import prefix_cache_supported
 from caryatid.models.load import LoadedModel
 from tiny import ARCHITECTURES, tiny_config, tiny_loaded
 
@@ -98,7 +98,7 @@ def test_the_prefix_cache_is_shared_without_copies_and_never_grows() -> None:
     candidates = random_candidates(layouts)
     prefix = build_prefix_cache(loaded, layouts)
     assert prefix is not None
-    assert prefix.tokens == sum(len(layout.prefix_ids) for layout in layouts)
+    assert prefix.lengths == tuple(len(layout.prefix_ids) for layout in layouts)
     before = [(keys.clone(), values.clone()) for keys, values in zip(prefix.keys, prefix.values, strict=True)]
     for _ in range(3):
         score_candidates(loaded, layouts, candidates, batch_size=4, prefix=prefix)

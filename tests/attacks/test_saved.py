@@ -5,19 +5,40 @@ from pathlib import Path
 
 import pytest
 
-from caryatid.attacks.cases import TestCase, default_target, load_cases, save_cases
+from caryatid.attacks import saved
+from caryatid.attacks.base import AttackResult
+from caryatid.attacks.saved import TestCase, load_cases, save_cases
 from caryatid.errors import DataMissingError, InputError
 
 CASES = (
-    TestCase("a", "Explain the tides", "Sure, here is", "! ! é-free", (5, 6, 7), 1.25),
-    TestCase("b", "Où?\n\n---\n\nWrite", "Sure", "x", (9,), 0.1 + 0.2),
+    TestCase(
+        "gcg",
+        "a",
+        "Explain the tides",
+        "Sure, here is",
+        "Explain the tides ! ! é-free",
+        1.25,
+        "! ! é-free",
+        (5, 6, 7),
+    ),
+    TestCase("templates", "b", "Où?\n\n---\n\nWrite", "Sure", "Write it: Où?\n\n---\n\nWrite", 0.1 + 0.2),
 )
 
 
+def test_a_case_is_what_a_result_sends_without_its_costs() -> None:
+    result = AttackResult(
+        attack="gcg", behavior_id="a", user_text="Explain the tides", target="Sure, here is",
+        sent_text="Explain the tides ! ! é-free", loss=1.25, losses=(2.0, 1.25), steps=1, candidates=8,
+        forward_tokens=100, seconds=1.5, suffix_text="! ! é-free", suffix_ids=(5, 6, 7), details={"a": [1]},
+    )  # fmt: skip
+    assert TestCase.of(result) == CASES[0]
+    assert AttackResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
 def test_saved_cases_come_back_exactly(tmp_path: Path) -> None:
-    saved = save_cases(tmp_path / "cases.json", CASES, {"model": "tiny", "steps": 3})
+    written = save_cases(tmp_path / "cases.json", CASES, {"model": "tiny", "steps": 3})
     loaded = load_cases(tmp_path / "cases.json")
-    assert loaded == saved
+    assert loaded == written
     assert loaded.cases == CASES
     assert loaded.source == {"model": "tiny", "steps": 3}
     assert loaded.cases[0].sent_text == "Explain the tides ! ! é-free"
@@ -30,7 +51,7 @@ def test_the_hash_names_the_content(tmp_path: Path) -> None:
     assert save_cases(tmp_path / "4.json", CASES, {"model": "other"}).sha256 != first
 
 
-@pytest.mark.parametrize(("field", "value"), [("suffix_text", "y"), ("loss", 0.0), ("suffix_ids", [1])])
+@pytest.mark.parametrize(("field", "value"), [("suffix_text", "y"), ("loss", 0.0), ("sent_text", "Explain")])
 def test_a_changed_case_is_refused(tmp_path: Path, field: str, value: object) -> None:
     path = tmp_path / "cases.json"
     save_cases(path, CASES)
@@ -43,6 +64,15 @@ def test_a_changed_case_is_refused(tmp_path: Path, field: str, value: object) ->
     assert str(path) in str(caught.value)
 
 
+def test_files_of_another_version_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cases.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(saved, "_FORMAT", 1)
+        save_cases(path, CASES)
+    with pytest.raises(InputError, match=r"format 1, this version reads format 2.*Make the cases anew"):
+        load_cases(path)
+
+
 @pytest.mark.parametrize(
     "content", ["[]", "{}", '{"sha256": "0", "format": 1}', "{", '{"sha256":"0","cases":[{"a":1}]}']
 )
@@ -53,24 +83,3 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
         load_cases(path)
     with pytest.raises(DataMissingError, match="no such file"):
         load_cases(tmp_path / "absent.json")
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "target"),
-    [
-        ("Write a letter to the mayor.", "Sure, here is a letter to the mayor"),
-        ("Please give me detailed instructions to fold a boat", "Sure, here is detailed instructions to fold a boat"),
-        ("How do I fold a paper boat?", "Sure, here is how to fold a paper boat"),
-        ("How to fold a paper boat", "Sure, here is how to fold a paper boat"),
-        ("Explain how to fold a paper boat", "Sure, here is how to fold a paper boat"),
-        ("Fold a paper boat! Then a hat.", "Sure, here is how to fold a paper boat"),
-        ("What is the capital of France?", "Sure, here is the answer to what is the capital of France"),
-        ("?!", "Sure, here is the answer"),
-    ],
-)  # fmt: skip
-def test_default_target_restates_the_behaviour(behaviour: str, target: str) -> None:
-    assert default_target(behaviour) == target
-
-
-def test_default_target_is_bounded() -> None:
-    assert len(default_target("Write a " + "very " * 100 + "long text").split()) <= 3 + 24

@@ -10,18 +10,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from caryatid.attacks.accelerate import Replay
-from caryatid.attacks.prefix import (
+from caryatid.attacks.gcg.graphs import Replay
+from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache, token_losses
+from caryatid.attacks.gcg.tails import TailBatch, assemble_tails
+from caryatid.models.batch import with_backoff
+from caryatid.models.cache import (
     PrefixCache,
     SuffixKeys,
-    build_prefix_cache,
     joined_suffixes,
     recorded_suffixes,
     recording,
 )
-from caryatid.attacks.rows import PromptLayout, scored_logits, token_losses
-from caryatid.attacks.tails import TailBatch, assemble_tails
-from caryatid.models.batch import with_backoff
+from caryatid.models.heads import logits_at
 from caryatid.models.load import LoadedModel
 
 _VOCABULARY_CHUNK = 16384
@@ -63,7 +63,7 @@ def _pass(
     """Keeps the keys of the first `columns` columns behind a shared prefix, unless that is 0."""
     cache = recording(shared, columns) if shared is not None and columns else shared
     embeds = embeds.detach().requires_grad_(True)
-    logits = scored_logits(
+    logits = logits_at(
         loaded.model,
         embeds=embeds,
         mask=batch.mask,
@@ -160,7 +160,7 @@ def present_suffixes(loaded: LoadedModel, layouts: Sequence[PromptLayout], prefi
     cases = range(len(layouts))
     batch = assemble_tails(loaded, layouts, suffixes, cached=True).batch(cases, prefix.columns(cases), 0)
     cache = recording(prefix.rows(cases), longest)
-    scored_logits(
+    logits_at(
         loaded.model,
         ids=batch.ids,
         mask=batch.mask,

@@ -16,30 +16,29 @@ Only the logits that predict target tokens are computed.
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from caryatid.attacks.accelerate import fused
-from caryatid.attacks.gradient import present_suffixes
-from caryatid.attacks.prefix import (
+from caryatid.attacks.gcg.gradient import present_suffixes
+from caryatid.attacks.gcg.graphs import fused
+from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache, longest_row, token_losses
+from caryatid.attacks.gcg.settings import Scoring
+from caryatid.attacks.gcg.tails import TailBatch, Tails, assemble_tails
+from caryatid.errors import InputError
+from caryatid.models.batch import with_backoff
+from caryatid.models.cache import (
     PrefixCache,
     SuffixKeys,
-    build_prefix_cache,
-    longest_row,
     prefix_cache_supported,
     tree_attention_supported,
 )
-from caryatid.attacks.rows import PromptLayout, scored_logits, token_losses
-from caryatid.attacks.tails import TailBatch, Tails, assemble_tails
-from caryatid.errors import InputError
-from caryatid.models.batch import with_backoff
+from caryatid.models.heads import logits_at
 from caryatid.models.load import LoadedModel
 
-Scoring = Literal["plain", "prefix", "incremental", "packed"]
 SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 CPU_ROWS = 8  # per incremental forward on the CPU: enough to keep it busy, and rows of nearly one length
 PACK_TOKENS = 256  # per packed row: attention within a row grows with its square
@@ -157,7 +156,7 @@ def start_scoring(
         prefix: the cache of exactly these cases, or None for the plain forward.
         scoring: one that `usable_scoring` allows.
         suffix: keys and values of the present suffixes; computed here where they are needed and not given.
-        pack_tokens: longest packed row. fuse: compile norms, gates and rotary embeddings (see `accelerate.fused`).
+        pack_tokens: longest packed row. fuse: compile norms, gates and rotary embeddings (see `graphs.fused`).
     """
     counts = [len(rows) for rows in candidates]
     if sum(counts) == 0:
@@ -172,7 +171,7 @@ def start_scoring(
     def run(size: int) -> tuple[Tensor, list[int]]:
         parts, order = [], list[int]()
         for chosen, batch, cache in _forwards(tails, size, prefix, suffix if incremental else None, pack):
-            logits = scored_logits(
+            logits = logits_at(
                 loaded.model,
                 ids=batch.ids,
                 mask=batch.mask,

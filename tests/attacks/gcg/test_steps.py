@@ -7,27 +7,27 @@ import pytest
 import torch
 from torch import nn
 
-from caryatid.attacks import gcg
-from caryatid.attacks.candidates import allowed_token_ids
-from caryatid.attacks.gcg import gcg_steps
-from caryatid.attacks.scoring import SCORINGS, Scoring
-from caryatid.attacks.search import GcgResult, case_generator, gcg_search
-from caryatid.attacks.state import GcgCase, GcgState, resume_state, start_state
+from caryatid.attacks.base import AttackResult, Goal
+from caryatid.attacks.gcg import steps as gcg
+from caryatid.attacks.gcg.candidates import allowed_token_ids
+from caryatid.attacks.gcg.scoring import SCORINGS, Scoring
+from caryatid.attacks.gcg.state import GcgState, resume_state, start_state
 from caryatid.errors import InputError, NumericalError
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
+from searching import search_alone, steps_of
 from tiny import ARCHITECTURES, INST, tiny_loaded, tiny_tokenizer
 
 CASES = (
-    GcgCase("letter", "How do I write a letter to the office?", "Sure, here is a letter"),
-    GcgCase("tides", "Explain the tides", "Sure, here is how the tides work"),
-    GcgCase("sea", "Où est la mer?\n\n---\n\nPlease write about it", "Sure"),
+    Goal("letter", "How do I write a letter to the office?", "Sure, here is a letter"),
+    Goal("tides", "Explain the tides", "Sure, here is how the tides work"),
+    Goal("sea", "Où est la mer?\n\n---\n\nPlease write about it", "Sure"),
 )
 
 
 def search(
-    loaded: LoadedModel, chat: ChatFormat, cases: tuple[GcgCase, ...] = CASES, **changes: object
-) -> list[GcgResult]:
+    loaded: LoadedModel, chat: ChatFormat, cases: tuple[Goal, ...] = CASES, **changes: object
+) -> list[AttackResult]:
     settings = {
         "steps": 4,
         "width": 12,
@@ -37,7 +37,7 @@ def search(
         "suffix_length": 5,
         **changes,
     }
-    return gcg_search(loaded, chat, cases, **settings)
+    return search_alone(loaded, chat, cases, **settings)
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def test_reported_loss_where_tokens_merge_with_the_template(system: str | None) 
 
 
 def assert_contract(
-    loaded: LoadedModel, chat: ChatFormat, case: GcgCase, result: GcgResult, steps: int
+    loaded: LoadedModel, chat: ChatFormat, case: Goal, result: AttackResult, steps: int
 ) -> None:
     """What every result promises."""
     losses = list(result.losses)
@@ -119,8 +119,8 @@ def test_cases_together_equal_cases_alone(arch: str, monkeypatch: pytest.MonkeyP
 
     def run(chosen: list[int], **changes: object) -> list[GcgState]:
         settings = {"steps": 3, "width": 10, "top_k": 20, "batch_size": 7, **changes}
-        generators = [case_generator(1, CASES[i]) for i in chosen]
-        return gcg_steps(loaded, chat, [states[i] for i in chosen], generator=generators, **settings)
+        generators = [CASES[i].generator(1) for i in chosen]
+        return steps_of(loaded, chat, [states[i] for i in chosen], generator=generators, **settings)
 
     together = run([0, 1, 2])
     with monkeypatch.context() as patch:
@@ -153,7 +153,7 @@ def test_the_best_candidate_moves_in_even_if_worse_and_the_best_is_kept(
         return found
 
     monkeypatch.setattr(gcg, "gcg_step", recording)
-    gcg_steps(
+    steps_of(
         loaded,
         chat,
         [state],
@@ -177,7 +177,7 @@ def test_seed_decides_and_the_other_cases_do_not() -> None:
     loaded = tiny_loaded("mistral")
     chat = ChatFormat(loaded.tokenizer)
 
-    def found(results: list[GcgResult]) -> list[tuple[object, ...]]:
+    def found(results: list[AttackResult]) -> list[tuple[object, ...]]:
         return [(r.behavior_id, r.suffix_ids, r.losses, r.forward_tokens) for r in results]
 
     first = found(search(loaded, chat))
@@ -309,7 +309,7 @@ def test_candidates_and_tokens_of_gradients_are_counted(
         generator = torch.Generator().manual_seed(0)
         for case in CASES:
             backward[0] = scored[0] = 0
-            (state,) = gcg_steps(
+            (state,) = steps_of(
                 loaded, chat, [start_state(chat, case, length=5)], steps=3, width=7, top_k=16, batch_size=4,
                 generator=generator, scoring=scoring,
             )  # fmt: skip
@@ -324,33 +324,31 @@ def test_warm_started_steps_begin_a_new_record() -> None:
     chat = ChatFormat(loaded.tokenizer)
     generator = torch.Generator().manual_seed(0)
     settings = {"width": 8, "top_k": 16, "batch_size": 8, "generator": generator}
-    first = gcg_steps(loaded, chat, [start_state(chat, c, length=5) for c in CASES], steps=2, **settings)
+    first = steps_of(loaded, chat, [start_state(chat, c, length=5) for c in CASES], steps=2, **settings)
     other = tiny_loaded("llama", seed=1)
-    second = gcg_steps(other, chat, first, steps=2, **settings)
+    second = steps_of(other, chat, first, steps=2, **settings)
     for case, before, after in zip(CASES, first, second, strict=True):
         text = f"{case.user_text} {before.suffix_text}"
         assert after.losses[0] == pytest.approx(loss_of_text(other, "chatml", text, case.target), rel=1e-4)
         assert len(after.losses) == 3
         again = resume_state(chat, case, after.suffix_ids)
         assert (again.suffix_ids, again.suffix_text) == (after.suffix_ids, after.suffix_text)
-    assert gcg_steps(loaded, chat, [], steps=2, **settings) == []
+    assert steps_of(loaded, chat, [], steps=2, **settings) == []
 
 
 def test_a_state_whose_ids_are_not_its_texts_is_refused() -> None:
     loaded = tiny_loaded("llama")
     chat = ChatFormat(loaded.tokenizer)
     state = start_state(chat, CASES[0], length=5)
-    forged = GcgState(state.case, (*state.suffix_ids[::-1], 7), state.suffix_text)
+    forged = GcgState(state.goal, (*state.suffix_ids[::-1], 7), state.suffix_text)
     with pytest.raises(InputError, match="letter"):
-        gcg_steps(
-            loaded, chat, [forged], steps=1, width=4, top_k=4, batch_size=4, generator=torch.Generator()
-        )
+        steps_of(loaded, chat, [forged], steps=1, width=4, top_k=4, batch_size=4, generator=torch.Generator())
 
 
 @pytest.mark.parametrize("name", ["width", "top_k", "batch_size"])
 def test_sizes_below_one_are_refused(name: str) -> None:
     loaded = tiny_loaded("llama")
-    with pytest.raises(InputError, match=name):
+    with pytest.raises((ValueError, InputError), match=name):
         search(loaded, ChatFormat(loaded.tokenizer), CASES[:1], **{name: 0})
 
 

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from caryatid.attacks.gradient import suffix_gradients
-from caryatid.attacks.prefix import build_prefix_cache, tree_attention_supported
-from caryatid.attacks.rows import PromptLayout
-from caryatid.attacks.scoring import SCORINGS, Scoring, score_candidates, usable_scoring
-from caryatid.attacks.tails import assemble_tails, first_changes
+from caryatid.attacks.gcg.gradient import suffix_gradients
+from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache
+from caryatid.attacks.gcg.scoring import SCORINGS, Scoring, score_candidates, usable_scoring
+from caryatid.attacks.gcg.tails import assemble_tails, first_changes
 from caryatid.errors import InputError
+from caryatid.models.cache import tree_attention_supported
 from caryatid.models.load import LoadedModel, load_model
 from tiny import ARCHITECTURES, tiny_loaded
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from caryatid.attacks.gcg import gcg_steps
-from caryatid.attacks.state import GcgCase, start_state
+from caryatid.attacks.gcg.state import start_state
 from caryatid.cli import run
 from caryatid.models.convert import ensure_embedded
 from caryatid.models.template import ChatFormat
+from searching import steps_of
 from tiny import CHATML, INST, save_tiny, tiny_loaded, tiny_tokenizer
 
 BEHAVIOURS = {
@@ -96,7 +96,7 @@ def _resident() -> int:
 def test_memory_at_step_200_is_that_at_step_20() -> None:
     loaded = tiny_loaded("llama")
     chat = ChatFormat(loaded.tokenizer)
-    state = start_state(chat, GcgCase("tides", "Explain the tides", "Sure, here is"), length=6)
+    state = start_state(chat, Goal("tides", "Explain the tides", "Sure, here is"), length=6)
     resident, traced = [], []
 
     def measure() -> None:
@@ -108,7 +108,7 @@ def test_memory_at_step_200_is_that_at_step_20() -> None:
     tracemalloc.start()
     try:
         sizes = {"width": 32, "top_k": 64, "batch_size": 16, "generator": generator}
-        gcg_steps(loaded, chat, [state], steps=200, on_step=measure, **sizes)
+        steps_of(loaded, chat, [state], steps=200, on_step=measure, **sizes)
     finally:
         tracemalloc.stop()
     assert len(resident) == 200

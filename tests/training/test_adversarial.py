@@ -4,11 +4,13 @@ import json
 
 import pytest
 
-from caryatid.attacks.state import resume_state
+from caryatid.attacks.gcg.state import resume_state
 from caryatid.data.prompts import Prompt
 from caryatid.models.template import ChatFormat
-from caryatid.training.arms import RECIPES
-from caryatid.training.cases import AdversarialSettings, CaseSource, Drawn
+from caryatid.training.adversarial import Attacked, CaseSource
+from caryatid.training.arms import arm_named
+from caryatid.training.settings import R2D2Settings
+from caryatid.training.trainee import DrawnCases
 from tiny import tiny_loaded
 
 BEHAVIOURS = [
@@ -21,7 +23,7 @@ BEHAVIOURS = [
     )
     for i, word in enumerate(["harm", "theft", "fraud", "arson"])
 ]
-SETTINGS = AdversarialSettings(
+SETTINGS = R2D2Settings(
     pool=5,
     cases=2,
     gcg_steps=2,
@@ -37,26 +39,28 @@ MICRO_BATCHES = 2
 
 def source_of(name: str, seed: int = 0) -> CaseSource:
     loaded = tiny_loaded("llama")
-    source = CaseSource(loaded, ChatFormat(loaded.tokenizer), RECIPES[name], SETTINGS, BEHAVIOURS, seed=seed)
+    source = CaseSource(
+        loaded, ChatFormat(loaded.tokenizer), arm_named(name), SETTINGS, BEHAVIOURS, seed, batch_size=64
+    )
     if name == "r2d2_static":
         source.make_static()
     return source
 
 
-def updates(source: CaseSource, steps: range) -> list[Drawn]:
+def updates(source: CaseSource, steps: range) -> list[tuple[DrawnCases, Attacked]]:
     """What the loop does with it."""
-    drawn = []
+    drawn: list[tuple[DrawnCases, Attacked]] = []
     for step in steps:
         drawn += [source.draw() for _ in range(MICRO_BATCHES)]
         source.after_update(step)
     return drawn
 
 
-def requests(source: CaseSource, drawn: list[Drawn]) -> list[tuple[str, str, str]]:
+def requests(source: CaseSource, drawn: list[tuple[DrawnCases, Attacked]]) -> list[tuple[str, str, str]]:
     """Request, what follows it in the user's message, and target of each drawn case."""
     decode = source.loaded.tokenizer.decode
     found = []
-    for one in drawn:
+    for one, _ in drawn:
         assert [row.prompt for row in one.toward] == [row.prompt for row in one.away]
         assert {tuple(row.answer) for row in one.toward} == {
             tuple(source.chat.answer_ids(SETTINGS.toward_text))
@@ -85,12 +89,12 @@ def test_refusal_sft_draws_what_r2d2_draws_across_restarts_and_sends_no_suffix()
 
 def test_static_cases_are_made_once_and_never_restart() -> None:
     source = source_of("r2d2_static")
-    cases = source.pool.cases
-    made = [resume_state(source.chat, source._case(i), case.suffix_ids) for i, case in enumerate(cases)]
+    cases = source.pool.entries
+    made = [resume_state(source.chat, source._goal(i), case.suffix_ids) for i, case in enumerate(cases)]
     found = requests(source, updates(source, range(1, 8)))
-    suffixes = {(state.case.user_text, f" {state.suffix_text}", state.case.target) for state in made}
+    suffixes = {(state.goal.user_text, f" {state.suffix_text}", state.goal.target) for state in made}
     assert set(found) <= suffixes
-    assert [(a.behaviour, a.target, a.suffix_ids) for a in source.pool.cases] == [
+    assert [(a.behaviour, a.target, a.suffix_ids) for a in source.pool.entries] == [
         (a.behaviour, a.target, a.suffix_ids) for a in cases
     ]
 
@@ -105,16 +109,16 @@ def test_the_state_goes_on_exactly(name: str) -> None:
     other.load_state_dict(state)
     rest, resumed = updates(whole, range(4, 8)), updates(other, range(4, 8))
     assert requests(other, resumed) == requests(whole, rest)
-    assert [str(one.attacked) for one in resumed] == [str(one.attacked) for one in rest]
-    assert other.pool.cases == whole.pool.cases
+    assert [str(one) for _, one in resumed] == [str(one) for _, one in rest]
+    assert other.pool.entries == whole.pool.entries
 
 
 def test_costs_are_sums_over_cases() -> None:
-    drawn = source_of("r2d2").draw().attacked
+    drawn = source_of("r2d2").draw()[1]
     assert drawn.steps == SETTINGS.cases * SETTINGS.gcg_steps
     assert 0 < drawn.backward_tokens < drawn.tokens
     assert drawn.stalled == 0
     assert drawn.loss > 0
-    idle = source_of("refusal_sft").draw().attacked
+    idle = source_of("refusal_sft").draw()[1]
     assert (idle.steps, idle.tokens, idle.backward_tokens) == (0, 0, 0)
     assert idle.loss != idle.loss

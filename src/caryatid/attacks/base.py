@@ -1,0 +1,151 @@
+"""What an attack is: from goals to what a user would send, in one format, with what it cost.
+
+An attack is a name, a class of settings and a function that attacks a block of goals together. To add one, write these
+in a module of its own and register it with one line (`register_attack`); a package outside caryatid can do the same.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caryatid.artifacts import nan_to_none, none_to_nan
+from caryatid.errors import UsageError
+from caryatid.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from caryatid.models.batch import RowLimit
+    from caryatid.models.load import LoadedModel
+    from caryatid.models.template import ChatFormat
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is attacked: a behaviour as the user asks for it (context included), and the answer's beginning to reach."""
+
+    behavior_id: str
+    user_text: str
+    target: str
+
+    def generator(self, seed: int) -> "torch.Generator":
+        """The goal's own random generator: what is drawn for it depends on `seed` and the goal alone."""
+        import torch
+
+        content = f"{seed}\n{self.behavior_id}\n{self.user_text}\n{self.target}".encode()
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1)
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack on one goal came to, and what it cost.
+
+    Attributes:
+        attack: the attack's name.
+        sent_text: what the user sends.
+        loss: target loss (nats per token) of the text as sent; NaN for an attack that has none.
+        losses: initial loss, then the best so far after each step.
+        steps: taken. stopped: `steps` (all of them were taken) or the rule that ended the search before.
+        stalled_steps: those of them without a usable candidate.
+        candidates: texts scored. forward_tokens: real tokens run forward. backward_tokens: those of them that gradients
+            ran backward, too. seconds: wall time; of goals attacked together each has its share.
+        batch_size: rows per forward that fitted into memory.
+        suffix_text, suffix_ids: where the attack appends a suffix to the user's text and one space.
+        scored: how candidates were scored, in words.
+        details: plain JSON values that only this attack has.
+    """
+
+    attack: str
+    behavior_id: str
+    user_text: str
+    target: str
+    sent_text: str
+    loss: float
+    losses: tuple[float, ...]
+    steps: int
+    candidates: int
+    forward_tokens: int
+    seconds: float
+    backward_tokens: int = 0
+    stopped: str = "steps"
+    stalled_steps: int = 0
+    batch_size: int = 0
+    suffix_text: str = ""
+    suffix_ids: tuple[int, ...] = ()
+    scored: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; NaN becomes null."""
+        return nan_to_none({**asdict(self), "suffix_ids": list(self.suffix_ids), "losses": list(self.losses)})
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "AttackResult":
+        """The inverse of `to_json`."""
+        lists = {"suffix_ids": tuple(value["suffix_ids"]), "losses": tuple(value["losses"])}
+        return cls(**{**none_to_nan(dict(value), cls), **lists})
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """What a search of one block is given beside its goals and settings.
+
+    Attributes:
+        seed: with the goal it decides everything that is drawn.
+        limit: rows per forward; lowered where memory runs out, and shared by all blocks.
+        keep: a file for the state of an unfinished search; None: nothing is kept.
+        on_step: called with the number of steps that were taken, summed over goals.
+    """
+
+    seed: int
+    limit: "RowLimit"
+    keep: Path | None = None
+    on_step: Callable[[int], None] = lambda steps: None
+
+
+Search = Callable[["LoadedModel", "ChatFormat", Sequence[Goal], Any, BlockRun], list[AttackResult]]
+"""From a model, its chat format, a block of goals, the attack's settings and the run to one result a goal, in order."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One kind of attack.
+
+    Attributes:
+        name: as `caryatid attack NAME` and results call it.
+        settings: its settings' class; with a field `steps` if progress is counted in steps.
+        search: attacks a block of goals together.
+    """
+
+    name: str
+    settings: type[Settings]
+    search: Search
+
+
+ATTACKS: dict[str, Attack] = {}
+
+
+def register_attack(attack: Attack) -> Attack:
+    """Make an attack known by its name.
+
+    Raises:
+        ValueError: another attack has that name.
+    """
+    if ATTACKS.setdefault(attack.name, attack) != attack:
+        raise ValueError(f"an attack named {attack.name!r} is registered already")
+    return attack
+
+
+def attack_named(name: str) -> Attack:
+    """A registered attack; caryatid's own are registered by the first call.
+
+    Raises:
+        UsageError: no attack has that name.
+    """
+    from caryatid.attacks import builtin  # noqa: F401 - registers them
+
+    if name not in ATTACKS:
+        raise UsageError(f"no attack is named {name!r}", where="attack", remedy=f"Use {', '.join(ATTACKS)}.")
+    return ATTACKS[name]

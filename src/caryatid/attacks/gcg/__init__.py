@@ -1,0 +1,1 @@
+"""Greedy coordinate gradient search (arXiv 2307.15043)."""

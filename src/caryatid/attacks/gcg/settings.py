@@ -1,0 +1,40 @@
+"""Settings of a GCG search. Free of torch, so that a configuration can embed them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from caryatid.settings import Settings, setting
+
+Scoring = Literal["plain", "prefix", "incremental", "packed"]
+Precision = Literal["model", "low"]
+SuffixLength = int | tuple[int, int]
+
+
+def check_suffix_length(length: SuffixLength) -> None:
+    """Raise ValueError unless `length` is at least 1, or a range of such lengths."""
+    low, high = (length, length) if isinstance(length, int) else length
+    if not 1 <= low <= high:
+        raise ValueError(f"suffix_length {length} must be at least 1, or [lowest, highest]")
+
+
+@dataclass(frozen=True)
+class GcgSettings(Settings):
+    """Size and manner of a search (arXiv 2307.15043); width and top_k default to the published values."""
+
+    steps: int = setting(500, "GCG steps per behaviour.", ge=0)
+    width: int = setting(512, "Candidates per step.", gt=0)
+    top_k: int = setting(256, "Substitutions considered per position.", gt=0)
+    suffix_length: SuffixLength = setting(
+        20, "Tokens of the initial suffix, or [lowest, highest], from which each case draws its own."
+    )
+    scoring: Scoring | None = setting(
+        None, "How candidates are scored (attacks/gcg/scoring.py); null: the fastest on the device."
+    )
+    compiled: bool | None = setting(
+        None,
+        "Norms, gates and rotary embeddings compiled while candidates are scored; null: where that pays.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_suffix_length(self.suffix_length)

@@ -1,0 +1,106 @@
+"""Saved test cases: made once, and sent unchanged to every anchor."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from caryatid.artifacts import canonical_json, nan_to_none, none_to_nan, read_json, write_json
+from caryatid.attacks.base import AttackResult
+from caryatid.errors import DataMissingError, InputError
+
+_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class TestCase:
+    """What an attack found for a behaviour (HarmBench's term), and its loss on the model it was found on.
+
+    Attributes:
+        user_text: behaviour, with its context where it has one, before the attack.
+        sent_text: what the user sends.
+        suffix_ids: tokens of the model it was found on; another model re-encodes `sent_text`.
+    """
+
+    __test__ = False  # not a pytest class
+
+    attack: str
+    behavior_id: str
+    user_text: str
+    target: str
+    sent_text: str
+    loss: float
+    suffix_text: str = ""
+    suffix_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, result: AttackResult) -> "TestCase":
+        """The part of a result that is sent, without what finding it cost."""
+        return cls(**{one.name: getattr(result, one.name) for one in fields(cls)})
+
+
+@dataclass(frozen=True)
+class SavedCases:
+    """Test cases with where they come from (model identity, settings, …) and the hash that names them."""
+
+    cases: tuple[TestCase, ...]
+    source: Mapping[str, Any]
+    sha256: str
+
+
+def _content(cases: Sequence[TestCase], source: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [nan_to_none({**asdict(case), "suffix_ids": list(case.suffix_ids)}) for case in cases]
+    return {"format": _FORMAT, "source": dict(source), "cases": rows}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def save_cases(path: Path, cases: Sequence[TestCase], source: Mapping[str, Any] | None = None) -> SavedCases:
+    """Write cases as JSON, atomically, with the SHA-256 of their content.
+
+    Args:
+        source: plain JSON values that say where the cases come from.
+    """
+    content = _content(cases, source or {})
+    digest = _digest(content)
+    write_json(path, {**content, "sha256": digest})
+    return SavedCases(tuple(cases), dict(source or {}), digest)
+
+
+def load_cases(path: Path) -> SavedCases:
+    """Read what `save_cases` wrote.
+
+    Raises:
+        DataMissingError: no such file. InputError: not such a file, or changed since it was written.
+    """
+    if not path.is_file():
+        raise DataMissingError("no such file of test cases", where=str(path), remedy="Check the path.")
+    value = read_json(path)
+    try:
+        digest = value.pop("sha256")
+        intact, known = digest == _digest(value), value["format"]
+        rows = value["cases"] if known == _FORMAT else []
+        cases = tuple(
+            TestCase(**{**none_to_nan(row, TestCase), "suffix_ids": tuple(row["suffix_ids"])}) for row in rows
+        )
+        source = dict(value["source"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            "not a file of test cases", where=str(path), remedy="Name a file that save_cases wrote."
+        ) from error
+    if not intact:
+        raise InputError(
+            "the test cases were changed after they were written (checksum differs)",
+            where=str(path),
+            remedy="Restore the file, or make the cases anew.",
+        )
+    if known != _FORMAT:
+        raise InputError(
+            f"test cases of format {known}, this version reads format {_FORMAT}",
+            where=str(path),
+            remedy="Make the cases anew.",
+        )
+    return SavedCases(cases, source, digest)
