@@ -22,12 +22,13 @@ IDS = torch.randint(4, 400, (192, 12), generator=torch.Generator().manual_seed(0
 
 def save_adapter(path: Path, arch: str = "llama", *, size: float, seed: int = 0, **options: object) -> Path:
     """A LoRA adapter whose A is as PEFT draws it and whose B has standard deviation `size`."""
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    settings = {"target_modules": "all-linear", **options}
+    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = get_peft_model(tiny_model(arch), config)
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "lora_embedding_" in name:
                 parameter.data.normal_(std=size)
     model.save_pretrained(path)
     return path
