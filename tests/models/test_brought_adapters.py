@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_kept_adapters import logits, save_adapter
+from test_kept_adapters import logits
 from tokenizers import AddedToken
 
 from caryatid.errors import CaryatidError
@@ -16,7 +16,7 @@ from caryatid.models.adapters import add_adapter, with_adapter
 from caryatid.models.check import check_model
 from caryatid.models.load import load_model
 from caryatid.models.quiet import LoadWarning
-from tiny import save_tiny, tiny_model, tiny_tokenizer
+from tiny import save_adapter, save_tiny, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

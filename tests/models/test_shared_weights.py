@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from test_kept_adapters import save_adapter
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -17,7 +16,7 @@ from caryatid.models.adapters import add_adapter, with_adapter
 from caryatid.models.plain_lora import LoraFactors
 from caryatid.models.plain_lora import read_plain_lora as read_factors
 from caryatid.models.quiet import warn
-from tiny import ARCHITECTURES, save_tiny, tiny_model
+from tiny import ARCHITECTURES, save_adapter, save_tiny, tiny_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -122,7 +122,7 @@ def _add_plain(
         say(
             f"{adapter.folder}: it stores nothing for {len(lacking)} of the layers that it names, first {lacking[0]}"
         )
-    if not any(bool(one.up.any()) for one in factors):
+    if not any(bool(value.any()) for key, value in adapter.tensors.items() if "lora_B" in key):
         say(f"{adapter.folder}: it changes nothing: all its B are zero")
     for one in factors:
         layer: Any = model.get_submodule(one.layer)
@@ -178,7 +178,8 @@ def _resize_embeddings(model: PreTrainedModel, adapter: AdapterFile, say: Say) -
     modules = {id(module): name for name, module in model.named_modules()}
     held: Any = (model.get_input_embeddings(), model.get_output_embeddings())
     own = len(held[0].weight)
-    whole, partial = set(), set()
+    whole: set[int] = set()
+    partial: set[int] = set()
     for module in held:
         name = PREFIX + modules.get(id(module), "?")
         for suffix, dimension, stored in (
@@ -201,7 +202,8 @@ def _resize_embeddings(model: PreTrainedModel, adapter: AdapterFile, say: Say) -
         )
     if rows != own:
         model.resize_token_embeddings(rows, mean_resizing=False)
-        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        resized: Any = (model.get_input_embeddings(), model.get_output_embeddings())
+        for module in resized:
             if module is not None:  # what the adapter does not store must not be random
                 module.weight[own:] = 0
         say(f"{adapter.folder}: embeddings resized from {own} to {rows} tokens, as the adapter stores them")

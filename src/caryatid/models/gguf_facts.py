@@ -131,14 +131,13 @@ def unread(facts: GgufFacts, config: Any, mapped: Iterable[str], where: str) -> 
             where=where,
             remedy="Use the model's safetensors, or a newer transformers.",
         )
+    mapping: Any = GGUF_CONFIG_MAPPING
     names = {
         facts.architecture,
         facts.architecture.replace("moe", "_moe"),
         facts.architecture.replace("-", "_"),
     }
-    read = {
-        key for name in names for key, kept in GGUF_CONFIG_MAPPING.get(name, {}).items() if kept is not None
-    }
+    read = {key for name in names for key, kept in mapping.get(name, {}).items() if kept is not None}
     values = _numbers(config.to_dict())
     lines = [f"{len(needless)} tensors are not needed, first {needless[0]}"] if needless else []
     for key, value in facts.metadata.items():

@@ -83,7 +83,12 @@ def _choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype | str:
     return _DTYPES[dtype]
 
 
-def _load_tokenizer(folder: Path, spec: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def tokenizer_in(folder: Path, spec: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, ready for batches padded on the left.
+
+    Raises:
+        InputError: it cannot be loaded; names `spec`.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=trust_remote_code, local_files_only=True
@@ -128,7 +133,7 @@ def load_tokenizer(
     """
     found = resolve(spec, revision=revision, trust_remote_code=trust_remote_code)
     with quiet_transformers():
-        return _load_tokenizer(found.tokenizer_folder, spec, trust_remote_code)
+        return tokenizer_in(found.tokenizer_folder, spec, trust_remote_code)
 
 
 def load_model(
@@ -163,7 +168,7 @@ def load_model(
     options = options or ChatOptions()
     notes = list(found.notes)
     with quiet_transformers():
-        tokenizer = _load_tokenizer(found.tokenizer_folder, spec, trust_remote_code)
+        tokenizer = tokenizer_in(found.tokenizer_folder, spec, trust_remote_code)
     model = load_weights(
         found.folder,
         spec,

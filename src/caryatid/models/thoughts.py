@@ -101,6 +101,10 @@ def part_ids(tokenizer: Any, ids: Sequence[int], written: ThoughtFormat | None, 
     def plain(tokens: Sequence[int]) -> str:
         return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
+    def inside(text: str) -> str:
+        thought = text.rpartition(written.open.strip())[2] if written else text
+        return (thought.partition(written.end)[0] if written and written.end else thought).strip()
+
     if written is None:
         return part_text(plain(ids))
     whole = raw(ids)
@@ -109,15 +113,15 @@ def part_ids(tokenizer: Any, ids: Sequence[int], written: ThoughtFormat | None, 
         opening = written.open.strip()
         if not opened and opening not in whole:
             return Parted("", plain(ids), False)
-        return Parted(plain(ids).removeprefix(opening).strip(), "", True)
+        return Parted(inside(whole), "", True)
     low, high = 1, len(ids)  # the fewest tokens that hold every closing marker
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if raw(ids[:middle]).count(written.close) == times else (middle + 1, high)
-    thought = raw(ids[:low]).rpartition(written.close)[0].replace(written.open.strip(), "", 1)
+    thought = inside(raw(ids[:low]).rpartition(written.close)[0])
     # A token may hold the end of the marker and the beginning of the answer.
     rest = raw(ids[:low]).rpartition(written.close)[2].strip()
-    return Parted(thought.strip(), (rest + plain(ids[low:])).strip(), False)
+    return Parted(thought, (rest + plain(ids[low:])).strip(), False)
 
 
 def stored(parts: Parted, keep: bool) -> str:

@@ -89,6 +89,24 @@ def load_weights(
     return cast(PreTrainedModel, model)
 
 
+def without_weights(folder: Path, spec: str, dtype: str | None, trust_remote_code: bool) -> PreTrainedModel:
+    """The model in a folder with its modules and their sizes, on the meta device: nothing is read but config.json.
+
+    Raises:
+        InputError: transformers cannot make it.
+    """
+    config, _ = _configuration(folder, spec, trust_remote_code, lambda _line: None)
+    _attention(config, spec, lambda _line: None)
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, dtype or "float32"), trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise _explained(error, config, spec) from error
+    return cast(PreTrainedModel, model.eval())
+
+
 def _configuration(
     folder: Path, spec: str, trust_remote_code: bool, say: Say
 ) -> tuple[Any, dict[str, str] | None]:
