@@ -171,3 +171,19 @@ def save_tiny(path: Path, arch: str = "llama", seed: int = 0, layers: int = 4, w
     tiny_model(arch, seed, layers, width).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return path
+
+
+def save_adapter(path: Path, arch: str = "llama", *, size: float, seed: int = 0, **options: object) -> Path:
+    """A LoRA adapter whose A is as PEFT draws it and whose B has standard deviation `size`."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = {"target_modules": "all-linear", **options}
+    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = get_peft_model(tiny_model(arch), config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "lora_embedding_" in name:
+                parameter.data.normal_(std=size)
+    model.save_pretrained(path)
+    return path

@@ -2,14 +2,20 @@
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from caryatid.errors import DataMissingError, InputError, UsageError
 from caryatid.models import convert
 from caryatid.models.load import load_model
+from caryatid.models.quiet import LoadWarning
 from tiny import tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[5, 17, 90, 33, 8]])
@@ -21,8 +27,11 @@ def logits(model) -> torch.Tensor:
         return model(IDS).logits
 
 
-def write_gguf(path: Path, without: str = "nothing") -> Path:
-    """A tiny Llama in GGUF, written by the gguf package from our own tiny model; tensor `without` left out."""
+def write_gguf(path: Path, without: str = "nothing", add: Callable[[Any], None] | None = None) -> Path:
+    """A tiny Llama in GGUF, written by the gguf package from our own tiny model; tensor `without` left out.
+
+    `add` writes more into it.
+    """
     import gguf
 
     model, tokenizer = tiny_model(), tiny_tokenizer()
@@ -57,6 +66,8 @@ def write_gguf(path: Path, without: str = "nothing") -> Path:
                 tensor = tensor.reshape(count, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
         if name != without:
             writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.numpy())
+    if add is not None:
+        add(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -99,6 +110,103 @@ def test_a_gguf_file_that_lacks_a_tensor_is_refused(tmp_path: Path, own_cache: P
     ):
         load_model(str(path))
     assert not [folder for folder in (own_cache / "models").iterdir() if folder.suffix == ""]
+
+
+LONG = torch.randint(4, 400, (1, 200), generator=torch.Generator().manual_seed(0))
+ROPES = {
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    | {"original_max_position_embeddings": 64},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    "longrope": {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [1.0, 2.0, 4.0, 8.0]}
+    | {"original_max_position_embeddings": 64, "attention_factor": 1.2},
+}  # fmt: skip
+
+
+def with_rope(settings: dict) -> LlamaForCausalLM:
+    """The tiny Llama with a rotary scaling, as transformers computes it."""
+    plain = tiny_model()
+    config = type(plain.config).from_dict(plain.config.to_dict())
+    config.rope_parameters = {"rope_theta": 10000.0, **settings}
+    model = LlamaForCausalLM(config).eval()
+    model.load_state_dict(plain.state_dict())
+    return model
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_the_rotary_scaling_of_a_gguf_file_is_applied(kind: str, tmp_path: Path) -> None:
+    settings = ROPES[kind]
+    expected = with_rope(settings)
+
+    def add(writer: Any) -> None:
+        if kind == "llama3":  # llama.cpp stores what each frequency is divided by
+            plain = 1 / 10000.0 ** (torch.arange(0, 8, 2) / 8)
+            scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](expected.config, torch.device("cpu"))
+            writer.add_tensor("rope_freqs.weight", (plain / scaled).float().numpy())
+            return
+        writer.add_string("llama.rope.scaling.type", kind)
+        if kind == "longrope":
+            for name in ("long", "short"):
+                factors = np.array(settings[f"{name}_factor"], dtype=np.float32)
+                writer.add_tensor(f"rope_factors_{name}.weight", factors)
+            writer.add_rope_scaling_attn_factors(settings["attention_factor"])
+        else:
+            writer.add_rope_scaling_factor(settings["factor"])
+        writer.add_rope_scaling_orig_ctx_len(64)
+
+    found = load_model(str(write_gguf(tmp_path / "scaled.gguf", add=add)), device="cpu").model
+    with torch.no_grad():
+        assert not torch.allclose(expected(LONG).logits, tiny_model()(LONG).logits, atol=1e-2)
+        torch.testing.assert_close(found(LONG).logits, expected(LONG).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rope.scaling.type", "newrope", r"rotary position scaling \(newrope\) cannot be applied"),
+        ("attn_logit_softcapping", 30.0, "attn_logit_softcapping = 30 would be ignored"),
+        ("logit_scale", 0.0625, "logit_scale = 0.0625 would be ignored"),
+        ("attention.sliding_window", 37, "sliding_window = 37 would be ignored"),
+        (
+            "blk.1.attn_q.bias",
+            None,
+            r"1 of its tensors are not used by the model, first blk\.1\.attn_q\.bias",
+        ),
+    ],
+)
+def test_what_a_gguf_file_holds_is_used_or_refused(
+    key: str, value: object, message: str, tmp_path: Path
+) -> None:
+    def add(writer: Any) -> None:
+        if value is None:
+            writer.add_tensor(key, np.ones(32, dtype=np.float32))
+        else:
+            kinds = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
+            kinds[type(value)](f"llama.{key}", value)
+
+    with pytest.raises(DataMissingError, match=message) as caught:
+        load_model(str(write_gguf(tmp_path / "odd.gguf", add=add)))
+    assert (caught.value.exit_code, "\n" in str(caught.value)) == (3, False)
+
+
+def test_harmless_metadata_is_said(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "odd.gguf", add=lambda writer: writer.add_uint32("llama.new_thing", 77))
+    for _ in range(2):  # converted, and from the cache
+        with pytest.warns(LoadWarning, match=r"its llama\.new_thing = 77 is not used"):
+            assert len(load_model(str(path), device="cpu").notes) == 1
+
+
+def test_a_template_put_beside_a_converted_model_changes_its_identity(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    before = load_model(str(path), device="cpu")
+    folder = convert.convert_gguf(path).folder
+    template = tiny_tokenizer().chat_template
+    (folder / "chat_template.jinja").write_text(template.replace("tiny model", "small model"))
+    changed = load_model(str(path), device="cpu")
+    assert "small model" in changed.chat().text("Hi")
+    assert changed.identity != before.identity == convert.known_sha256(path)
+    (folder / "chat_template.jinja").write_text(template)
+    assert load_model(str(path), device="cpu").identity not in (changed.identity,)
 
 
 def test_two_conversions_at_once_agree(tmp_path: Path) -> None:

@@ -4,18 +4,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from test_kept_adapters import save_adapter
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from caryatid.anchors import Anchor, builds_on, open_anchor, open_from
 from caryatid.errors import DataMissingError, InputError
 from caryatid.models import adapters
+from caryatid.models.adapter_files import read_adapter
 from caryatid.models.adapters import add_adapter, with_adapter
-from caryatid.models.plain_lora import read_plain_lora
-from tiny import ARCHITECTURES, save_tiny, tiny_model
+from caryatid.models.plain_lora import LoraFactors
+from caryatid.models.plain_lora import read_plain_lora as read_factors
+from caryatid.models.quiet import warn
+from tiny import ARCHITECTURES, save_adapter, save_tiny, tiny_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def read_plain_lora(model: PreTrainedModel, folder: Path) -> list[LoraFactors] | None:
+    return read_factors(model, read_adapter(model, folder, warn))
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -79,13 +86,16 @@ def test_adapters_that_do_not_fit_or_are_damaged_are_left_to_peft(tmp_path: Path
     adapter = save_adapter(tmp_path / "a", size=5e-2)
     assert len(read_plain_lora(tiny_model(), adapter) or ()) == 4 * 7
     assert read_plain_lora(tiny_model(width=64), adapter) is None
-    assert read_plain_lora(tiny_model(layers=2), adapter) is None
+    with pytest.raises(DataMissingError, match=r"28 of the adapter's 56 tensors have no place.*layers\.2"):
+        add_adapter(tiny_model(layers=2), adapter)
     assert read_plain_lora(tiny_model("gpt2"), adapter) is None
     with pytest.raises(InputError, match="does not fit"):
         add_adapter(tiny_model(width=64), adapter)
     (adapter / "adapter_model.safetensors").write_bytes(b"damaged")
-    assert read_plain_lora(tiny_model(), adapter) is None
-    assert read_plain_lora(tiny_model(), tmp_path) is None
+    with pytest.raises(DataMissingError, match="its tensors cannot be read"):
+        read_plain_lora(tiny_model(), adapter)
+    with pytest.raises(InputError, match="not readable as JSON"):
+        read_plain_lora(tiny_model(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -105,21 +115,23 @@ def test_other_kinds_leave_the_base_alone_too(options: dict, tmp_path: Path) -> 
     assert not pointers & {parameter.data_ptr() for parameter in found.parameters()}
 
 
-def test_an_adapter_on_tied_weights_changes_both_places(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "targets", [["lm_head"], ["lm_head", "q_proj"], ["embed_tokens"], ["lm_head", "embed_tokens"]]
+)
+def test_an_adapter_on_tied_weights_changes_what_it_names_only(targets: list[str], tmp_path: Path) -> None:
+    """PEFT, unmerged, is the independent answer; merging into the shared tensor would change both places."""
+    adapter = save_adapter(tmp_path / "tied", "gemma2", size=5e-2, target_modules=targets)
     base = tiny_model("gemma2")
+    assert base.lm_head.weight is base.get_input_embeddings().weight
     before = state(base)
-    model = get_peft_model(tiny_model("gemma2"), LoraConfig(r=2, target_modules=["lm_head"]))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.fill_(0.1)
-    model.save_pretrained(tmp_path / "tied")
-    found, alone = (
-        with_adapter(base, tmp_path / "tied"),
-        add_adapter(tiny_model("gemma2"), tmp_path / "tied"),
-    )
+    ids = torch.arange(4, 40).reshape(2, 18)
+    expected = PeftModel.from_pretrained(tiny_model("gemma2"), str(adapter))(ids).logits
+    found, alone = with_adapter(base, adapter), add_adapter(tiny_model("gemma2"), adapter)
+    assert (found(ids).logits - expected).norm() < 1e-5 * expected.norm()
     assert same(state(found), state(alone))
-    assert found.lm_head.weight is found.get_input_embeddings().weight
+    assert not found.config.get_text_config().tie_word_embeddings
     assert same(state(base), before)
+    assert base.config.tie_word_embeddings
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

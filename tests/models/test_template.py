@@ -3,6 +3,8 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from caryatid.errors import InputError
 from caryatid.models.template import ChatFormat
@@ -190,3 +192,45 @@ def test_a_template_that_rewrites_a_text_is_noticed() -> None:
     )
     with pytest.raises(InputError, match="rewrites"):
         chat.spans("a cat")
+
+
+LLAMA2 = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def prefixing_tokenizer() -> PreTrainedTokenizerFast:
+    """As Llama 2's: a text that does not begin with a control token gets a space in front when tokenised."""
+    raw = Tokenizer(
+        models.Unigram([("<unk>", 0.0), ("▁", -2.0), ("▁▁", -1.0), *((c, -3.0) for c in CHARACTERS)], 0)
+    )
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<s>", "</s>")])
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    found.chat_template = LLAMA2
+    return found
+
+
+CHARACTERS = sorted(
+    set("[INST]/[/INST] Hello there QxZuserTextZxQ QxZanswerTextZxQ !") | set(map(chr, range(33, 127)))
+)
+
+
+@pytest.mark.parametrize("answer", ["Hello", "Hello there", "Hi!"])
+def test_an_answers_end_is_tokenised_as_in_the_whole_conversation(answer: str) -> None:
+    tokenizer = prefixing_tokenizer()
+    chat = ChatFormat(tokenizer)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
+    whole = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)[
+        "input_ids"
+    ]
+    assert chat.ids("Hi") + chat.answer_ids(answer) == whole
+    space, end = (tokenizer.convert_tokens_to_ids(token) for token in ("▁", "</s>"))
+    assert chat.end_of_turn_ids == (space, end)
+    # On its own the same end gets one space too many.
+    assert tokenizer(" </s>", add_special_tokens=False)["input_ids"] != [space, end]
+    assert chat.ids("Hi") + chat.answer_ids(answer, end_of_turn=False) == whole[:-2]

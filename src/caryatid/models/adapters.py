@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from caryatid.errors import InputError
-from caryatid.models.plain_lora import LoraFactors, read_plain_lora
-from caryatid.models.quiet import quiet_transformers
+from caryatid.models.adapter_files import PREFIX, AdapterFile, as_folder, read_adapter, refuse_unused
+from caryatid.models.plain_lora import LoraFactors, read_plain_lora, without_factors
+from caryatid.models.quiet import Say, last_line, quiet_transformers, warn
 
 _ALIGNED = 8  # matrix products on CUDA want inner sizes that are multiples of this
 
@@ -79,91 +80,182 @@ class _Factors(NamedTuple):
     up: Tensor
 
 
-def add_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def add_adapter(model: PreTrainedModel, folder: Path, say: Say = warn) -> PreTrainedModel:
     """Add a peft adapter to a model, in memory: merged into float32 weights, else as `AdaptedLinear` layers.
 
-    Module names stay the base model's. Several adapters are added one after the other.
+    Module names stay the base model's. Several adapters are added one after the other. Where an adapted weight is tied
+    to another module's, only the adapted module changes, as PEFT computes it unmerged. Embeddings get as many rows as
+    the adapter stores. `say` is told what is unusual.
 
     Raises:
+        DataMissingError: some of its tensors have no place in the model, or it has none.
         InputError: the adapter does not fit the model, or is of a kind that cannot be merged or kept.
     """
-    plain = read_plain_lora(model, folder)
-    return _add_wrapped(model, folder) if plain is None else _add_plain(model, plain)
+    adapter = read_adapter(model, folder, say)
+    plain = read_plain_lora(model, adapter)
+    return _add_wrapped(model, adapter, say) if plain is None else _add_plain(model, adapter, plain, say)
 
 
-def with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def with_adapter(model: PreTrainedModel, folder: Path, say: Say = warn) -> PreTrainedModel:
     """A second model: `model` with a peft adapter added as by `add_adapter`, to the bit; `model` stays as it is.
 
     The two share every weight that a plain LoRA adapter leaves alone. For other kinds all weights are copied.
 
     Raises:
-        InputError: as `add_adapter`.
+        DataMissingError, InputError: as `add_adapter`.
     """
-    plain = read_plain_lora(model, folder)
+    adapter = read_adapter(model, folder, say)
+    plain = read_plain_lora(model, adapter)
     if plain is None:
-        return _add_wrapped(copy.deepcopy(model), folder)
+        return _add_wrapped(copy.deepcopy(model), adapter, say)
     shared = (*model.parameters(), *model.buffers())
-    return _add_plain(copy.deepcopy(model, {id(tensor): tensor for tensor in shared}), plain)
+    return _add_plain(copy.deepcopy(model, {id(tensor): tensor for tensor in shared}), adapter, plain, say)
 
 
 @torch.no_grad()
-def _add_plain(model: PreTrainedModel, adapter: Sequence[LoraFactors]) -> PreTrainedModel:
+def _add_plain(
+    model: PreTrainedModel, adapter: AdapterFile, factors: Sequence[LoraFactors], say: Say
+) -> PreTrainedModel:
     """Add plain LoRA; puts new weights in the place of old ones and writes into none."""
-    changed: dict[int, Tensor] = {}
-    for one in adapter:
+    lacking = without_factors(model, adapter, factors)
+    if lacking:
+        say(
+            f"{adapter.folder}: it stores nothing for {len(lacking)} of the layers that it names, first {lacking[0]}"
+        )
+    if not any(bool(value.any()) for key, value in adapter.tensors.items() if "lora_B" in key):
+        say(f"{adapter.folder}: it changes nothing: all its B are zero")
+    for one in factors:
         layer: Any = model.get_submodule(one.layer)
+        _mark_untied(model, layer)
         if layer.weight.dtype.itemsize < 4:
             _keep(model, _Factors(one.layer, one.down, one.up * one.scale))
             continue
         product = one.up @ one.down
         change = (product.T if isinstance(layer, Conv1D) else product) * one.scale
-        changed[id(layer.weight)] = changed.get(id(layer.weight), layer.weight) + change
-    if changed:
-        weights = {key: nn.Parameter(value, requires_grad=False) for key, value in changed.items()}
-        for module in model.modules():  # all of them: a changed weight may be tied
-            for name, parameter in module.named_parameters(recurse=False):
-                if id(parameter) in weights:
-                    setattr(module, name, weights[id(parameter)])
+        layer.weight = nn.Parameter(layer.weight + change, requires_grad=False)
     model.eval().requires_grad_(False)
     return model
 
 
-def _add_wrapped(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def _mark_untied(model: PreTrainedModel, layer: nn.Module) -> bool:
+    """Whether another module has this layer's weight, too; the configuration then says that they are no longer tied."""
+    shared = [m for m in model.modules() if getattr(m, "weight", None) is layer.weight]
+    if len(shared) < 2:
+        return False
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+    return True
+
+
+def _add_wrapped(model: PreTrainedModel, adapter: AdapterFile, say: Say) -> PreTrainedModel:
     """Add an adapter of any kind through PEFT; writes into the model's weights."""
+    _resize_embeddings(model, adapter, say)
     with quiet_transformers():
-        wrapped = _wrapped(model, folder)
+        wrapped = _wrapped(model, adapter)
+        _untie(wrapped)
         if _narrow(wrapped):
-            found = _factors(wrapped, folder)
+            found = _factors(wrapped, adapter.folder)
+            replaced = _replaced(wrapped)
             plain = wrapped.unload()
             for factors in found:
                 _keep(plain, factors)
+            for name, module in replaced.items():
+                plain.set_submodule(name, module)
         else:
             plain = wrapped.merge_and_unload()
     plain.eval().requires_grad_(False)
     return cast(PreTrainedModel, plain)
 
 
-def _wrapped(model: PreTrainedModel, folder: Path) -> Any:
-    from peft import PeftModel
+@torch.no_grad()
+def _resize_embeddings(model: PreTrainedModel, adapter: AdapterFile, say: Say) -> None:
+    """Give the embeddings as many rows as the adapter was trained with.
+
+    Raises:
+        InputError: it was trained with more tokens and does not store their embeddings.
+    """
+    modules = {id(module): name for name, module in model.named_modules()}
+    held: Any = (model.get_input_embeddings(), model.get_output_embeddings())
+    own = len(held[0].weight)
+    whole: set[int] = set()
+    partial: set[int] = set()
+    for module in held:
+        name = PREFIX + modules.get(id(module), "?")
+        for suffix, dimension, stored in (
+            (".weight", 0, whole), (".base_layer.weight", 0, whole),
+            (".lora_embedding_A", 1, partial), (".lora_B.weight", 0, partial),
+        ):  # fmt: skip
+            tensor = adapter.tensors.get(name + suffix)
+            if tensor is not None and tensor.ndim == 2:
+                stored.add(tensor.shape[dimension])
+    indices = adapter.config.get("trainable_token_indices") or adapter.config.get("token_indices") or ()
+    listed = [i for some in indices.values() for i in some] if isinstance(indices, dict) else list(indices)
+    if listed and max(listed) >= own:
+        whole.add(max(listed) + 1)
+    rows = max(whole, default=own)
+    if partial - {rows}:
+        raise InputError(
+            f"it was trained with {max(partial)} tokens, its base model has {own}, and it does not store the new ones",
+            where=str(adapter.folder),
+            remedy="Save it again with save_embedding_layers=True.",
+        )
+    if rows != own:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        resized: Any = (model.get_input_embeddings(), model.get_output_embeddings())
+        for module in resized:
+            if module is not None:  # what the adapter does not store must not be random
+                module.weight[own:] = 0
+        say(f"{adapter.folder}: embeddings resized from {own} to {rows} tokens, as the adapter stores them")
+
+
+def _wrapped(model: PreTrainedModel, adapter: AdapterFile) -> Any:
+    """The model inside PEFT's wrapper, with every stored tensor of the adapter in its place."""
+    from peft import PeftConfig, PeftModel
+    from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
     try:
-        wrapped: Any = PeftModel.from_pretrained(
-            cast(Any, model), str(folder), is_trainable=False, use_safetensors=True
-        )
-    except (ValueError, RuntimeError, TypeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        with as_folder(adapter) as place:
+            config: Any = PeftConfig.from_pretrained(place)
+            config.inference_mode = True
+            kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+            wrapped: Any = kind(cast(Any, model), config)
+            mapping = getattr(model, "_checkpoint_conversion_mapping", {})
+            result = wrapped.load_adapter(place, "default", use_safetensors=True, key_mapping=mapping)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # raised by PEFT for a file of the user's
         raise InputError(
-            f"the adapter does not fit its base model: {lines[0]}",
-            where=str(folder),
+            f"the adapter does not fit its base model: {last_line(error)}",
+            where=str(adapter.folder),
             remedy="Check base_model_name_or_path in its adapter_config.json.",
         ) from error
-    if not hasattr(wrapped.base_model, "merge_and_unload"):
-        raise InputError(
-            "this kind of adapter cannot be merged",
-            where=str(folder),
-            remedy="Use LoRA or another mergeable kind.",
-        )
+    refuse_unused(adapter.folder, result.unexpected_keys, len(adapter.tensors))
     return wrapped
+
+
+def _untie(wrapped: Any) -> None:
+    """Give adapted layers whose weight is tied to another module's a weight of their own."""
+    model = wrapped.get_base_model()
+    for _, adapted in _adapted(wrapped):
+        layer = adapted.get_base_layer()
+        if isinstance(getattr(layer, "weight", None), Tensor) and _mark_untied(model, layer):
+            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+
+
+def _replaced(wrapped: Any) -> dict[str, nn.Module]:
+    """The modules that an adapter stores whole, or token by token, in the base weights' dtype."""
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    found = {}
+    for name, module in wrapped.get_base_model().named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            dtype = next(module.original_module.parameters()).dtype
+            merged = module.unload_and_optionally_merge_module(
+                merge=True, safe_merge=False, adapter_names=None
+            )
+            found[name] = merged.to(dtype)
+    return found
 
 
 def _adapted(wrapped: Any) -> list[tuple[str, Any]]:
@@ -183,9 +275,14 @@ def _narrow(wrapped: Any) -> bool:
 def _factors(wrapped: Any, folder: Path) -> list[_Factors]:
     """D and U of every adapted layer, in the adapter's own precision."""
     from peft.tuners.lora.layer import Linear
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
     found = []
     for name, layer in _adapted(wrapped):
+        if isinstance(
+            layer, TrainableTokensLayer
+        ):  # whole rows, as stored: nothing is rounded away (see `_replaced`)
+            continue
         plain = isinstance(layer, Linear) and isinstance(layer.get_base_layer(), nn.Linear | Conv1D)
         for adapter in layer.active_adapters if plain else ():
             plain = plain and not layer.lora_bias[adapter] and adapter not in layer.lora_variant

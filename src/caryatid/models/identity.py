@@ -11,18 +11,26 @@ from pathlib import Path
 from caryatid.artifacts import file_sha256
 from caryatid.paths import cache_dir
 
-# Beside the weights, the files that change what a prompt or an answer is.
+# Beside the weights, the files that change what a prompt or an answer is: configuration (quantisation, rotary scaling,
+# generation), tokenizer, templates, adapter, and a repository's own code.
 _DESCRIBING = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "adapter_config.json",
+    *(
+        "config.json",
+        "generation_config.json",
+        "quantize_config.json",
+        "quant_config.json",
+        "adapter_config.json",
+    ),
+    *(
+        "tokenizer*.json",
+        "tokenizer*.model",
+        "spiece.model",
+        "sentencepiece*.model",
+        "tekken.json",
+        "*.tiktoken",
+    ),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja", "*.py"),
 )
 
 
@@ -56,11 +64,13 @@ def combined(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def description(folder: Path) -> list[str]:
+    """Name and sha256 of every file of a folder, weights apart, that changes what a prompt or an answer is."""
+    found = {path for pattern in _DESCRIBING for path in folder.glob(pattern) if path.is_file()}
+    return [f"{path.relative_to(folder).as_posix()} {file_sha256(path)}" for path in sorted(found)]
+
+
 def folder_identity(folder: Path) -> str:
     """The sha256 over name and sha256 of a model or adapter folder's weights, configuration and tokenizer files."""
     weights = sorted(folder.glob("*.safetensors"))
-    described = [folder / name for name in _DESCRIBING if (folder / name).is_file()]
-    return combined(
-        [f"{path.name} {known_sha256(path)}" for path in weights]
-        + [f"{path.name} {file_sha256(path)}" for path in described]
-    )
+    return combined([f"{path.name} {known_sha256(path)}" for path in weights] + description(folder))

@@ -1,21 +1,23 @@
 """Loading a backbone: hub id, local folder, GGUF file, adapter folder, or the embedded model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from caryatid.errors import DataMissingError, InputError, UsageError
+from caryatid.errors import InputError, UsageError
 from caryatid.models.adapters import add_adapter
+from caryatid.models.chat_options import ChatOptions
 from caryatid.models.convert import ensure_embedded
+from caryatid.models.identity import combined
 from caryatid.models.layout import decoder_layers
-from caryatid.models.quiet import quiet_transformers
+from caryatid.models.quiet import last_line, quiet_transformers, warn
 from caryatid.models.resolve import resolve
 from caryatid.models.template import ChatFormat
+from caryatid.models.weights import check_finite, load_weights
 
 __all__ = ["LoadedModel", "choose_device", "ensure_embedded", "load_model", "load_tokenizer"]
 
@@ -30,9 +32,12 @@ class LoadedModel:
         model: in evaluation mode, no parameter requires a gradient.
         tokenizer: pads on the left.
         spec: what the user named.
-        identity: sha256 standing for weights, configuration and tokenizer (for a GGUF file: the file's own).
+        identity: sha256 standing for weights, adapters, configuration, tokenizer and chat options (for a GGUF file with
+            default options: the file's own).
         dtype: of the weights and of the key-value cache.
         device: of the weights.
+        options: how its chat template is filled in.
+        notes: what is unusual about it: what was renamed, left out, or does not go together.
     """
 
     model: PreTrainedModel
@@ -41,6 +46,16 @@ class LoadedModel:
     identity: str
     dtype: torch.dtype
     device: torch.device
+    options: ChatOptions = field(default_factory=ChatOptions)
+    notes: tuple[str, ...] = ()
+
+    def chat(self, system: str | None = None) -> ChatFormat:
+        """Its chat format with these options.
+
+        Raises:
+            InputError: as `ChatFormat`.
+        """
+        return ChatFormat(self.tokenizer, system, self.options, self.spec)
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -68,14 +83,19 @@ def _choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype | str:
     return _DTYPES[dtype]
 
 
-def _load_tokenizer(folder: Path, spec: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def tokenizer_in(folder: Path, spec: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, ready for batches padded on the left.
+
+    Raises:
+        InputError: it cannot be loaded; names `spec`.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # raised by transformers for files of the user's
         raise InputError(
-            f"its tokenizer cannot be loaded: {_first_line(error)}",
+            f"its tokenizer cannot be loaded: {last_line(error)}",
             where=spec,
             remedy="Put the model's tokenizer.json and tokenizer_config.json beside its weights.",
         ) from error
@@ -85,50 +105,16 @@ def _load_tokenizer(folder: Path, spec: str, trust_remote_code: bool) -> PreTrai
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _load_weights(
-    folder: Path, spec: str, dtype: torch.dtype | str, device: torch.device, trust_remote_code: bool
-) -> PreTrainedModel:
-    try:
-        loading: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=dtype,
-            device_map={"": device} if device.type != "cpu" else None,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, in one line
-        )
-    except SafetensorError as error:
-        raise DataMissingError(
-            f"its weights are damaged: {_first_line(error)}", where=spec, remedy="Download the model again."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"it cannot be loaded: {_first_line(error)}", where=spec) from error
-    model, info = loading
-    for problem in ("missing_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in info.get(problem, ()))
-        if keys:
-            raise InputError(
-                f"{len(keys)} {problem.replace('_', ' ')} in its weights, first {keys[0]}",
-                where=spec,
-                remedy="Use weights that belong to its config.json.",
-            )
-    return cast(PreTrainedModel, model)
-
-
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, embeddings: int, spec: str) -> None:
+def _check_vocabulary(
+    chat: ChatFormat | None, tokenizer: PreTrainedTokenizerBase, embeddings: int, spec: str
+) -> None:
     """Refuse a tokenizer whose prompts or control tokens the model has no embedding for.
 
     Its whole length may be larger: reading a GGUF file can add an unknown-token that never occurs.
     """
     used = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]
-    if tokenizer.chat_template:
-        used += ChatFormat(tokenizer).ids("Hi")
+    if chat is not None:
+        used += chat.ids("Hi")
     if max(used, default=0) >= embeddings:
         raise InputError(
             f"its tokenizer writes token {max(used)}, the model has {embeddings}",
@@ -147,7 +133,7 @@ def load_tokenizer(
     """
     found = resolve(spec, revision=revision, trust_remote_code=trust_remote_code)
     with quiet_transformers():
-        return _load_tokenizer(found.tokenizer_folder, spec, trust_remote_code)
+        return tokenizer_in(found.tokenizer_folder, spec, trust_remote_code)
 
 
 def load_model(
@@ -157,6 +143,7 @@ def load_model(
     device: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    options: ChatOptions | None = None,
 ) -> LoadedModel:
     """Load a decoder-only model for measurement.
 
@@ -166,23 +153,40 @@ def load_model(
         device: default CUDA where there is one.
         revision: of a hub model.
         trust_remote_code: run code from the model's repository.
+        options: how its chat template is filled in; part of its identity.
+
+    What a user should know about it (`LoadedModel.notes`) is also issued as `LoadWarning`.
 
     Raises:
-        DataMissingError: the model is nowhere, or damaged. InputError: it cannot be used.
+        DataMissingError: the model is nowhere, damaged, or some of what is stored has no place in it.
+        InputError: it cannot be used.
         UsageError: unknown dtype or device, or a cache that cannot be written.
     """
     place = choose_device(device)
     precision = _choose_dtype(dtype, place)
     found = resolve(spec, revision=revision, trust_remote_code=trust_remote_code)
+    options = options or ChatOptions()
+    notes = list(found.notes)
     with quiet_transformers():
-        tokenizer = _load_tokenizer(found.tokenizer_folder, spec, trust_remote_code)
-        model = _load_weights(found.folder, spec, precision, place, trust_remote_code)
+        tokenizer = tokenizer_in(found.tokenizer_folder, spec, trust_remote_code)
+    model = load_weights(
+        found.folder,
+        spec,
+        dtype=precision,
+        device=place,
+        trust_remote_code=trust_remote_code,
+        say=notes.append,
+    )
     for adapter in found.adapters:
-        model = add_adapter(model, adapter)
+        model = add_adapter(model, adapter, notes.append)
     model.eval().requires_grad_(False)
+    check_finite(model, spec)
     decoder_layers(model)  # an unknown layout is refused here, not in the middle of a study
     embedding = cast(nn.Embedding, model.get_input_embeddings())
-    _check_vocabulary(tokenizer, embedding.num_embeddings, spec)
-    return LoadedModel(
-        model, tokenizer, spec, found.identity, embedding.weight.dtype, embedding.weight.device
-    )
+    chat = ChatFormat(tokenizer, None, options, spec) if tokenizer.chat_template or options.template else None
+    _check_vocabulary(chat, tokenizer, embedding.weight.shape[0], spec)
+    for line in notes:
+        warn(line)
+    identity = combined([found.identity, options.identity]) if options.identity else found.identity
+    weight = embedding.weight
+    return LoadedModel(model, tokenizer, spec, identity, weight.dtype, weight.device, options, tuple(notes))

@@ -4,18 +4,18 @@ PEFT draws random factors for every layer before it loads the stored ones; over 
 than everything else about opening an anchor. What is not certainly plain LoRA is left to PEFT.
 """
 
-import json
 import re
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from caryatid.models.adapter_files import AdapterFile
 
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 _REQUIRED = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}
@@ -41,18 +41,16 @@ class LoraFactors(NamedTuple):
     scale: float
 
 
-def read_plain_lora(model: PreTrainedModel, folder: Path) -> list[LoraFactors] | None:
+def read_plain_lora(model: PreTrainedModel, adapter: AdapterFile) -> list[LoraFactors] | None:
     """The factors of a plain LoRA adapter on linear layers of `model`, on their device.
 
     None where the adapter is, or may be, something else, or does not fit the model.
     """
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "adapter_model.safetensors") if _is_plain(config) else {}
-    except (OSError, ValueError, SafetensorError):
+    if not _is_plain(adapter.config):
         return None
+    config = adapter.config
     sides: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
+    for key, value in adapter.tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
             return None
@@ -68,6 +66,18 @@ def read_plain_lora(model: PreTrainedModel, folder: Path) -> list[LoraFactors] |
             return None
         found.append(LoraFactors(layer, down, up, config["lora_alpha"] / config["r"]))
     return found or None
+
+
+def without_factors(model: PreTrainedModel, adapter: AdapterFile, found: Sequence[LoraFactors]) -> list[str]:
+    """Layers that the adapter's configuration names and for which it stores nothing."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    known = {field.name for field in fields(LoraConfig)}
+    config = LoraConfig(**{name: value for name, value in adapter.config.items() if name in known})
+    layers = [name for name, module in model.named_modules() if _weight(module) is not None]
+    wanted = {name for name in layers if check_target_module_exists(config, name)}
+    return sorted(wanted - {one.layer for one in found})
 
 
 def _is_plain(config: Any) -> bool:

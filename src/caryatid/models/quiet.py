@@ -1,10 +1,31 @@
-"""Silence for transformers: its progress bars and advisory warnings are not for our users."""
+"""What users hear while a model is loaded: nothing of transformers' own, and notes of ours as warnings."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from transformers.utils import logging as hf_logging
+
+Say = Callable[[str], None]
+"""Takes one line that a user should read."""
+
+
+class LoadWarning(UserWarning):
+    """Something about a model that is used all the same: what was renamed, left out or does not go together."""
+
+
+def warn(line: str) -> None:
+    """Issue one `LoadWarning`."""
+    warnings.warn(line, LoadWarning, stacklevel=2)
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text, which says what was wrong; with its type where the text is bare."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    bare = isinstance(error, KeyError | IndexError | AttributeError | AssertionError)
+    return f"{type(error).__name__}: {lines[-1]}" if bare else lines[-1]
 
 
 @contextmanager

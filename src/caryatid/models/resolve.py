@@ -19,7 +19,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from caryatid.errors import CaryatidError, DataMissingError, InputError
 from caryatid.models.convert import convert_gguf, ensure_embedded
@@ -49,11 +52,13 @@ class ResolvedModel:
         folder: the base model's configuration, safetensors and tokenizer.
         adapters: adapter folders, to be added to it in this order.
         identity: sha256 standing for all of it.
+        notes: what a user should know about how it is read.
     """
 
     folder: Path
     adapters: tuple[Path, ...]
     identity: str
+    notes: tuple[str, ...] = ()
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -139,8 +144,9 @@ def _check_base(folder: Path, spec: str, trust_remote_code: bool) -> None:
         if kind not in CONFIG_MAPPING:
             raise InputError(f"transformers knows no model type {kind!r}", where=spec, remedy=other)
         named = config.get("architectures") or []
-        causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (named and not causal & set(named)):
+        known = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+        classes = {name for mapping in known for name in mapping.values()}
+        if not any(kind in mapping for mapping in known) or (named and not classes & set(named)):
             raise InputError(
                 f"{', '.join(named) or kind} is not a causal language model", where=spec, remedy=other
             )
@@ -201,9 +207,13 @@ def _adapter(folder: Path, spec: str, trust_remote_code: bool, depth: int) -> Re
             where=spec,
             remedy=error.remedy or "Correct base_model_name_or_path in its adapter_config.json.",
         ) from error
-    return ResolvedModel(
-        below.folder, (*below.adapters, folder), combined([below.identity, folder_identity(folder)])
-    )
+    whole = combined([below.identity, folder_identity(folder)])
+    return ResolvedModel(below.folder, (*below.adapters, folder), whole, below.notes)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's own weights, whatever else."""
+    return any(path.name != "adapter_model.safetensors" for path in folder.glob("*.safetensors"))
 
 
 def resolve(
@@ -216,11 +226,11 @@ def resolve(
     """
     if spec == EMBEDDED:
         embedded = ensure_embedded()
-        return ResolvedModel(embedded.folder, (), embedded.sha256)
+        return ResolvedModel(embedded.folder, (), embedded.identity)
     path = Path(spec).expanduser()
     if path.suffix.lower() == ".gguf":
         converted = convert_gguf(path)
-        return ResolvedModel(converted.folder, (), converted.sha256)
+        return ResolvedModel(converted.folder, (), converted.identity, converted.notes)
     if path.is_file():
         raise InputError(
             "a single file, but not GGUF", where=spec, remedy="Name a model folder or a .gguf file."
@@ -231,7 +241,8 @@ def resolve(
         folder = _from_hub(spec, revision, trust_remote_code)
     else:
         raise DataMissingError("no such model folder", where=spec, remedy="Check the path.")
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    adapter = (folder / "adapter_config.json").is_file()
+    if adapter and not ((folder / "config.json").is_file() and _has_weights(folder)):
         return _adapter(folder, spec, trust_remote_code, _depth)
     if not (folder / "config.json").is_file():
         if any(folder.glob("*.gguf")):
@@ -242,4 +253,6 @@ def resolve(
             remedy="Check the path.",
         )
     _check_base(folder, spec, trust_remote_code)
-    return ResolvedModel(folder, (), folder_identity(folder))
+    both = f"{spec}: it holds full weights and an adapter; the weights are used as they are, the adapter is not added"
+    notes = (f"{both} (to add it to its base model, move it to a folder of its own)",) if adapter else ()
+    return ResolvedModel(folder, (), folder_identity(folder), notes)

@@ -6,16 +6,16 @@ Everything about positions is found by rendering and tokenising probe texts, nev
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from caryatid.errors import InputError
+from caryatid.models.chat_options import ChatOptions, chosen_template
+from caryatid.models.quiet import last_line
+from caryatid.models.thoughts import closing, thought_format
 
-# Some templates print today's date into the system message unless they are given one; prompts must not
-# change overnight. Templates that do not use it ignore it.
-_DATE = "26 Jul 2024"
 _SENTINEL = "QxZuserTextZxQ"
 _ANSWER = "QxZanswerTextZxQ"
 # Every printable ASCII character, then endings that tokenizers like to merge with what follows.
@@ -50,47 +50,66 @@ class ChatFormat:
     Args:
         tokenizer: with a chat template.
         system: the system message; None leaves it to the template, "" sends an explicit empty one.
+        options: thinking, template variables, date, choice of template.
+        where: what errors name.
 
     Attributes:
         before, after: the template's text before and after the user's text.
+        thoughts: how the template writes thoughts; None: it knows none.
 
     Raises:
         InputError: there is no chat template, it takes no system message, or it does not contain the user's text
             exactly once.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        system: str | None = None,
+        options: ChatOptions | None = None,
+        where: str | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.system = system
-        if not getattr(tokenizer, "chat_template", None):
-            raise InputError(
-                "the tokenizer has no chat template",
-                where=getattr(tokenizer, "name_or_path", "") or None,
-                remedy="Put a chat_template.jinja beside its tokenizer files, or use an instruction-tuned model.",
-            )
+        self.options = options or ChatOptions()
+        where = where or getattr(tokenizer, "name_or_path", "") or None
+        self._template = chosen_template(tokenizer, self.options, where)
+        self.thoughts = thought_format(self._template)
+        self._closing = ""
+        if self.thoughts is not None and self.options.thinking != "keep":
+            self._closing = closing(self.text(_SENTINEL).rpartition(_SENTINEL)[2], self.thoughts)
         parts = self.text(_SENTINEL).split(_SENTINEL)
         if len(parts) != 2:
             raise InputError(
                 f"the chat template contains the user's text {len(parts) - 1} times instead of once",
-                where=getattr(tokenizer, "name_or_path", "") or None,
-                remedy="Use another chat_template.jinja.",
+                where=where,
+                remedy="Use another template (--template FILE.jinja).",
             )
         self.before, self.after = parts
 
-    def _render(self, turns: list[dict[str, str]], generation_prompt: bool) -> str:
+    def _render(self, turns: list[dict[str, str]], generation_prompt: bool, thinking: bool = False) -> str:
+        """The template's text. With `thinking` it is left to think as it does by default."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        # Templates that write today's date must not change overnight. The two names for thinking are those in use.
+        # Variables that a template does not read do nothing.
+        variables: dict[str, Any] = {"date_string": self.options.moment.strftime("%d %b %Y")}
+        if not (thinking or self.options.thinking == "keep"):
+            variables |= {"enable_thinking": False, "thinking": False}
         try:
             text = self.tokenizer.apply_chat_template(
                 system + turns,
+                chat_template=self.options.dated(self._template),
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                date_string=_DATE,
+                **{**variables, **dict(self.options.arguments)},
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise InputError(
-                f"the chat template refuses these messages: {error}",
+                f"the chat template refuses these messages: {last_line(error)}",
                 where="chat template",
-                remedy="Leave the system message out." if system else "Use another chat_template.jinja.",
+                remedy="Leave the system message out."
+                if system
+                else "Use another template (--template FILE.jinja).",
             ) from error
         assert isinstance(text, str)
         return text
@@ -99,8 +118,21 @@ class ChatFormat:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def text(self, user: str) -> str:
-        """The prompt as text, up to where the model's answer begins."""
-        return self._render([{"role": "user", "content": user}], generation_prompt=True)
+        """The prompt as text, up to the model's answer; it ends with an empty thought, unless thoughts are kept."""
+        return self._render([{"role": "user", "content": user}], generation_prompt=True) + self._closing
+
+    def asked(self, user: str) -> str:
+        """The prompt as text from which an answer is generated: `text`, unless the model is left to think."""
+        if self.options.thinking != "strip" or self.thoughts is None:
+            return self.text(user)
+        return self._render([{"role": "user", "content": user}], generation_prompt=True, thinking=True)
+
+    @cached_property
+    def opens_thought(self) -> bool:
+        """Whether the prompt from which answers are generated ends inside a thought."""
+        tail = self.asked(_SENTINEL).rpartition(_SENTINEL)[2]
+        written = self.thoughts
+        return written is not None and written.open.strip() in tail and written.close not in tail
 
     def ids(self, user: str) -> list[int]:
         """The prompt as token ids; a BOS token is there only if the template writes one."""
@@ -108,10 +140,16 @@ class ChatFormat:
 
     def ids_many(self, users: Sequence[str]) -> list[list[int]]:
         """`ids` of each text, in one call of the tokenizer."""
-        if not users:
+        return self._encode_many([self.text(user) for user in users])
+
+    def asked_ids_many(self, users: Sequence[str]) -> list[list[int]]:
+        """Ids of each prompt from which an answer is generated (see `asked`)."""
+        return self._encode_many([self.asked(user) for user in users])
+
+    def _encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
             return []
-        encoded = self.tokenizer([self.text(user) for user in users], add_special_tokens=False)
-        return [list(row) for row in encoded["input_ids"]]
+        return [list(row) for row in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
     @cached_property
     def _post_ids(self) -> tuple[int, ...]:
@@ -177,15 +215,21 @@ class ChatFormat:
         return added is not None and (added.special or bool(added.content.strip()))
 
     @cached_property
+    def _tail_ids(self) -> tuple[int, ...]:
+        """Token ids of what the template writes after an answer, as they are in the whole conversation."""
+        prompt, tail = self.text(_SENTINEL), self._assistant_tail()
+        full, open_ = self._encode(prompt + _ANSWER + tail), self._encode(prompt + _ANSWER)
+        return tuple(full[_common_prefix([full, open_]) :])
+
+    @cached_property
     def end_of_turn_ids(self) -> tuple[int, ...]:
         """The tokens with which an assistant's turn ends, up to the first control token.
 
         When the template ends a turn with no control token: the tokenizer's end-of-text token, or nothing.
         """
-        tail = self._encode(self._assistant_tail())
-        for index, token in enumerate(tail):
+        for index, token in enumerate(self._tail_ids):
             if self._is_marker(token):
-                return tuple(tail[: index + 1])
+                return self._tail_ids[: index + 1]
         eos = self.tokenizer.eos_token_id
         return () if eos is None else (int(eos),)
 
@@ -193,24 +237,40 @@ class ChatFormat:
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end an answer: the control token of `end_of_turn_ids` and the tokenizer's end-of-text token."""
         eos = self.tokenizer.eos_token_id
-        return frozenset([*self.end_of_turn_ids[-1:], *([] if eos is None else [int(eos)])])
+        return (
+            frozenset([*self.end_of_turn_ids[-1:], *([] if eos is None else [int(eos)])]) - self.thought_ends
+        )
+
+    @property
+    def thought_ends(self) -> frozenset[int]:
+        """Control tokens that end a thought and not the answer, where the model is left to think."""
+        if self.options.thinking == "off" or self.thoughts is None or self.thoughts.end is None:
+            return frozenset()
+        return frozenset(self._encode(self.thoughts.end)[:1])
 
     def answer_ids(self, answer: str, end_of_turn: bool = True) -> list[int]:
         """Token ids of an assistant's answer as they follow a prompt's ids, by default with its end of turn.
 
-        Tokenised together with a prompt, so that a space or prefix that the template puts before the answer is kept;
-        on its own when the template renders a finished turn differently from an open one.
+        Tokenised as part of the whole conversation, so that a space or prefix that the template puts before or after
+        the answer is kept; on its own when the tokens of the prompt are others there.
         """
         turns = [{"role": "user", "content": _SENTINEL}, {"role": "assistant", "content": answer}]
-        prompt = self.text(_SENTINEL)
-        full = self._render(turns, generation_prompt=False)
-        tail = self._assistant_tail()
-        ids: list[int] | None = None
-        if full.startswith(prompt) and full.endswith(tail):
-            together = self._encode(full[: len(full) - len(tail)] if tail else full)
-            prompt_ids = self._encode(prompt)
-            if together[: len(prompt_ids)] == prompt_ids:
-                ids = together[len(prompt_ids) :]
-        if ids is None:
-            ids = self._encode(answer)
+        prompt, tail = self.text(_SENTINEL), self._assistant_tail()
+        whole = self._render(turns, generation_prompt=False)
+        if not (whole.startswith(prompt) and whole.endswith(tail)):  # a finished turn is written differently
+            whole = prompt + answer + tail
+        start, marked = (
+            self._encode(prompt),
+            self.end_of_turn_ids == self._tail_ids[: len(self.end_of_turn_ids)],
+        )
+        if end_of_turn and marked and tail:
+            ids = self._encode(whole)
+            ids = ids[: len(ids) - (len(self._tail_ids) - len(self.end_of_turn_ids))]
+            if (
+                ids[: len(start)] == start
+                and tuple(ids[-len(self.end_of_turn_ids) :]) == self.end_of_turn_ids
+            ):
+                return ids[len(start) :]
+        together = self._encode(whole[: len(whole) - len(tail)] if tail else whole)
+        ids = together[len(start) :] if together[: len(start)] == start else self._encode(answer)
         return ids + list(self.end_of_turn_ids) if end_of_turn else ids

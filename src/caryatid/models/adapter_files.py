@@ -1,0 +1,192 @@
+"""A PEFT adapter's files: its configuration checked, its tensors named as the base model's modules are.
+
+Everything here is known before the base model's weights are needed, but for the names of its modules.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from caryatid.errors import DataMissingError, InputError
+from caryatid.models.quiet import Say, last_line
+
+PREFIX = "base_model.model."
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Modules that training libraries put around a model (torch.compile, DDP, FSDP, Fabric, activation checkpointing), and
+# the text part of a vision-language model. They are left out of a name where the base model has no such module.
+_WRAPPERS = frozenset(
+    {"_orig_mod", "module", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module"}
+    | {"_ddp_module", "language_model", "text_model"}
+)  # fmt: skip
+_OWN = frozenset(
+    {"default", "modules_to_save"}
+)  # inserted by PEFT into a live adapter's names, not into saved ones
+
+
+class AdapterFile(NamedTuple):
+    """An adapter as stored.
+
+    Attributes:
+        folder: where it lies. config: its adapter_config.json.
+        tensors: by name, in the base model's module names after `PREFIX`.
+        renamed: whether some of the names differ from the stored ones.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    renamed: bool
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """An adapter's configuration, of a kind that can be added to a model's weights.
+
+    Raises:
+        InputError: not JSON, no or an unknown `peft_type`, a kind that cannot be merged, or a setting that the
+            installed peft does not know and would ignore.
+    """
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"not readable as JSON: {last_line(error)}", where=str(path), remedy="Save it again."
+        ) from error
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if not kind:
+        raise InputError(
+            "it does not say what kind of adapter this is (peft_type)",
+            where=str(path),
+            remedy='Set it, for LoRA: "peft_type": "LORA".',
+        )
+    known = {str(getattr(name, "value", name)): name for name in PEFT_TYPE_TO_CONFIG_MAPPING}
+    upgrade = "Upgrade peft (pip install -U peft), or use an adapter that this version knows."
+    if kind not in known:
+        raise InputError(
+            f"the installed peft knows no adapter type {kind!r}", where=str(path), remedy=upgrade
+        )
+    if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING[known[kind]], "merge_and_unload"):
+        raise InputError(
+            f"this kind of adapter ({kind}) cannot be merged",
+            where=str(folder),
+            remedy="Use LoRA or another mergeable kind.",
+        )
+    settings = {field.name for field in fields(PEFT_TYPE_TO_CONFIG_MAPPING[known[kind]])}
+    ignored = sorted(name for name, value in config.items() if value and name not in settings)
+    if ignored:
+        raise InputError(
+            f"the installed peft does not know its setting {ignored[0]!r}", where=str(path), remedy=upgrade
+        )
+    return dict(config)
+
+
+def _walk(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """A tensor's name as (path of a module, what follows it, what was left out)."""
+    here, path, dropped = model, [], []
+    for index, part in enumerate(parts):
+        child = here._modules.get(part)
+        if child is not None:
+            here = child
+            path.append(part)
+        elif part in _WRAPPERS:
+            dropped.append(part)
+        else:
+            return path, list(parts[index:]), dropped
+    return path, [], dropped
+
+
+def _named(model: nn.Module, key: str) -> tuple[str, list[str]]:
+    """A stored name in the base model's terms, and which parts of it were left out."""
+    parts, dropped = key.split("."), []
+    while parts and parts[0] in _WRAPPERS and parts[0] not in model._modules:
+        dropped.append(parts.pop(0))
+    if parts[:2] == PREFIX.split(".")[:2]:
+        parts = parts[2:]
+    path, rest, inside = _walk(model, parts)
+    if not path:
+        return key, []
+    own = [part for part in rest if part in _OWN]
+    named = PREFIX + ".".join([*path, *(part for part in rest if part not in _OWN)])
+    return named, [*dropped, *inside, *own]
+
+
+def read_adapter(model: nn.Module, folder: Path, say: Say) -> AdapterFile:
+    """An adapter's tensors under the names that they have in `model`; `say` is told of renamed ones.
+
+    Raises:
+        DataMissingError: it stores no tensor, its file is damaged, or two names mean the same tensor.
+        InputError: as `read_adapter_config`, or a tensor is not finite.
+    """
+    config = read_adapter_config(folder)
+    path = folder / WEIGHTS
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataMissingError(
+            f"does not fit its base model: its tensors cannot be read: {last_line(error)}",
+            where=str(path),
+            remedy="Save or download it again.",
+        ) from error
+    if not stored:
+        raise DataMissingError(
+            "the adapter stores no tensor, so that it would change nothing",
+            where=str(path),
+            remedy="Save it again from the trained model (with ZeRO-3 or FSDP: gather the weights first).",
+        )
+    broken = sorted(key for key, value in stored.items() if not torch.isfinite(value.float()).all())
+    if broken:
+        raise InputError(
+            f"{len(broken)} of its {len(stored)} tensors are not finite, first {broken[0]}",
+            where=str(path),
+            remedy="Use a checkpoint from before the training diverged.",
+        )
+    tensors: dict[str, Tensor] = {}
+    dropped: set[str] = set()
+    for key, value in stored.items():
+        name, left_out = _named(model, key)
+        if name in tensors:
+            raise DataMissingError(f"two of its tensors are {name}", where=str(path), remedy="Save it again.")
+        tensors[name] = value
+        dropped.update(left_out)
+    if dropped:
+        say(f"{folder}: its tensors' names were read without {', '.join(sorted(dropped))}")
+    return AdapterFile(folder, config, tensors, tensors.keys() != stored.keys())
+
+
+@contextmanager
+def as_folder(adapter: AdapterFile) -> Iterator[str]:
+    """A folder from which PEFT reads the adapter: its own, or a temporary one with the new names."""
+    if not adapter.renamed:
+        yield str(adapter.folder)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        Path(place, CONFIG).write_text(json.dumps(adapter.config), encoding="utf-8")
+        save_file(adapter.tensors, Path(place, WEIGHTS))
+        yield place
+
+
+def refuse_unused(folder: Path, unused: Sequence[str], stored: int) -> None:
+    """Refuse an adapter of which some tensors have no place in the base model.
+
+    Raises:
+        DataMissingError: there are some.
+    """
+    if unused:
+        shown = ", ".join(sorted(unused)[:3]) + (", …" if len(unused) > 3 else "")
+        raise DataMissingError(
+            f"{len(unused)} of the adapter's {stored} tensors have no place in its base model: {shown}",
+            where=str(folder),
+            remedy="Check base_model_name_or_path in its adapter_config.json, or save the adapter again unwrapped.",
+        )

@@ -1,0 +1,165 @@
+"""What a GGUF file says that transformers' reader passes over: rotary scaling, and the rest by name."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+from caryatid.errors import DataMissingError
+
+_ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_ROPE_KEYS = re.compile(r"rope\.(scaling\.|scale_linear$)")
+# Read from the tensors' shapes, or of no effect on a causal model's answers.
+_READ_OTHERWISE = frozenset(
+    {"vocab_size", "context_length", "block_count", "embedding_length", "feed_forward_length", "tensor_data_layout"}
+    | {"rope.dimension_count", "attention.key_length", "attention.value_length", "attention.causal", "pooling_type"}
+    | {"attention.head_count", "attention.head_count_kv", "use_parallel_residual", "expert_feed_forward_length"}
+    | {"attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa", "expert_count"}
+)  # fmt: skip
+_CHANGES_ANSWERS = re.compile(r"scale|softcap|clamp|temperature|alibi|freq_base|sliding_window")
+
+
+class GgufFacts(NamedTuple):
+    """Metadata of a GGUF file.
+
+    Attributes:
+        architecture: its name there. metadata: the architecture's own keys, without its prefix.
+        tensors: names. rope: the factors that divide rotary frequencies, by tensor name.
+    """
+
+    architecture: str
+    metadata: Mapping[str, Any]
+    tensors: tuple[str, ...]
+    rope: Mapping[str, list[float]]
+
+
+def read_facts(gguf: Path) -> GgufFacts:
+    """Read a GGUF file's metadata and its rotary factors; the weights are left on the disk."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(str(gguf))
+    values = {name: field.contents() for name, field in reader.fields.items()}
+    architecture = str(values["general.architecture"])
+    prefix = f"{architecture}."
+    metadata = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    rope = {t.name: [float(x) for x in t.data.ravel()] for t in reader.tensors if t.name in _ROPE_TENSORS}
+    return GgufFacts(architecture, metadata, tuple(t.name for t in reader.tensors), rope)
+
+
+def rope_settings(facts: GgufFacts, where: str) -> dict[str, Any]:
+    """`rope_parameters` for transformers that do what the file asks for; empty where it asks for nothing.
+
+    Frequencies may be divided by stored factors, one for each (Llama 3.1's `rope_freqs`, Phi-3's short and long ones),
+    or scaled linearly or as by YaRN (github.com/ggml-org/ggml, docs/gguf.md).
+
+    Raises:
+        DataMissingError: it asks for something else.
+    """
+    scaling = {
+        name.removeprefix("rope.scaling."): value
+        for name, value in facts.metadata.items()
+        if name.startswith("rope.scaling.")
+    }
+    kind = str(scaling.get("type", "none"))
+    factor = float(scaling.get("factor", facts.metadata.get("rope.scale_linear", 1.0)) or 1.0)
+    trained = int(scaling.get("original_context_length", 0)) or int(facts.metadata.get("context_length", 0))
+    attention = scaling.get("attn_factor")
+    both, long, short = (facts.rope.get(name) for name in _ROPE_TENSORS)
+    short, long = (both, both) if both is not None else (short, long)
+    if short is not None or long is not None:
+        if (
+            short is None
+            or long is None
+            or kind not in ("none", "longrope", "llama3")
+            or (both and factor != 1.0)
+        ):
+            raise _unknown(kind, where)
+        if attention is None and both is not None:
+            attention = 1.0
+        settings: dict[str, Any] = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
+        settings["original_max_position_embeddings"] = trained
+    elif kind == "none" and factor == 1.0:
+        return {}
+    elif kind in ("linear", "none"):
+        settings = {"rope_type": "linear", "factor": factor}
+    elif kind == "yarn":
+        settings = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained}
+        for name in ("beta_fast", "beta_slow"):
+            found = scaling.get(f"yarn_{name}")
+            settings |= {name: float(found)} if found is not None else {}
+        if scaling.get("yarn_log_multiplier"):
+            raise _unknown("yarn with yarn_log_multiplier", where)
+        if attention is not None:  # a factor on what YaRN has by itself
+            attention = float(attention) * (1 + 0.1 * math.log(factor))
+    else:
+        raise _unknown(kind, where)
+    return settings | ({"attention_factor": float(attention)} if attention is not None else {})
+
+
+def _unknown(kind: str, where: str) -> DataMissingError:
+    return DataMissingError(
+        f"its rotary position scaling ({kind}) cannot be applied",
+        where=where,
+        remedy="Use the model's safetensors, or another GGUF file of it.",
+    )
+
+
+def unread(facts: GgufFacts, config: Any, mapped: Iterable[str], where: str) -> list[str]:
+    """What of the file has no effect on the loaded model, one line each.
+
+    Args:
+        config: of the loaded model; a value that stands in it counts as read.
+        mapped: names of the tensors that were read.
+
+    Raises:
+        DataMissingError: tensors, or metadata that change answers.
+    """
+    known = set(mapped)
+    tensors = sorted(
+        name
+        for name in facts.tensors
+        if name not in known | set(_ROPE_TENSORS) and "_exps" not in name and "rot_embd" not in name
+    )
+    needless = [name for name in tensors if "nextn" in name]
+    tensors = [name for name in tensors if name not in needless]
+    if tensors:
+        raise DataMissingError(
+            f"{len(tensors)} of its tensors are not used by the model, first {tensors[0]}",
+            where=where,
+            remedy="Use the model's safetensors, or a newer transformers.",
+        )
+    mapping: Any = GGUF_CONFIG_MAPPING
+    names = {
+        facts.architecture,
+        facts.architecture.replace("moe", "_moe"),
+        facts.architecture.replace("-", "_"),
+    }
+    read = {key for name in names for key, kept in mapping.get(name, {}).items() if kept is not None}
+    values = _numbers(config.to_dict())
+    lines = [f"{len(needless)} tensors are not needed, first {needless[0]}"] if needless else []
+    for key, value in facts.metadata.items():
+        if key in read | _READ_OTHERWISE or _ROPE_KEYS.match(key) or not isinstance(value, int | float):
+            continue
+        if any(math.isclose(value, other, rel_tol=1e-5) for other in (0, 1, *values)):
+            continue
+        if key.endswith("sliding_window") and value >= int(facts.metadata.get("context_length", 0)):
+            continue
+        if _CHANGES_ANSWERS.search(key):
+            raise DataMissingError(
+                f"its {facts.architecture}.{key} = {value:g} would be ignored",
+                where=where,
+                remedy="Use the model's safetensors, or a newer transformers.",
+            )
+        lines.append(f"its {facts.architecture}.{key} = {value:g} is not used")
+    return lines
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in _numbers(item)]
+    if isinstance(value, list | tuple):
+        return [number for item in value for number in _numbers(item)]
+    return [float(value)] if isinstance(value, int | float) else []
