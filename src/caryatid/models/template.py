@@ -219,7 +219,7 @@ class ChatFormat:
         """Token ids of what the template writes after an answer, as they are in the whole conversation."""
         prompt, tail = self.text(_SENTINEL), self._assistant_tail()
         full, open_ = self._encode(prompt + _ANSWER + tail), self._encode(prompt + _ANSWER)
-        return tuple(full[_common_prefix([full, open_]) :])
+        return tuple(full[common_prefix([full, open_]) :])
 
     @cached_property
     def end_of_turn_ids(self) -> tuple[int, ...]:
