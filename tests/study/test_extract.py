@@ -10,7 +10,7 @@ from caryatid.causal import activations
 from caryatid.data.study_prompts import build_study_prompts
 from caryatid.errors import NumericalError, UsageError
 from caryatid.geometry.directions import candidate_directions, category_directions
-from caryatid.models.batch import BatchSizes
+from caryatid.models.sizes import BatchSizes
 from caryatid.study import extract
 from tiny import tiny_loaded
 

@@ -11,8 +11,10 @@ from ..errors import CaryatidError, ConfigError, MemoryExhaustedError, UsageErro
 from . import attack, data, evaluate, geometry, judge, measure, models, study, training
 from .console import announce
 
-# typer brings its own copy of click in newer versions; this is the class that all its errors have.
-_ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+# What all errors of typer's parser are. Newer versions of typer bring a click of their own, so it is looked up by name.
+_ClickException: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 INTERRUPTED = 130
 # What the system says of a place that cannot be used; other errors of this kind are bugs.
 _UNUSABLE = frozenset(

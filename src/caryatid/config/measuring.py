@@ -1,19 +1,12 @@
 """How geometry and causality are measured, and what the verdict asks for."""
 
+from dataclasses import asdict
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from .part import NonNegative, Part, Positive
-
-
-class ProfileConfig(Part):
-    """Thresholds of an admissibility profile."""
-
-    kl_max: float = Field(gt=0)
-    induce_min: float | None = Field(None, description="Least induce score in nats (published: 0).")
-    effects_min: float | None = Field(None, description="Least gap-normalised bypass and induce effects.")
-    depth_fraction: float = Field(0.8, gt=0, le=1)
+from ..geometry.profiles import CALIBRATED, PROFILES, PUBLISHED, Profile
+from .part import Domain, NonNegative, Part, Positive
 
 
 class GeometryConfig(Part):
@@ -30,8 +23,8 @@ class GeometryConfig(Part):
         1, description="Score every so many of them, counted down from the deepest."
     )
     profile: Literal["published", "calibrated"] = "published"
-    published: ProfileConfig = ProfileConfig(kl_max=0.1, induce_min=0.0)
-    calibrated: ProfileConfig = ProfileConfig(kl_max=0.35, effects_min=0.5)
+    published: Annotated[Profile, Domain()] = PUBLISHED
+    calibrated: Annotated[Profile, Domain()] = CALIBRATED
     selector: Literal["bypass", "cosmic"] = Field(
         "bypass",
         description="What picks the carrier among admissible candidates: lowest bypass, or COSMIC's highest score, "
@@ -57,6 +50,13 @@ class GeometryConfig(Part):
         description="Candidates scored in each of these, those most often chosen over the selection prompts.",
     )
     splits: Annotated[int, Field(ge=20)] = 200
+
+    @field_validator("published", "calibrated", mode="before")
+    @classmethod
+    def _other_thresholds_stay(cls, value: object, info: ValidationInfo) -> object:
+        """A profile of which some thresholds are named keeps its others."""
+        own = PROFILES[str(info.field_name)]
+        return {**asdict(own), **value, "name": own.name} if isinstance(value, dict) else value
 
 
 class CausalConfig(Part):

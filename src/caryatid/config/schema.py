@@ -12,6 +12,7 @@ from ..attacks.base import attack_named
 from ..attacks.gcg.settings import GcgSettings
 from ..behaviour.judges.base import JudgeSpec
 from ..behaviour.judges.registry import judge_names
+from ..models.sizes import BatchSizes
 from ..settings import Settings, setting
 from ..training.settings import TrainingSettings, WarmupSettings
 from .measuring import CausalConfig, GeometryConfig, VerdictConfig
@@ -145,15 +146,6 @@ class BehaviourConfig(Part):
         return suites
 
 
-class BatchConfig(Part):
-    """Batch shapes. 0: chosen when the study is planned, from the device's free memory."""
-
-    forward: NonNegative = 0
-    generate: NonNegative = 0
-    gcg: NonNegative = 0
-    train: NonNegative = 0
-
-
 class ObservedAnchor(Part):
     """A checkpoint that somebody else trained."""
 
@@ -196,7 +188,7 @@ class StudyConfig(Part):
     geometry: GeometryConfig = GeometryConfig()
     causal: CausalConfig = CausalConfig()
     verdict: VerdictConfig = VerdictConfig()
-    batch: BatchConfig = BatchConfig()
+    batch: Annotated[BatchSizes, Domain()] = BatchSizes()
 
     @field_validator("seeds")
     @classmethod

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from caryatid.settings import Settings, setting
+
 Selector = Literal["bypass", "cosmic"]
 SELECTORS: tuple[Selector, ...] = ("bypass", "cosmic")
 
@@ -16,24 +18,20 @@ def depth_cut(fraction: float, n_layers: int) -> int:
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Settings):
     """Thresholds that make a candidate admissible; NaN is always inadmissible.
 
     Attributes:
-        kl_max: largest KL(base ‖ ablated) at the last position.
-        induce_min: least induce score in nats, or None.
-        effects_min: least gap-normalised bypass effect and induce effect, or None.
-        depth_fraction: only layers l < ⌊depth_fraction · L⌋.
         selector: `bypass` picks the lowest bypass. `cosmic` picks the highest sum of COSMIC's cosines; of the
             thresholds it asks for `kl_max` and `depth_fraction` alone (arXiv 2506.00085).
     """
 
-    name: str
-    kl_max: float
-    induce_min: float | None = None
-    effects_min: float | None = None
-    depth_fraction: float = 0.8
-    selector: Selector = "bypass"
+    name: str = setting("own", "Its name.")
+    kl_max: float = setting(0.1, "Largest KL(base ‖ ablated) at the last position.", gt=0)
+    induce_min: float | None = setting(None, "Least induce score in nats (published: 0).")
+    effects_min: float | None = setting(None, "Least gap-normalised bypass and induce effects.")
+    depth_fraction: float = setting(0.8, "Only layers l < ⌊depth_fraction · L⌋.", gt=0, le=1)
+    selector: Selector = setting("bypass", "What picks among admissible candidates.")
 
     def depth_cut(self, n_layers: int) -> int:
         """⌊depth_fraction · L⌋."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from caryatid.errors import InputError, MemoryExhaustedError
 from caryatid.models.layout import hidden_size, num_layers
 from caryatid.models.load import LoadedModel
+from caryatid.models.sizes import BatchSizes
 
 T = TypeVar("T")
 
@@ -135,20 +136,6 @@ class RowLimit:
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise InputError(f"batch_size {self.rows} is below 1", where="batch")
-
-
-@dataclass(frozen=True)
-class BatchSizes:
-    """Rows per batch for each kind of work; chosen when a study is planned and kept on resume.
-
-    Attributes:
-        forward: scoring whole prompts. generate: decoding. gcg: candidate suffixes. train: micro-batch.
-    """
-
-    forward: int
-    generate: int
-    gcg: int
-    train: int
 
 
 CPU_BATCH_SIZES = BatchSizes(forward=16, generate=32, gcg=32, train=8)

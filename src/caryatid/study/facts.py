@@ -1,7 +1,7 @@
 """What is settled before a plan can be made: which prompts, which backbone, which device and batch shapes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +12,12 @@ from ..config import StudyConfig
 from ..data.chat import load_chat_jsonl, refuse_overlaps
 from ..data.study_prompts import StudyPrompts, build_study_prompts, user_fields
 from ..errors import DataMissingError
-from ..models.batch import BatchSizes, plan_batch_sizes
+from ..models.batch import plan_batch_sizes
 from ..models.check import check_loaded
 from ..models.identity import folder_identity
 from ..models.load import choose_device, load_model
 from ..models.resolve import resolve
+from ..models.sizes import BatchSizes
 from ..paths import hub_offline
 from ..training.trainee import check_precision
 
@@ -131,7 +132,7 @@ def _batch_sizes(config: StudyConfig, device: str, dtype: str) -> BatchSizes:
 
     Loads the model in any case, and refuses one that cannot be measured before anything is written.
     """
-    named = config.batch.model_dump()
+    named = asdict(config.batch)
     loaded = load_model(
         config.model.spec,
         dtype=dtype,

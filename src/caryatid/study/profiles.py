@@ -13,9 +13,8 @@ UNLABELLED = "unlabelled"
 
 def profile_of(config: StudyConfig, name: str | None = None) -> Profile:
     """The study's profile, or the one that is named, with its settings and the study's selector."""
-    name = name or config.geometry.profile
-    thresholds = getattr(config.geometry, name).model_dump()
-    return Profile(name, **thresholds, selector=config.geometry.selector)
+    found: Profile = getattr(config.geometry, name or config.geometry.profile)
+    return replace(found, selector=config.geometry.selector)
 
 
 def profiles_of(config: StudyConfig) -> list[Profile]:

@@ -15,9 +15,9 @@ from ..behaviour.judges.registry import open_harm_judge, open_refusal_judge
 from ..causal.locate import Measured
 from ..data.prompts import Prompt
 from ..data.study_prompts import StudyPrompts
-from ..models.batch import BatchSizes
 from ..models.check import check_loaded
 from ..models.load import LoadedModel
+from ..models.sizes import BatchSizes
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
 from ..training.ranks import ALONE, Ranks
