@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ..errors import ConfigError
+from .part import model_of
 from .schema import StudyConfig
 
 
@@ -229,7 +231,8 @@ def _suggestion(loc: Sequence[Any]) -> str:
         info = getattr(model, "model_fields", {}).get(part)
         if info is None:
             return ""
-        model = info.annotation
+        kind: Any = info.annotation
+        model = model_of(kind) if is_dataclass(kind) else kind
     fields = list(getattr(model, "model_fields", {}))
     close = get_close_matches(str(loc[-1]), fields, n=1)
     return (

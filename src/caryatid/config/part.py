@@ -41,13 +41,13 @@ class Domain:
 
         return core_schema.no_info_wrap_validator_function(
             build,
-            handler.generate_schema(_model_of(source)),
+            handler.generate_schema(model_of(source)),
             serialization=core_schema.plain_serializer_function_ser_schema(asdict),
         )
 
 
 @functools.cache
-def _model_of(source: Any) -> type[Part]:
+def model_of(source: Any) -> type[Part]:
     """A pydantic model with the fields of a dataclass, their defaults, limits and descriptions."""
     hints = get_type_hints(source)
     found: dict[str, Any] = {}
