@@ -208,6 +208,15 @@ def random_model(
             num_key_value_heads=8,
             sliding_window=None,
         )
+    elif shape == "qwen2-0.5b":
+        config = transformers.Qwen2Config(
+            **{**shared, "vocab_size": 151936},
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+        )
     else:
         width, layers = (576, 30) if shape == "smollm2" else (72, 2)
         config = transformers.LlamaConfig(

@@ -123,7 +123,7 @@ def train(loaded: LoadedModel, args: argparse.Namespace, out: Path) -> tuple[loo
         gradient_checkpointing=args.gradient_checkpointing,
         r2d2=R2D2Settings(
             pool=args.cases, cases=args.cases, gcg_steps=args.steps, width=args.width, top_k=args.top_k,
-            suffix_length=SUFFIX,
+            suffix_length=SUFFIX, search_precision=args.search_precision,
         ),
     )  # fmt: skip
     examples = chat_examples(loaded, args.max_length, args.chat_batch)
@@ -216,6 +216,7 @@ def main() -> int:
     parser.add_argument("--chat-batch", type=int, default=8, help="chat examples per update")
     parser.add_argument("--max-length", type=int, help="tokens per chat example; default: 512, for tiny 64")
     parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--search-precision", choices=("auto", "model", "bfloat16", "float8"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()

@@ -65,6 +65,10 @@ class AdaptedLinear(nn.Linear):
         """U."""
         return self.joined[:, self.in_features :]
 
+    def rest(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        """U D x, what is added to W x."""
+        return nn.functional.linear(nn.functional.linear(x, self.down), self.up)
+
     def beside(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_joined"]:
         """[x, D x], what `joined` is multiplied with."""
         return torch.cat([x, nn.functional.linear(x, self.down)], dim=-1)

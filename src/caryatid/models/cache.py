@@ -67,6 +67,10 @@ class SuffixKeys:
     keys: Pieces
     values: Pieces
 
+    def to(self, dtype: torch.dtype) -> "SuffixKeys":
+        """In another precision."""
+        return SuffixKeys(*(tuple(one.to(dtype) for one in pieces) for pieces in (self.keys, self.values)))
+
 
 def recording(shared: DynamicCache, columns: int) -> DynamicCache:
     """As a shared cache, but keeps the keys and values of the next forward's first `columns` columns."""
@@ -112,6 +116,11 @@ class PrefixCache:
     keys: Pieces
     values: Pieces
     lengths: tuple[int, ...]
+
+    def to(self, dtype: torch.dtype) -> "PrefixCache":
+        """In another precision."""
+        keys, values = (tuple(one.to(dtype) for one in pieces) for pieces in (self.keys, self.values))
+        return PrefixCache(keys, values, self.lengths)
 
     def columns(self, cases: Sequence[int]) -> int:
         """Columns that the prefixes of `cases` take in a cache of theirs."""

@@ -68,6 +68,26 @@ class _Layer:
             base.weight.data = view.T if isinstance(base, Conv1D) else view
         self.seen = (-1, -1)
 
+    @property
+    def weight(self) -> Float[Tensor, "d_out d_in"]:
+        """The backbone's weight."""
+        return self.joined[:, : self.a.shape[1]]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The backbone's bias."""
+        bias: Tensor | None = self.layer.get_base_layer().bias
+        return bias
+
+    def rest(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
+        """What the adapters add, those of the base layer included, as they are now."""
+        base = self.layer.get_base_layer()
+        before = base.rest(x) if isinstance(base, AdaptedLinear) else 0
+        if self.layer.disable_adapters:
+            return before + torch.zeros_like(x[:, :1])
+        self.refresh()
+        return before + nn.functional.linear(nn.functional.linear(x, self.down), self.joined[:, self.width :])
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Round A and B anew if they have changed; in place, for what was recorded with their addresses."""
@@ -106,7 +126,8 @@ class LowPrecisionAdapters:
     def __init__(self, peft: Any) -> None:
         self._attacked = False
         for layer in _adapted(peft):
-            layer.forward = partial(self._forward, _Layer(layer))
+            layer.joined_product = _Layer(layer)
+            layer.forward = partial(self._forward, layer.joined_product)
 
     @staticmethod
     def suit(peft: Any) -> bool:

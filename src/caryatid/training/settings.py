@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..attacks.gcg.settings import GcgSettings, SuffixLength, check_suffix_length
+from ..attacks.gcg.settings import GcgSettings, SearchPrecision, SuffixLength, check_suffix_length
 from ..settings import Settings, setting
 
 AwayVariant = Literal["plain", "harmbench"]
@@ -44,13 +44,19 @@ class R2D2Settings(Settings):
     toward_text: str = setting("Sorry, I can't do that.", "The refusal that is trained toward.")
     static_gcg_steps: int = setting(50, "GCG steps per case made once, for r2d2_static.", ge=0)
 
+    search_precision: SearchPrecision = setting(
+        "auto", "Precision in which the inner attack's candidates are ranked (attacks/gcg/settings.py)."
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_suffix_length(self.suffix_length)
 
     def gcg(self, steps: int) -> GcgSettings:
         """The inner attack."""
-        return GcgSettings(steps, self.width, self.top_k, self.suffix_length)
+        return GcgSettings(
+            steps, self.width, self.top_k, self.suffix_length, search_precision=self.search_precision
+        )
 
 
 @dataclass(frozen=True)

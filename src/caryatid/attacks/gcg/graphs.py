@@ -104,7 +104,10 @@ class _Compiled:
         return self.plain(*args, **kwargs)
 
 
-_compiled = cache(_Compiled)
+@cache
+def compiled(function: Callable[..., Output], backend: Backend = "inductor") -> Callable[..., Output]:
+    """`function` compiled when it is first called, for any shape; itself where the compiler fails."""
+    return _Compiled(function, backend)
 
 
 def worth_fusing(model: nn.Module) -> bool:
@@ -114,7 +117,10 @@ def worth_fusing(model: nn.Module) -> bool:
 
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
-    """Norms and gated feed-forward parts in the library's own code, as it wrote them: no adapter, no hook inside."""
+    """Norms and gated feed-forward parts in the library's own code, as it wrote them: no adapter, no hook inside.
+
+    Their linear layers may stand in float8 (`precision.py`): the quantisation is then compiled with what is around it.
+    """
     for module in model.modules():
         kind = type(module)
         if not kind.__module__.startswith("transformers.models.") or "forward" in vars(module):
@@ -125,8 +131,9 @@ def _parts(model: nn.Module) -> Iterator[nn.Module]:
 
 def _untouched(module: nn.Module) -> bool:
     home = type(module).__module__
+    float8 = type(module).__name__ == "Float8Linear" and module.adapted is None
     hooked = module._forward_hooks or module._forward_pre_hooks
-    return home.startswith(("torch.nn.", "transformers.activations")) and not hooked
+    return (float8 or home.startswith(("torch.nn.", "transformers.activations"))) and not hooked
 
 
 @contextmanager
@@ -137,9 +144,9 @@ def fused(model: nn.Module, *, backend: Backend = "inductor") -> Iterator[None]:
         for home in (sys.modules[name] for name in homes if name.startswith("transformers.models.")):
             plain = vars(home).get("apply_rotary_pos_emb")
             if plain is not None:
-                vars(home)["apply_rotary_pos_emb"] = _compiled(plain, backend)
+                vars(home)["apply_rotary_pos_emb"] = compiled(plain, backend)
                 stack.callback(setattr, home, "apply_rotary_pos_emb", plain)
         for module in _parts(model):
-            object.__setattr__(module, "forward", partial(_compiled(type(module).forward, backend), module))
+            object.__setattr__(module, "forward", partial(compiled(type(module).forward, backend), module))
             stack.callback(object.__delattr__, module, "forward")
         yield

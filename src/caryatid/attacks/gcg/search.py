@@ -71,4 +71,5 @@ def _result(state: GcgState, steps: int, seconds: float, rows: int) -> AttackRes
         batch_size=rows,
         suffix_text=state.best_text,
         suffix_ids=state.best_ids,
+        scored=state.scored,
     )

@@ -6,7 +6,7 @@ from typing import Literal
 from caryatid.settings import Settings, setting
 
 Scoring = Literal["plain", "prefix", "incremental", "packed"]
-Precision = Literal["model", "low"]
+SearchPrecision = Literal["auto", "model", "bfloat16", "float8"]
 SuffixLength = int | tuple[int, int]
 
 
@@ -26,6 +26,14 @@ class GcgSettings(Settings):
     top_k: int = setting(256, "Substitutions considered per position.", gt=0)
     suffix_length: SuffixLength = setting(
         20, "Tokens of the initial suffix, or [lowest, highest], from which each case draws its own."
+    )
+    search_precision: SearchPrecision = setting(
+        "auto",
+        "Precision in which candidates are ranked; model: the model's own; auto: bfloat16 for float32 models and float8"
+        " for bfloat16 ones, where the device is faster in it.",
+    )
+    rescored: int = setting(
+        8, "Best candidates of a step that are decided in the model's own precision.", gt=0
     )
     scoring: Scoring | None = setting(
         None, "How candidates are scored (attacks/gcg/scoring.py); null: the fastest on the device."

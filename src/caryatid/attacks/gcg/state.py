@@ -29,6 +29,7 @@ class GcgState:
         stalled_steps: steps without a surviving candidate, which kept their suffix.
         candidates: suffixes scored. forward_tokens: real tokens run forward: prefix, gradients, candidates, re-scored
             winners. backward_tokens: those of them that gradients ran backward, too.
+        scored: how candidates were scored, in words.
     """
 
     goal: Goal
@@ -43,6 +44,7 @@ class GcgState:
     candidates: int = 0
     forward_tokens: int = 0
     backward_tokens: int = 0
+    scored: str = ""
 
 
 def start_state(chat: ChatFormat, goal: Goal, *, length: int) -> GcgState:

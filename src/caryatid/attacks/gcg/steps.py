@@ -7,6 +7,7 @@ so far is kept beside it. Several cases can take their steps together; each draw
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,13 +24,14 @@ from caryatid.attacks.gcg.candidates import (
 from caryatid.attacks.gcg.gradient import GradientPass, SuffixGradients, suffix_gradients
 from caryatid.attacks.gcg.graphs import Replay, worth_fusing
 from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache, evaluation_mode
-from caryatid.attacks.gcg.scoring import default_scoring, start_scoring, usable_scoring
+from caryatid.attacks.gcg.precision import LowPrecision, low_precision
+from caryatid.attacks.gcg.scoring import PendingScores, default_scoring, start_scoring, usable_scoring
 from caryatid.attacks.gcg.settings import GcgSettings, Scoring
 from caryatid.attacks.gcg.slot import SuffixSlot, Survival, place_suffix, surviving_candidates
 from caryatid.attacks.gcg.state import GcgState, text_loss
 from caryatid.errors import InputError, NumericalError
 from caryatid.models.batch import RowLimit
-from caryatid.models.cache import PrefixCache
+from caryatid.models.cache import PrefixCache, SuffixKeys
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 
@@ -53,6 +55,8 @@ class GcgEngine:
     limit: RowLimit
     scoring: Scoring
     fuse: bool
+    low: LowPrecision | None
+    low_prefix: PrefixCache | None
     survival: tuple[Survival, ...]
     gradients: Replay[GradientPass]
     texts: tuple[Replay[Tensor], ...]
@@ -62,6 +66,14 @@ class GcgEngine:
             PromptLayout(slot.prefix_ids, state.suffix_ids, slot.post_ids, target)
             for slot, state, target in zip(self.slots, states, self.targets, strict=True)
         ]
+
+    @property
+    def described(self) -> str:
+        """How candidates are scored."""
+        own = str(self.loaded.dtype).removeprefix("torch.")
+        if self.low is None:
+            return f"{self.scoring}, {own}"
+        return f"{self.scoring}, {self.low.name}, the best {self.settings.rescored} again in {own}"
 
     def row_tokens(self, layout: PromptLayout) -> int:
         return layout.length if self.prefix is None else layout.tail_length
@@ -101,13 +113,19 @@ def _engine(
         limit=limit,
         scoring="plain",
         fuse=worth_fusing(loaded.model) if settings.compiled is None else settings.compiled,
+        low=None,
+        low_prefix=None,
         survival=tuple(Survival() for _ in slots),
         gradients=Replay(loaded.device, settings.steps),
         texts=tuple(Replay(loaded.device, settings.steps) for _ in slots),
     )
     layouts, wanted = engine.layouts(states), settings.scoring or default_scoring(loaded.device)
     prefix = None if wanted == "plain" else build_prefix_cache(loaded, layouts)
-    return replace(engine, prefix=prefix, scoring=usable_scoring(loaded, layouts, prefix, wanted))
+    scoring, low = usable_scoring(loaded, layouts, prefix, wanted), None
+    if settings.width > settings.rescored:
+        low = low_precision(loaded, settings.search_precision)
+    low_prefix = prefix.to(low.loaded.dtype) if low is not None and prefix is not None else None
+    return replace(engine, prefix=prefix, scoring=scoring, low=low, low_prefix=low_prefix)
 
 
 def _record_start(state: GcgState, loss: float) -> GcgState:
@@ -126,7 +144,9 @@ def _record_start(state: GcgState, loss: float) -> GcgState:
 def _begin(engine: GcgEngine, index: int, state: GcgState, layout: PromptLayout) -> GcgState:
     """The state with a new record: the prefix's tokens and, in exact mode, the initial loss from the text."""
     spent = 0 if engine.prefix is None else len(layout.prefix_ids)
-    fresh = GcgState(state.goal, state.suffix_ids, state.suffix_text, forward_tokens=spent)
+    fresh = GcgState(
+        state.goal, state.suffix_ids, state.suffix_text, forward_tokens=spent, scored=engine.described
+    )
     if not engine.exact:
         return fresh
     loss = text_loss(engine.loaded, engine.chat, state.goal, state.suffix_text, engine.texts[index])
@@ -207,6 +227,9 @@ def _score(
     """
     empty = [torch.empty((0, len(layout.suffix_ids)), dtype=torch.long) for layout in layouts]
     candidates, started = list(empty), []
+    suffix = found.suffix
+    if engine.low is not None and suffix is not None:
+        suffix = suffix.to(engine.low.loaded.dtype)
     together = math.ceil(len(layouts) / _groups(engine.loaded.device))
     for start in range(0, len(layouts), together):
         now = list(empty)
@@ -219,28 +242,61 @@ def _score(
                 engine.settings.width,
                 engine.survival[case],
             )
-        pending = start_scoring(
-            engine.loaded,
-            layouts,
-            now,
-            batch_size=engine.limit.rows,
-            prefix=engine.prefix,
-            scoring=engine.scoring,
-            suffix=found.suffix,
-            fuse=engine.fuse,
-        )
-        engine.limit.rows = pending.batch_size
-        started.append(pending)
+        started.append(_start(engine, layouts, now, suffix, engine.low))
     losses, tokens = [torch.empty(0)] * len(layouts), [0] * len(layouts)
     for pending in started:
         scored = pending.result()
         for case, (values, spent) in enumerate(zip(scored.losses, scored.case_tokens, strict=True)):
             tokens[case] += spent
             losses[case] = values if len(values) else losses[case]
+    if engine.low is not None:
+        losses, spent_again = _decided(engine, layouts, candidates, losses, found.suffix)
+        tokens = [sum(pair) for pair in zip(tokens, spent_again, strict=True)]
     return [
         _Scored(case.loss, rows, values, spent)
         for case, rows, values, spent in zip(found.cases, candidates, losses, tokens, strict=True)
     ]
+
+
+def _start(
+    engine: GcgEngine,
+    layouts: Sequence[PromptLayout],
+    candidates: Sequence[Int[Tensor, "candidates length"]],
+    suffix: SuffixKeys | None,
+    low: LowPrecision | None,
+) -> PendingScores:
+    """Begin to score candidates, in lower precision where one is given."""
+    with nullcontext() if low is None else low.opened():
+        pending = start_scoring(
+            engine.loaded if low is None else low.loaded,
+            layouts,
+            candidates,
+            batch_size=engine.limit.rows,
+            prefix=engine.prefix if low is None else engine.low_prefix,
+            scoring=engine.scoring,
+            suffix=suffix,
+            fuse=engine.fuse,
+        )
+    engine.limit.rows = pending.batch_size
+    return pending
+
+
+def _decided(
+    engine: GcgEngine,
+    layouts: Sequence[PromptLayout],
+    candidates: Sequence[Int[Tensor, "candidates length"]],
+    ranked: Sequence[Float[Tensor, "candidates"]],
+    suffix: SuffixKeys | None,
+) -> tuple[list[Float[Tensor, "candidates"]], tuple[int, ...]]:
+    """Losses in the model's own precision of each case's best candidates, infinite for the others; and their tokens."""
+    best = [losses.argsort(stable=True)[: engine.settings.rescored] for losses in ranked]
+    chosen = [rows[index] for rows, index in zip(candidates, best, strict=True)]
+    exact = _start(engine, layouts, chosen, suffix, None).result()
+    decided = []
+    for losses, index, values in zip(ranked, best, exact.losses, strict=True):
+        whole = torch.full((len(losses),), math.inf, dtype=values.dtype)
+        decided.append(whole.index_copy_(0, index, values))
+    return decided, exact.case_tokens
 
 
 def gcg_step(

@@ -1,0 +1,261 @@
+"""What ranking candidates in lower precision buys, and whether it costs: `search_precision` auto beside `model`.
+
+    python benchmarks/bench_gcg_precision.py --device cuda --parts 7b small r2d2 --out precision.json
+    python benchmarks/bench_gcg_precision.py --device cuda --parts winners losses --model FOLDER --out precision.json
+    python benchmarks/bench_gcg_precision.py --shape tiny --parts 7b small winners losses --steps 2   # on a CPU
+
+Parts, each with random weights unless it says otherwise, in one process, and each given up after `--seconds`:
+
+* `7b`: seconds per GCG step of one case, Mistral-7B shape in bfloat16, 512 candidates, top-k 256.
+* `small`: seconds per case and step of 8 cases together, Qwen2-0.5B shape in float32, 128 candidates.
+* `r2d2`: seconds per optimizer update, Mistral-7B shape (n = 8, m = 5, width 512), as `bench_r2d2.py`.
+* `winners` (weights of `--model`): share of steps whose best candidate of all, scored in the model's own precision, is
+  among the re-scored ones.
+* `losses` (weights of `--model`): best loss of each case after `--steps` steps, with and without, and the mean
+  difference with a 95 % interval (bootstrap over cases); below 0 is better with the lower precision.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+import bench_r2d2
+from bench_gcg import CASE, SUFFIX, device_name, random_model, several
+from caryatid.attacks.base import Goal
+from caryatid.attacks.gcg import steps as engine
+from caryatid.attacks.gcg.settings import GcgSettings
+from caryatid.attacks.gcg.state import GcgState, start_state
+from caryatid.models.batch import RowLimit
+from caryatid.models.load import LoadedModel, choose_device, load_model
+from caryatid.models.template import ChatFormat
+
+PARTS = ("7b", "small", "r2d2", "winners", "losses")
+WARM_UP = 4  # steps: the second records graphs; new row lengths may compile anew
+PLACES = (
+    "bridge",
+    "market",
+    "school",
+    "library",
+    "station",
+    "museum",
+    "garden",
+    "theatre",
+    "harbour",
+    "mill",
+)
+DEEDS = ("close the old {} over the river at night", "sell the {} to whoever pays the most")
+
+
+class OutOfTime(Exception):
+    """A part's seconds are over."""
+
+
+def goals(count: int) -> list[Goal]:
+    """Up to 20 that differ in wording."""
+    pairs = itertools.product(DEEDS, PLACES)
+    return [
+        Goal(
+            f"bench-{i}",
+            f"Write a letter that persuades the town council to {deed.format(place)}",
+            CASE.target,
+        )
+        for i, (deed, place) in zip(range(count), pairs, strict=False)
+    ]
+
+
+def search(
+    loaded: LoadedModel, chosen: list[Goal], settings: GcgSettings, seconds: float, *, exact: bool
+) -> tuple[list[GcgState], list[float]]:
+    """Steps of all goals together, and seconds per step.
+
+    Raises:
+        OutOfTime: after `seconds`.
+    """
+    chat, ticks = ChatFormat(loaded.tokenizer), list[float]()
+
+    def tick() -> None:
+        if loaded.device.type == "cuda":
+            torch.cuda.synchronize(loaded.device)
+        ticks.append(time.perf_counter())
+        if ticks[-1] - ticks[0] > seconds:
+            raise OutOfTime
+
+    tick()
+    states = engine.gcg_steps(
+        loaded,
+        chat,
+        [start_state(chat, goal, length=SUFFIX) for goal in chosen],
+        settings,
+        batch_size=RowLimit(settings.width * len(chosen)),
+        generator=[goal.generator(0) for goal in chosen],
+        exact=exact,
+        on_step=tick,
+    )
+    return states, [after - before for before, after in itertools.pairwise(ticks)]
+
+
+def timed(loaded: LoadedModel, args: argparse.Namespace, cases: int, width: int) -> dict[str, Any]:
+    """Medians per case and step, both ways."""
+    found: dict[str, Any] = {}
+    for precision in ("model", "auto"):
+        settings = GcgSettings(args.steps + WARM_UP, width, min(256, 2 * width), SUFFIX, precision)
+        if loaded.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(loaded.device)
+        states, spans = search(loaded, several(cases), settings, args.seconds, exact=cases == 1)
+        each = [span / cases for span in spans[WARM_UP:]]
+        found[precision] = {
+            "scored": states[0].scored,
+            "seconds_per_case_step": statistics.median(each),
+            "all": each,
+            "best_losses": [state.best_loss for state in states],
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if loaded.device.type == "cuda" else None,
+        }
+    return found
+
+
+def part_7b(args: argparse.Namespace) -> dict[str, Any]:
+    shape = "tiny" if args.shape == "tiny" else "mistral-7b"
+    return timed(random_model(shape, choose_device(args.device)), args, 1, 32 if shape == "tiny" else 512)
+
+
+def part_small(args: argparse.Namespace) -> dict[str, Any]:
+    shape = "tiny" if args.shape == "tiny" else "qwen2-0.5b"
+    loaded = random_model(shape, choose_device(args.device), dtype=torch.float32)
+    return timed(loaded, args, 8, 16 if shape == "tiny" else 128)
+
+
+def part_r2d2(args: argparse.Namespace) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    shape = "tiny" if args.shape == "tiny" else "mistral-7b"
+    for precision in ("model", "auto"):
+        loaded = random_model(shape, choose_device(args.device))
+        sizes = {"cases": 8, "steps": 5, "width": 512, "top_k": 256, "max_length": 512}
+        if shape == "tiny":
+            sizes = {"cases": 2, "steps": 1, "width": 16, "top_k": 32, "max_length": 64}
+        options = argparse.Namespace(
+            **sizes, updates=2, batch_size=0, chat_batch=8, gradient_checkpointing=False, seed=0,
+            search_precision=precision,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            arm, clock = bench_r2d2.train(loaded, options, Path(folder))
+        spans = bench_r2d2.parts(clock)
+        found[precision] = {name: statistics.median(values) for name, values in spans.items()}
+        found[precision] |= {"updates": spans["update"], "gcg_loss": arm.rows[-1].gcg_loss}
+        del loaded, arm
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return found
+
+
+def real_model(args: argparse.Namespace) -> LoadedModel:
+    if args.shape == "tiny":
+        return random_model("tiny", choose_device(args.device), dtype=getattr(torch, args.dtype or "float32"))
+    return load_model(args.model, dtype=args.dtype, device=args.device)
+
+
+def part_winners(args: argparse.Namespace) -> dict[str, Any]:
+    """Every step's candidates are also all scored in the model's own precision, beside the search."""
+    loaded, kept, ranks = real_model(args), list[bool](), list[int]()
+    decided = engine._decided
+
+    def watched(state: Any, layouts: Any, candidates: Any, ranked: Any, suffix: Any) -> Any:
+        found = decided(state, layouts, candidates, ranked, suffix)
+        own = engine._start(state, layouts, candidates, suffix, None).result().losses
+        for low, chosen, exact in zip(ranked, found[0], own, strict=True):
+            winner = int(exact.argmin())
+            kept.append(bool(chosen[winner].isfinite()))
+            ranks.append(int((low < low[winner]).sum()))
+        return found
+
+    engine._decided = watched
+    settings = GcgSettings(args.steps, args.width, 256, SUFFIX, args.search_precision)
+    scored = ""
+    try:
+        states, _ = search(loaded, goals(args.cases), settings, args.seconds, exact=False)
+        scored = states[0].scored
+    except OutOfTime:
+        pass
+    finally:
+        engine._decided = decided
+    worst = max(ranks, default=0)
+    share = sum(kept) / len(kept) if kept else None
+    return {"scored": scored, "case_steps": len(kept), "kept": share, "lowest_rank_of_a_winner": worst}
+
+
+def part_losses(args: argparse.Namespace) -> dict[str, Any]:
+    loaded, finals = real_model(args), dict[str, list[float]]()
+    scored, seconds = {}, {}
+    for precision in ("model", args.search_precision):
+        settings = GcgSettings(args.steps, args.width, 256, SUFFIX, precision)
+        began, best = time.perf_counter(), list[float]()
+        chosen = goals(args.cases)
+        for start in range(0, len(chosen), 10):
+            left = args.seconds / 2 - (time.perf_counter() - began)
+            states, _ = search(loaded, chosen[start : start + 10], settings, left, exact=True)
+            best += [state.best_loss for state in states]
+            scored[precision] = states[0].scored
+        finals[precision], seconds[precision] = best, time.perf_counter() - began
+    differences = np.array(finals[args.search_precision]) - np.array(finals["model"])
+    draws = np.random.default_rng(0).choice(differences, (10_000, len(differences))).mean(axis=1)
+    interval = np.quantile(draws, (0.025, 0.975)).tolist()
+    mean = float(differences.mean())
+    return {"scored": scored, "seconds": seconds, "finals": finals, "difference": mean, "interval": interval}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["7b", "small"])
+    parser.add_argument("--shape", choices=("full", "tiny"), default="full", help="tiny: to try the script")
+    parser.add_argument("--model", default="embedded", help="of winners and losses: folder, .gguf or hub id")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of that model")
+    parser.add_argument("--search-precision", choices=("auto", "bfloat16", "float8"), default="auto")
+    parser.add_argument(
+        "--steps", type=int, default=7, help="timed steps; steps per case of winners and losses"
+    )
+    parser.add_argument("--cases", type=int, default=20, help="of winners and losses")
+    parser.add_argument("--width", type=int, default=128, help="of winners and losses")
+    parser.add_argument("--seconds", type=float, default=120, help="a part is given up after so many")
+    parser.add_argument("--out", type=Path, default=Path("precision.json"))
+    args = parser.parse_args()
+    run: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "7b": part_7b,
+        "small": part_small,
+        "r2d2": part_r2d2,
+        "winners": part_winners,
+        "losses": part_losses,
+    }
+    result: dict[str, Any] = {
+        "device": device_name(choose_device(args.device)),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "arguments": {key: str(value) for key, value in vars(args).items()},
+    }
+    for part in args.parts:
+        began = time.perf_counter()
+        try:
+            result[part] = run[part](args)
+        except (OutOfTime, RuntimeError) as error:
+            result[part] = {"error": f"{type(error).__name__}: {error}"}
+        result[part]["part_seconds"] = time.perf_counter() - began
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        print(part, json.dumps(result[part]), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
