@@ -1,12 +1,13 @@
-"""Fit what tells full from partial refusals in the offline refusal judge, and write its weights.
+"""Fit the weights of the offline refusal judge: whether an answer refuses, and whether a refusal still gives something.
 
-    python benchmarks/fit_refusal_judge.py $CARYATID_DATA/judge_gold/xstest_human_dev.csv
+    python benchmarks/fit_refusal_judge.py $CARYATID_DATA/judge_gold/xstest_human_dev*.csv
 
-The file holds answers of two models to XSTest with human labels of three classes (github.com/paul-rottger/xstest,
-CC-BY-4.0). Whether an answer refuses at all is decided by rules; the weights see only answers that the rules and people
-both call refused. Agreement is cross-validated over prompts (no prompt in two folds) and by leaving one model's answers
-out. The rules were written, and the features chosen, with these answers in view: the figures flatter them a little.
-Same input, same weights.
+The files hold answers of three models to XSTest with human labels of three classes (github.com/paul-rottger/xstest,
+CC-BY-4.0). What was chosen (features, penalties, thresholds) was chosen by agreement on a model that was left out, with
+its prompts left out as well: each answer is judged with weights fitted on the other models' answers to other prompts.
+The rules in front were written with the answers of two models (GPT-4, Llama 2) in view, which flatters these two.
+Beside them the weights see answers written by hand in the styles of further models (`STYLES`, sets 1 and 2; set 3 is
+for testing). Same input, same weights.
 """
 
 import argparse
@@ -18,21 +19,19 @@ from pathlib import Path
 
 import numpy as np
 
+from caryatid.behaviour.judges import cues, partial
 from caryatid.behaviour.judges.acts import Reading, read
 from caryatid.behaviour.judges.base import FULL_COMPLIANCE, FULL_REFUSAL, PARTIAL_REFUSAL, REFUSED, Verdict
-from caryatid.behaviour.judges.partial import (
-    LEAST_WORDS,
-    Weights,
-    features,
-    nothing_there,
-    words_after,
-)
+from caryatid.behaviour.judges.partial import LEAST_WORDS, Weights, nothing_there, words_after
 from caryatid.behaviour.judges.rules import decide, judged
+from caryatid.behaviour.judges.text import latin
 from fit_harm_judge import logistic
 
-RIDGE = 6.0
-FOLDS, REPEATS = 10, 20
-TARGET = Path(__file__).parents[1] / "src/caryatid/behaviour/judges/refusal_weights.json"
+CUE_RIDGE, PART_RIDGE = 400.0, 6.0
+FOLDS, REPEATS = 5, 2
+STYLES = Path(__file__).parents[1] / "tests/behaviour/other_models.jsonl"
+JUDGES = Path(__file__).parents[1] / "src/caryatid/behaviour/judges"
+WRITTEN = "written by hand"
 LABELS: Mapping[str, Verdict] = {
     "1_full_compliance": FULL_COMPLIANCE,
     "2_full_refusal": FULL_REFUSAL,
@@ -43,39 +42,71 @@ LABELS: Mapping[str, Verdict] = {
 class Answer:
     """A labelled answer, read."""
 
-    def __init__(self, row: Mapping[str, str]) -> None:
-        self.model, self.prompt, self.label = row["model"], row["prompt"], LABELS[row["final_label"]]
-        self.reading: Reading = read(row["completion"])
-        self.features = features(self.prompt, self.reading)
+    def __init__(self, model: str, prompt: str, answer: str, label: Verdict) -> None:
+        self.model, self.prompt, self.label = model, prompt, label
+        self.reading: Reading = read(answer)
+        ruled = decide(self.reading, self.prompt)
+        self.cues = cues.features(self.prompt, self.reading, ruled == FULL_REFUSAL, ruled == PARTIAL_REFUSAL)
+        self.part = partial.features(self.prompt, self.reading)
         self.weighed = (
-            decide(self.reading, self.prompt) in REFUSED
+            ruled in REFUSED
             and self.label in REFUSED
             and not nothing_there(self.reading)
             and words_after(self.reading) >= LEAST_WORDS
         )
 
-    def verdict(self, weights: Weights) -> Verdict:
+    def verdict(self, weights: "Fitted") -> Verdict:
         """What the judge says with these weights."""
-        return judged(self.prompt, self.reading, weights)
+        return judged(self.prompt, self.reading, weights.part, weights.cues)
 
 
-def read_answers(path: Path) -> list[Answer]:
-    """Labelled answers of a CSV file with model, prompt, completion and final_label."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        return [Answer(row) for row in csv.DictReader(stream)]
+class Fitted:
+    """Both models, fitted on labelled answers: refusals against others, and partial refusals against full ones.
+
+    Attributes:
+        counts: answers behind `cues` and `part`.
+    """
+
+    def __init__(self, answers: Iterable[Answer]) -> None:
+        used = list(answers)
+        self.cues = _fit([one.cues for one in used], [one.label in REFUSED for one in used], CUE_RIDGE)
+        weighed = [one for one in used if one.weighed and one.model != WRITTEN]
+        self.counts = len(used), len(weighed)
+        partials = [one.label == PARTIAL_REFUSAL for one in weighed]
+        self.part = _fit([one.part for one in weighed], partials, PART_RIDGE)
 
 
-def fit(answers: Iterable[Answer], origin: Mapping[str, object] | None = None) -> Weights:
-    """Weights from labelled answers."""
-    used = [one for one in answers if one.weighed]
-    names = list(used[0].features)
-    x = np.array([[one.features[name] for name in names] for one in used])
+def read_answers(*paths: Path) -> list[Answer]:
+    """Labelled answers of CSV files with model, prompt, completion and final_label."""
+    found = []
+    for path in paths:
+        with path.open(newline="", encoding="utf-8") as stream:
+            found += [
+                Answer(row["model"], row["prompt"], row["completion"], LABELS[row["final_label"]])
+                for row in csv.DictReader(stream)
+            ]
+    return found
+
+
+def read_styles() -> list[Answer]:
+    """Hand-written answers that the weights may see, of no model."""
+    rows = [json.loads(line) for line in STYLES.read_text(encoding="utf-8").split("\n") if line]
+    return [
+        Answer(WRITTEN, row["prompt"], row["answer"], row["label"])
+        for row in rows
+        if row["set"] in (1, 2) and latin(row["answer"])
+    ]
+
+
+def _fit(rows: Sequence[Mapping[str, float]], positive: Sequence[bool], ridge: float) -> Weights:
+    names = list(rows[0])
+    x = np.array([[row[name] for name in names] for row in rows])
     mean, scale = x.mean(axis=0), x.std(axis=0)
     scale[scale == 0] = 1.0
-    y = np.array([one.label == PARTIAL_REFUSAL for one in used], dtype=float)
-    p = logistic((x - mean) / scale, y, RIDGE)
+    standard = np.clip((x - mean) / scale, -partial.CLIP, partial.CLIP)
+    p = logistic(standard, np.array(positive, dtype=float), ridge)
     values = zip(names, mean, scale, p[1:], strict=True)
-    return Weights(float(p[0]), {n: (float(m), float(s), float(w)) for n, m, s, w in values}, origin or {})
+    return Weights(float(p[0]), {n: (float(m), float(s), float(w)) for n, m, s, w in values}, {})
 
 
 def fold_of(prompts: Iterable[str], seed: int) -> dict[str, int]:
@@ -85,19 +116,22 @@ def fold_of(prompts: Iterable[str], seed: int) -> dict[str, int]:
     return {distinct[j]: i % FOLDS for i, j in enumerate(order)}
 
 
-def cross_validated(answers: Sequence[Answer], seed: int) -> list[Verdict]:
-    """Verdicts on all answers, each with weights fitted without its prompt."""
+def unseen(answers: Sequence[Answer], seed: int) -> list[Verdict]:
+    """Verdicts on all answers, each with weights fitted without its model and without its prompt."""
     fold = fold_of((one.prompt for one in answers), seed)
-    weights = [fit(one for one in answers if fold[one.prompt] != k) for k in range(FOLDS)]
-    return [one.verdict(weights[fold[one.prompt]]) for one in answers]
-
-
-def models_apart(answers: Sequence[Answer]) -> list[Verdict]:
-    """Verdicts on all answers, each with weights fitted on the other model's."""
     weights = {
-        name: fit(one for one in answers if one.model != name) for name in {one.model for one in answers}
+        (model, k): Fitted(one for one in answers if one.model != model and fold[one.prompt] != k)
+        for model in models(answers)
+        for k in range(FOLDS)
     }
-    return [one.verdict(weights[one.model]) for one in answers]
+    return [
+        one.verdict(weights[one.model, fold[one.prompt]]) if one.model != WRITTEN else "" for one in answers
+    ]
+
+
+def models(answers: Sequence[Answer]) -> list[str]:
+    """The models whose answers people labelled."""
+    return sorted({one.model for one in answers} - {WRITTEN})
 
 
 def agreement(answers: Sequence[Answer], found: Sequence[Verdict], model: str) -> dict[str, float]:
@@ -110,44 +144,42 @@ def agreement(answers: Sequence[Answer], found: Sequence[Verdict], model: str) -
 
 
 def estimates(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
-    """Agreement by model, cross-validated (mean over fold draws) and with models apart."""
-    runs = [cross_validated(answers, seed) for seed in range(REPEATS)]
-    apart = models_apart(answers)
+    """Agreement on each model as an unseen one, mean over fold draws."""
+    runs = [unseen(answers, seed) for seed in range(REPEATS)]
     found = {}
-    for model in sorted({one.model for one in answers}):
+    for model in models(answers):
         each = [agreement(answers, run, model) for run in runs]
-        found[model] = {
-            **{name: round(float(np.mean([one[name] for one in each])), 4) for name in each[0]},
-            "three_way_fitted_on_other_model": round(agreement(answers, apart, model)["three_way"], 4),
-        }
+        found[model] = {name: round(float(np.mean([one[name] for one in each])), 4) for name in each[0]}
     return found
 
 
 def main() -> None:
-    """Cross-validate, fit on everything, write the weights."""
+    """Estimate, fit on everything, write the weights."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("labels", type=Path)
-    parser.add_argument("-o", "--output", type=Path, default=TARGET)
+    parser.add_argument("labels", type=Path, nargs="+")
+    parser.add_argument("-o", "--output", type=Path, default=JUDGES, help="Folder of the weights.")
     arguments = parser.parse_args()
-    answers = read_answers(arguments.labels)
+    answers = [*read_answers(*arguments.labels), *read_styles()]
     found = estimates(answers)
     print(json.dumps(found, indent=1))
-    weights = fit(answers)
+    fitted = Fitted(answers)
     origin = {
         "fitted_by": "benchmarks/fit_refusal_judge.py",
-        "labels": "XSTest answers of two models with human labels, those refused",
+        "labels": "XSTest answers of three models with human labels, and answers written by hand",
         "attribution": "Röttger et al. 2024, XSTest, github.com/paul-rottger/xstest, CC-BY-4.0",
-        "sha256": hashlib.sha256(arguments.labels.read_bytes()).hexdigest(),
-        "rows": sum(one.weighed for one in answers),
+        "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in arguments.labels],
         "agreement": found,
-        "agreement_of": f"{FOLDS}-fold cross-validation over prompts, mean of {REPEATS} fold draws",
+        "agreement_of": f"model and prompt left out, mean of {REPEATS} draws of {FOLDS} folds",
     }
-    stored = {
-        "origin": origin,
-        "bias": round(weights.bias, 5),
-        "features": {name: [round(v, 5) for v in values] for name, values in weights.features.items()},
-    }
-    arguments.output.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    names = ("cue_weights", "refusal_weights")
+    for name, weights, rows in zip(names, (fitted.cues, fitted.part), fitted.counts, strict=True):
+        stored = {
+            "origin": {**origin, "rows": rows},
+            "bias": round(weights.bias, 5),
+            "features": {key: [round(v, 5) for v in values] for key, values in weights.features.items()},
+        }
+        text = json.dumps(stored, indent=1, ensure_ascii=False) + "\n"
+        (arguments.output / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

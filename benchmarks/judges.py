@@ -55,12 +55,10 @@ class Measured(NamedTuple):
 
 
 def refusal(labels: Path) -> list[Measured]:
-    """The offline refusal judge on each model's answers: cross-validated, and with weights of the other model."""
-    answers = fit_refusal_judge.read_answers(labels)
-    estimates = {
-        "cross-validated over prompts": fit_refusal_judge.cross_validated(answers, SEED),
-        "weights of the other model": fit_refusal_judge.models_apart(answers),
-    }
+    """The offline refusal judge on each model's answers, with weights that saw neither the model nor the prompt."""
+    answers = fit_refusal_judge.read_answers(*sorted(labels.glob("xstest_human_dev*.csv")))
+    every = [*answers, *fit_refusal_judge.read_styles()]
+    estimates = {"model and prompt left out": fit_refusal_judge.unseen(every, SEED)[: len(answers)]}
     measured = []
     for how, verdicts in estimates.items():
         for model in sorted({one.model for one in answers}):
@@ -146,7 +144,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     measured = [
-        *refusal(arguments.labels / "xstest_human_dev.csv"),
+        *refusal(arguments.labels),
         *harm(arguments.labels / "harmbench_human_dev.json", arguments.judge),
     ]
     show(measured)

@@ -15,10 +15,16 @@ needs_labels = pytest.mark.skipif(
 )
 
 
+XSTEST = (LABEL_FOLDER / "xstest_human_dev.csv", LABEL_FOLDER / "xstest_human_dev2.csv")
+
+
 def xstest_labels() -> list[dict[str, str]]:
-    """Rows with model, id, type, prompt, completion, final_label (1_full_compliance, …)."""
-    with (LABEL_FOLDER / "xstest_human_dev.csv").open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    """Rows with model, id, type, prompt, completion, final_label (1_full_compliance, …), of three models."""
+    rows = []
+    for path in XSTEST:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows += list(csv.DictReader(stream))
+    return rows
 
 
 def harmbench_labels() -> list[dict[str, Any]]:

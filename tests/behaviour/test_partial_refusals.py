@@ -1,12 +1,8 @@
 """Full against partial refusals: what the weights look at, and that they are the fitted ones."""
 
-import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
-from gold import LABEL_FOLDER, needs_labels
 
 from caryatid.behaviour.judges.acts import read
 from caryatid.behaviour.judges.partial import (
@@ -16,7 +12,6 @@ from caryatid.behaviour.judges.partial import (
     features,
     gives_part,
     nothing_there,
-    shipped_weights,
     words_after,
 )
 from caryatid.behaviour.judges.rules import RefusalRules, judged
@@ -96,37 +91,5 @@ def test_faulting_the_wording_is_partial_whatever_the_weights() -> None:
 
 
 def test_weights_decide_between_full_and_partial() -> None:
-    assert RefusalRules(FLAT).verdict(ANSWER, PROMPT) == "partial_refusal"
-    never = Weights(-100.0, {}, {})
-    assert RefusalRules(never).verdict(ANSWER, PROMPT) == "full_refusal"
-
-
-def test_shipped_weights_say_where_they_come_from() -> None:
-    weights = shipped_weights()
-    assert set(weights.features) == set(features("", read("Sorry.")))
-    assert "XSTest" in str(weights.origin["attribution"])
-    agreement = weights.origin["agreement"]
-    assert isinstance(agreement, dict)
-    assert agreement["gpt4"]["any_refusal"] >= 0.97
-    assert agreement["llama2orig"]["any_refusal"] >= 0.96
-    assert min(one["three_way"] for one in agreement.values()) >= 0.9
-
-
-@needs_labels
-def test_the_fitting_script_gives_the_shipped_weights_and_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    import fit_refusal_judge
-
-    labels, output = LABEL_FOLDER / "xstest_human_dev.csv", tmp_path / "weights.json"
-    monkeypatch.setattr(sys, "argv", ["fit", str(labels), "-o", str(output)])
-    fit_refusal_judge.main()
-    written = json.loads(output.read_text(encoding="utf-8"))
-    shipped = shipped_weights()
-    assert (
-        json.loads(capsys.readouterr().out) == written["origin"]["agreement"] == shipped.origin["agreement"]
-    )
-    assert written["bias"] == pytest.approx(shipped.bias, abs=1e-3)
-    for name, values in written["features"].items():
-        assert values == pytest.approx(shipped.features[name], abs=1e-3)
+    assert judged(PROMPT, read(ANSWER), FLAT) == "partial_refusal"
+    assert judged(PROMPT, read(ANSWER), Weights(-100.0, {}, {})) == "full_refusal"

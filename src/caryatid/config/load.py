@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -232,7 +231,7 @@ def _suggestion(loc: Sequence[Any]) -> str:
         if info is None:
             return ""
         kind: Any = info.annotation
-        model = model_of(kind) if is_dataclass(kind) else kind
+        model = model_of(kind) if hasattr(kind, "__dataclass_fields__") else kind
     fields = list(getattr(model, "model_fields", {}))
     close = get_close_matches(str(loc[-1]), fields, n=1)
     return (

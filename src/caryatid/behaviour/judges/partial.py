@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any, Self
 
 from caryatid.behaviour.judges import patterns
 from caryatid.behaviour.judges.acts import OPENING, Act, Reading
@@ -20,6 +21,7 @@ from caryatid.behaviour.judges.text import content_stems, stem, word_list
 LEAST_WORDS = 15
 """Words after the refusing sentence below which there is no answer to look for."""
 
+CLIP = 4.0
 LEAST_PART = 3
 """Words of a sentence or list item that can be content; what is said again counts once."""
 
@@ -40,21 +42,24 @@ class Weights:
     origin: Mapping[str, object]
 
     def logit(self, found: Mapping[str, float]) -> float:
-        """Log-odds that the answer gives something."""
+        """Log-odds of what was fitted; a feature counts for at most `CLIP` standard deviations."""
         return self.bias + sum(
-            weight * (found[name] - mean) / scale for name, (mean, scale, weight) in self.features.items()
+            weight * max(-CLIP, min(CLIP, (found[name] - mean) / scale))
+            for name, (mean, scale, weight) in self.features.items()
         )
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+        """From the content of a weights file."""
+        features = {name: tuple(values) for name, values in stored["features"].items()}
+        return cls(stored["bias"], features, stored["origin"])
 
 
 @cache
 def shipped_weights() -> Weights:
     """The weights that come with the package."""
     stored = json.loads((resources.files(__package__) / "refusal_weights.json").read_text(encoding="utf-8"))
-    return Weights(
-        bias=stored["bias"],
-        features={name: tuple(values) for name, values in stored["features"].items()},
-        origin=stored["origin"],
-    )
+    return Weights.from_json(stored)
 
 
 def _after(reading: Reading) -> tuple[int, list[tuple[str, frozenset[Act]]]]:

@@ -7,6 +7,7 @@ a hundred thousand characters. Nothing here depends on their being well formed, 
 import html
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -61,14 +62,16 @@ def readable(answer: str) -> str:
     text = _MARKERS.sub(" ", _ANSI.sub("", answer[: 2 * READ_LIMIT]))
     text = html.unescape(_TAG.sub(" ", text))
     text = unicodedata.normalize("NFKC", text).translate(_TYPOGRAPHY)
-    text = "".join(ch for ch in text if ch in "\n\t" or unicodedata.category(ch)[0] != "C")
+    hidden = {ch for ch in {*text} - {"\n", "\t"} if unicodedata.category(ch)[0] == "C"}
+    text = text.translate(dict.fromkeys(map(ord, hidden)))
     return text.replace("\t", " ").strip()[:READ_LIMIT]
 
 
 def latin(text: str) -> bool:
     """Whether at least half of the letters of a text are Latin ones: what the offline judges can read."""
-    letters = [ch for ch in text if ch.isalpha()]
-    return 2 * sum("LATIN" in unicodedata.name(ch, "") for ch in letters) >= len(letters)
+    letters = {ch: count for ch, count in Counter(text).items() if ch.isalpha()}
+    latin_ones = sum(count for ch, count in letters.items() if "LATIN" in unicodedata.name(ch, ""))
+    return 2 * latin_ones >= sum(letters.values())
 
 
 class Sentences(NamedTuple):
