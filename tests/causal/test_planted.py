@@ -28,7 +28,7 @@ from caryatid.geometry.rank import RankComparison, SiteActivations, compare_effe
 from caryatid.models.generate import generate
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
-from caryatid.study.carrier_tables import selector_rows
+from caryatid.study.tables.selectors import selector_rows
 from caryatid.study.verdict import Evidence, Thresholds, Verdict, decide
 from planted import (
     LAYERS,

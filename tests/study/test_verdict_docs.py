@@ -8,7 +8,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from caryatid.stats import Interval
-from caryatid.study.evidence import COLUMNS, shift_rows
+from caryatid.study.tables.shifts import COLUMNS, shift_rows
 from caryatid.study.verdict import LABELS, Evidence, Thresholds, Verdict, decide
 
 DOC = Path(__file__).parents[2] / "docs" / "verdict.md"
