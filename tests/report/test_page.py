@@ -9,14 +9,16 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from caryatid.artifacts import read_json, write_json
-from caryatid.errors import InputError, UsageError
-from caryatid.report.page import build_report, cell
+from caryatid.errors import ConfigError, InputError, UsageError
+from caryatid.report.page import cell
 from caryatid.report.svg import Drawing, Point, Series, panel, shade
 from caryatid.report.tables import read_tables, write_table
-from caryatid.study.runner import run_study
+from caryatid.study.flow import run_study
+from caryatid.study.page import build_report
+from caryatid.study.run import open_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
-from small import small_config
+from small import small_config, table_columns
 
 MARKUP = "<script>alert('x')</script> & \"quoted\""
 SECRET = "Step one: take the key under the mat"
@@ -28,34 +30,35 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny study in which one answer and one prompt are hostile."""
     place = tmp_path_factory.mktemp("report")
     directory = run_study(small_config(place), place / "run").directory
-    file = min(directory.glob("stages/answers/*/answers.json"))
-    rows = read_json(file)
+    file = min(directory.glob("stages/answers/*/result.json"))
+    stored = read_json(file)
+    rows = stored["rows"]
     harmful = next(row for row in rows if row["suite"] == "harmbench")
     harmful["text"] = SECRET
     safe = next(row for row in rows if row["suite"] == "xstest_safe")
     safe["text"], safe["user_text"] = MARKUP, MARKUP
-    write_json(file, rows)
-    build_report(directory)
+    write_json(file, stored)
+    build_report(open_run(directory))
     return directory
 
 
 def test_answers_to_harmful_prompts_are_redacted_unless_asked(run: Path) -> None:
-    html = build_report(run).read_text()
+    html = build_report(open_run(run)).read_text()
     assert SECRET not in html
     assert f"[redacted, {len(SECRET)} characters]" in html
-    shown = build_report(run, show_answers=True).read_text()
+    shown = build_report(open_run(run), show_answers=True).read_text()
     assert SECRET in shown
-    build_report(run)
+    build_report(open_run(run))
 
 
 def test_everything_from_outside_is_escaped(run: Path) -> None:
-    html = build_report(run).read_text()
+    html = build_report(open_run(run)).read_text()
     assert "<script" not in html
     assert "&lt;script&gt;alert(" in html
 
 
 def test_page_is_self_contained_and_says_what_numbers_rest_on(run: Path) -> None:
-    html = build_report(run).read_text()
+    html = build_report(open_run(run)).read_text()
     links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']+)", html)
     assert links
     assert all(link.startswith("#") for link in links)
@@ -68,7 +71,7 @@ def test_page_is_self_contained_and_says_what_numbers_rest_on(run: Path) -> None
 
 
 def test_captions_name_judge_profile_and_n(run: Path) -> None:
-    html = build_report(run).read_text()
+    html = build_report(open_run(run)).read_text()
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, re.S)
     assert len(captions) == len(re.findall(r"<figure>", html))
     first, bypass = captions[0], next(text for text in captions if "bypass effect" in text)
@@ -88,8 +91,8 @@ def test_what_weakens_the_numbers_is_said_first(run: Path, tmp_path: Path) -> No
     shutil.copytree(run, moved, ignore=shutil.ignore_patterns("stages"))
     rows = [row for row in read_tables(moved)["behaviour"] if row["suite"] != "xstest_unsafe"]
     noted = [{**row, "note": "uninformative: x" if row["attack"] == "fixed_source" else None} for row in rows]
-    write_table(moved / "tables", "behaviour", noted)
-    html = build_report(moved).read_text()
+    write_table(moved / "tables", "behaviour", table_columns("behaviour"), noted)
+    html = build_report(open_run(moved)).read_text()
     assert "Not measured: XSTest unsafe" in html
     assert "Fixed-source attack (seed 0): uninformative: x." in html
     assert "answered (uninformative)" in html
@@ -101,8 +104,8 @@ def test_arms_may_be_called_anything(run: Path, tmp_path: Path) -> None:
     for table, rows in read_tables(moved).items():
         columns = [column for column in ("arm", "from_arm") if rows and column in rows[0]]
         renamed = [{**row, **{c: name for c in columns if row[c] == "r2d2"}} for row in rows]
-        write_table(moved / "tables", table, renamed)
-    html = build_report(moved).read_text()
+        write_table(moved / "tables", table, table_columns(table), renamed)
+    html = build_report(open_run(moved)).read_text()
     assert "<b>a</b>" not in html
     assert "&lt;b&gt;a" in html
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
@@ -117,7 +120,7 @@ def test_report_comes_from_artifacts_alone_and_is_repeatable(run: Path, tmp_path
         shutil.rmtree(moved / name)
     for weights in moved.glob("stages/*/*/**/*.safetensors"):
         weights.unlink()
-    assert build_report(moved).read_bytes() == (run / "report" / "index.html").read_bytes()
+    assert build_report(open_run(moved)).read_bytes() == (run / "report" / "index.html").read_bytes()
 
 
 def test_figures_are_well_formed_svg(run: Path) -> None:
@@ -133,7 +136,7 @@ def test_figures_are_well_formed_svg(run: Path) -> None:
 def test_unfinished_run_is_a_usage_error(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("tables"))
     with pytest.raises(UsageError, match="no table"):
-        build_report(tmp_path / "run")
+        build_report(open_run(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -151,8 +154,8 @@ def test_damaged_files_are_one_line_with_a_remedy(
     moved = tmp_path / "moved"
     shutil.copytree(run, moved, ignore=shutil.ignore_patterns("stages"))
     (moved / name).write_bytes(content)
-    with pytest.raises(InputError, match=message) as caught:
-        build_report(moved)
+    with pytest.raises((InputError, ConfigError), match=message) as caught:
+        build_report(open_run(moved))
     assert str(moved / name) in str(caught.value)
     assert "Delete" not in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,11 +1,18 @@
 """A study small enough for tests: a tiny random model through every stage."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
-from caryatid.artifacts import RunDirectory, StageFolder
+from caryatid.artifacts import RunDirectory
 from caryatid.config import StudyConfig, load_config
 from caryatid.study.runner import planned
+from caryatid.study.stage import Stage
+from caryatid.study.table import all_tables
 from tiny import save_tiny
+
+R = TypeVar("R")
 
 LIMITS = {
     "pool": 4,
@@ -60,12 +67,24 @@ def small_config(tmp_path: Path, *overrides: str) -> StudyConfig:
     return load_config(file=file, overrides=overrides)
 
 
-def stage_of(config: StudyConfig, run: Path, kind: str, arm: str, step: int) -> StageFolder:
-    return planned(config, run)[f"{kind}/{arm}@{step}/seed0"].folder(RunDirectory(run))
-
-
-def reseal(folder: StageFolder) -> None:
-    """Finish a stage again with what now lies in it."""
+def plant(config: StudyConfig, run: Path, kind: type[Stage[R]], place: Any, change: Callable[[R], R]) -> None:
+    """Change the result of a finished stage, whose key stays the same."""
+    plan = planned(config, run)
+    entry = plan[kind(plan.study, place)]
+    folder = entry.folder(RunDirectory(run))
+    entry.stage.save(change(entry.stage.load(folder)), folder)
     kept = {key: value for key, value in folder.manifest().items() if key not in ("stage", "key", "inputs")}
     kept.pop("files")
     folder.finish(kept)
+
+
+def forget(run: Path, *kinds: str) -> None:
+    """Remove all stages of these kinds, so that they are computed again."""
+    for kind in kinds:
+        shutil.rmtree(run / "stages" / kind)
+
+
+def table_columns(name: str) -> Any:
+    """The declared columns of a table."""
+    (table,) = [table for table in all_tables() if table.name == name]
+    return table.columns

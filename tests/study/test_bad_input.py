@@ -149,7 +149,7 @@ def test_a_run_of_another_version_is_refused_by_every_command(
 ) -> None:
     out, file = tmp_path / "out", study_file(tmp_path, model)
     out.mkdir()
-    for content in ({"format_version": FORMAT_VERSION + 1}, {}, []):
+    for content in ({"format_version": FORMAT_VERSION - 1}, {"format_version": FORMAT_VERSION + 1}, {}, []):
         (out / "manifest.json").write_text(json.dumps(content))
         for command in (
             ["study", "run", "--config", file, "--out", str(out)],
@@ -273,7 +273,7 @@ def test_out_of_memory(
     def exhausted(*_arguments: object, **_options: object) -> None:
         raise error
 
-    monkeypatch.setattr("caryatid.study.stages.prepare.generate", exhausted)
+    monkeypatch.setattr("caryatid.study.stages.chat.generate", exhausted)
     file, out = study_file(tmp_path, model), str(tmp_path / "out")
     assert "out of memory" in fails(capsys, 5, "study", "run", "--config", file, "--out", out)
     assert run(["study", "status", out, "--json"]) == 0

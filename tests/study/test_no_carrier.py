@@ -10,15 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from caryatid.study.carrier import plain_scores, scores_from_plain, strongest
-from small import reseal, small_config, stage_of
+from small import forget, plant, small_config
 
-from caryatid.artifacts import RunDirectory
+from caryatid.causal.locate import Activations as Captured
 from caryatid.config import StudyConfig
-from caryatid.errors import CaryatidError, InputError, NumericalError
-from caryatid.geometry.carriers import CALIBRATED, CandidateScores
+from caryatid.data.study_prompts import StudyPrompts
+from caryatid.errors import InputError, NumericalError
+from caryatid.geometry.carriers import CandidateScores
 from caryatid.report.tables import read_tables
-from caryatid.study.runner import planned, run_study
+from caryatid.study.flow import run_study
+from caryatid.study.series import AnchorRef
+from caryatid.study.stages.activations import Activations
+from caryatid.study.stages.candidates import (
+    Candidates,
+    ScoredCandidates,
+    plain_scores,
+    scores_from_plain,
+)
+from caryatid.study.stages.prompts import Prompts
+from caryatid.study.stages.reextraction import Reextracted, Reextraction
+from caryatid.study.stages.selection import Selected, Selection
 
 CHEAP = (
     "arms=[sft, refusal_sft]",
@@ -27,7 +38,8 @@ CHEAP = (
     "causal.localise_at=none",
     "causal.ranks=[1]",
 )
-DEPENDENT = ("reextract", "causal", "transfer", "analysis")
+CHOSEN = ("carrier", "uncertainty", "rank", "comparison", "verdict")
+USED = ("interventions", "transfer")
 # Unablated refusal scores on harmful and harmless prompts, refusal rates of both, whether a candidate is admissible.
 CASES: Mapping[tuple[str, int], tuple[float, float, float, float, bool]] = {
     ("base", 0): (4.0, -4.0, 1.0, 0.0, True),
@@ -45,20 +57,41 @@ REASONS = {
 }
 
 
-def plant(config: StudyConfig, run: Path, arm: str, step: int) -> None:
+def changed(found: Candidates, **arrays: np.ndarray) -> Candidates:
+    """The candidates with other scores."""
+    return dataclasses.replace(found, scores=dataclasses.replace(found.scores, **arrays))
+
+
+def refusing(found: Selected, harmful: float, harmless: float) -> Selected:
+    """The answers with verdicts of which these shares are refusals."""
+
+    def judged(rows: tuple[Any, ...], share: float) -> tuple[Any, ...]:
+        refusals = round(share * len(rows))
+        verdicts = ["full_refusal"] * refusals + ["full_compliance"] * (len(rows) - refusals)
+        return tuple(
+            dataclasses.replace(row, verdict=verdict) for row, verdict in zip(rows, verdicts, strict=True)
+        )
+
+    return Selected(judged(found.harmful, harmful), judged(found.harmless, harmless))
+
+
+def plant_case(config: StudyConfig, run: Path, arm: str, step: int) -> None:
     """Give an anchor's finished stages the scores and refusal rates of its case."""
     h, s, refused, over_refused, admissible = CASES[arm, step]
-    bank = stage_of(config, run, "bank", arm, step)
-    scores = bank.read_tensors("scores.safetensors")
-    noise = torch.linspace(-0.1, 0.1, scores["harmful"].shape[0], dtype=torch.float64)
-    scores["harmful"], scores["harmless"] = h + noise, s + noise
-    scores["bypass"] = (s + noise).expand_as(scores["bypass"]).clone()
-    scores["induce"] = (h + noise).expand_as(scores["induce"]).clone()
-    scores["kl"] = torch.full_like(scores["kl"], 0.05 if admissible else 3.0)
-    bank.write_tensors("scores.safetensors", scores)
-    reseal(bank, gap=h - s)
-    selection = stage_of(config, run, "selection", arm, step)
-    reseal(selection, harmful_refusal_rate=refused, harmless_refusal_rate=over_refused)
+
+    def scored(found: Candidates) -> Candidates:
+        noise = np.linspace(-0.1, 0.1, len(found.scores.harmful))
+        shape = found.scores.bypass.shape
+        arrays = {"harmful": h + noise, "harmless": s + noise}
+        arrays |= {
+            "bypass": np.broadcast_to(s + noise, shape).copy(),
+            "induce": np.broadcast_to(h + noise, shape).copy(),
+        }
+        return changed(found, **arrays, kl=np.full(shape, 0.05 if admissible else 3.0))
+
+    ref = AnchorRef(0, arm, step)
+    plant(config, run, ScoredCandidates, ref, scored)
+    plant(config, run, Selection, ref, lambda found: refusing(found, refused, over_refused))
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +110,8 @@ def planted(place: Path, finished: Path, tmp_path_factory: pytest.TempPathFactor
     shutil.copytree(finished, run)
     config = small_config(place, *CHEAP)
     for arm, step in CASES:
-        plant(config, run, arm, step)
-    for kind in ("causal", "transfer", "analysis"):
-        shutil.rmtree(run / "stages" / kind)
+        plant_case(config, run, arm, step)
+    forget(run, *CHOSEN, *USED)
     run_study(config, run)
     return run
 
@@ -133,14 +165,9 @@ def test_the_report_names_each_reason(planted: Path) -> None:
 def test_step_0_without_a_carrier_still_gives_every_table(place: Path, planted: Path, tmp_path: Path) -> None:
     run, config = tmp_path / "run", small_config(place, *CHEAP)
     shutil.copytree(planted, run)
-    bank = stage_of(config, run, "bank", "base", 0)
-    scores = bank.read_tensors("scores.safetensors")
-    scores["kl"] = torch.full_like(scores["kl"], torch.nan)
-    bank.write_tensors("scores.safetensors", scores)
-    reseal(bank)
-    for kind in ("causal", "transfer"):
-        shutil.rmtree(stage_of(config, run, kind, "base", 0).path)
-    shutil.rmtree(run / "stages" / "analysis")
+    unscored = np.full((3, 4), np.nan)
+    plant(config, run, ScoredCandidates, AnchorRef(0, "base", 0), lambda found: changed(found, kl=unscored))
+    forget(run, *CHOSEN, *USED)
     run_study(config, run)
     tables = read_tables(run)
     assert {row["reason"] for row in of_anchor(tables["carrier_summary"], "base", 0)} == {
@@ -159,11 +186,10 @@ def test_step_0_without_a_carrier_still_gives_every_table(place: Path, planted: 
 def test_a_study_can_choose_its_carriers_by_cosmic(place: Path, planted: Path, tmp_path: Path) -> None:
     run, config = tmp_path / "run", small_config(place, *CHEAP, "geometry.selector=cosmic")
     shutil.copytree(planted, run)
-    before = {path.name for path in (run / "stages" / "bank").iterdir()}
+    before = {path.name for path in (run / "stages" / "candidates").iterdir()}
     run_study(config, run)
-    assert {
-        path.name for path in (run / "stages" / "bank").iterdir()
-    } == before  # scores serve both selectors
+    after = {path.name for path in (run / "stages" / "candidates").iterdir()}
+    assert after == before  # scores serve both selectors
     tables = read_tables(run)
     for name in ("carriers", "carrier_summary", "carrier_places", "threshold_sweep", "verdict"):
         assert {row["selector"] for row in tables[name]} == {"cosmic"}, name
@@ -195,9 +221,8 @@ def test_anchors_with_and_without_resamples_are_compared(
 ) -> None:
     run, config = tmp_path / "run", small_config(place, *CHEAP, f"geometry.bootstrap_draws={draws}")
     shutil.copytree(planted, run)
-    stage = stage_of(config, run, "reextract", "sft", 1)
-    stage.write_json("resamples.json", [])
-    reseal(stage)
+    plant(config, run, Reextraction, AnchorRef(0, "sft", 1), lambda found: Reextracted(()))
+    forget(run, "uncertainty", "verdict")
     run_study(config, run)
     tables = read_tables(run)
     assert {row["label"] for row in tables["verdict"] if row["arm"] == "sft"} == {"undetermined"}
@@ -225,45 +250,31 @@ def test_scores_that_are_not_finite_survive_as_json() -> None:
         )
 
 
-@pytest.mark.parametrize("early", [False, True])
-def test_what_early_discard_left_unscored_is_no_broken_model(early: bool) -> None:
-    scores = scored([2, 3, 9], [9.0, 5.0, 0.0])
-    discarded = dataclasses.replace(scores, bypass=np.where(np.arange(8) < 4, scores.bypass, np.nan))
-    if early:
-        assert strongest(discarded, CALIBRATED, early_discard=True) == 1
-    else:
-        with pytest.raises(NumericalError, match="no finite bypass"):
-            strongest(discarded, CALIBRATED)
+def broken_activations(found: Captured) -> Captured:
+    return dataclasses.replace(found, harmful=torch.full_like(found.harmful, torch.nan))
+
+
+def broken_scores(found: Candidates) -> Candidates:
+    return changed(found, bypass=np.full_like(found.scores.bypass, np.nan))
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "value", "error", "message"),
+    ("kind", "broken", "message"),
     [
-        ("activations", "harmful", torch.nan, NumericalError, "harmful activations are not finite"),
-        ("bank", "bypass", torch.nan, NumericalError, "no finite bypass score"),
+        (Activations, broken_activations, "harmful activations are not finite"),
+        (ScoredCandidates, broken_scores, "no finite bypass score"),
     ],
 )
 def test_values_that_are_not_finite_are_one_line_errors(
-    place: Path,
-    planted: Path,
-    tmp_path: Path,
-    kind: str,
-    name: str,
-    value: float,
-    error: type[CaryatidError],
-    message: str,
+    place: Path, planted: Path, tmp_path: Path, kind: Any, broken: Any, message: str
 ) -> None:
     run, config = tmp_path / "run", small_config(place, *CHEAP)
     shutil.copytree(planted, run)
-    stage = stage_of(config, run, kind, "base", 0)
-    file = "activations.safetensors" if kind == "activations" else "scores.safetensors"
-    tensors = stage.read_tensors(file)
-    tensors[name] = torch.full_like(tensors[name], value)
-    stage.write_tensors(file, tensors)
-    reseal(stage)
-    for other in ("bank", *DEPENDENT)[kind == "bank" :]:
-        shutil.rmtree(run / "stages" / other)
-    with pytest.raises(error, match=message) as caught:
+    plant(config, run, kind, AnchorRef(0, "base", 0), broken)
+    forget(run, "reextraction", *CHOSEN, *USED)
+    if kind is Activations:
+        forget(run, "candidates")
+    with pytest.raises(NumericalError, match=message) as caught:
         run_study(config, run)
     assert "\n" not in str(caught.value)
 
@@ -284,13 +295,15 @@ def test_too_few_categories_or_prompts_for_a_rank_are_named(
 ) -> None:
     run, config = tmp_path / "run", small_config(place, *CHEAP)
     shutil.copytree(planted, run)
-    stage = planned(config, run)[0]["prompts"].stage(RunDirectory(run))
-    stored = stage.read_json("prompts.json")
-    for number, row in enumerate(stored["sets"]["extraction_harmful"]["prompts"]):
-        row["category"] = f"category {number}" if alone else "cybercrime"
-    stage.write_json("prompts.json", stored)
-    reseal(stage)
-    shutil.rmtree(run / "stages" / "analysis")
+
+    def categorised(found: StudyPrompts) -> StudyPrompts:
+        stored = found.to_json()
+        for number, row in enumerate(stored["sets"]["extraction_harmful"]["prompts"]):
+            row["category"] = f"category {number}" if alone else "cybercrime"
+        return StudyPrompts.from_json(stored)
+
+    plant(config, run, Prompts, None, categorised)
+    forget(run, *CHOSEN)
     run_study(config, run)
     tables = read_tables(run)
     ranks = [row for row in tables["rank"] if row["quantity"] == "effective_rank"]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from caryatid.config import load_config
-from caryatid.report.tables import SCHEMAS, read_tables
-from caryatid.study.runner import run_study
+from caryatid.report.tables import read_tables
+from caryatid.study.flow import run_study
+from caryatid.study.table import all_tables
 from tiny import save_tiny
 
 # What somebody with transformers and peft would write.
@@ -60,7 +61,7 @@ def test_three_adapters_from_a_plain_script_run_from_nine_lines(tmp_path: Path) 
     (tmp_path / "study.yaml").write_text(text)
     run = run_study(load_config(file=tmp_path / "study.yaml"), tmp_path / "run")
     tables = read_tables(run.directory)
-    assert set(SCHEMAS) <= set(tables)
+    assert set(tables) == {table.name for table in all_tables()}
     anchors = {(row["arm"], row["step"]) for row in tables["behaviour"]}
     assert anchors == {("base", 0), ("dpo", 2), ("dpo", 4), ("dpo", 6)}
     for name in ("carriers", "rank", "causal"):

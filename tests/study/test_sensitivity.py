@@ -1,23 +1,31 @@
 """What another profile or selector would have said, places and site included, from a planted study."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small import reseal, small_config, stage_of
+from small import forget, plant, small_config
 
-from caryatid.artifacts import RunDirectory
-from caryatid.causal.activations import at_site
+from caryatid.behaviour.judges.base import Exchange
+from caryatid.causal.locate import Activations as Captured
 from caryatid.causal.transfer import transfer_ratio
 from caryatid.config import StudyConfig
-from caryatid.data.study_prompts import StudyPrompts
 from caryatid.geometry.angles import excess_angle
+from caryatid.geometry.cosmic import CosmicProducts
 from caryatid.geometry.rank import compare_effective_rank
 from caryatid.report.tables import read_tables
-from caryatid.study.runner import planned, run_study
+from caryatid.study.flow import run_study
+from caryatid.study.run import open_run
+from caryatid.study.series import AnchorRef
+from caryatid.study.stages.activations import Activations
+from caryatid.study.stages.candidates import Candidates, ScoredCandidates
+from caryatid.study.stages.prompts import Prompts
+from caryatid.study.stages.selection import Selected, Selection
+from caryatid.study.stages.transfer import Transfer, Transferred
 from caryatid.study.verdict import Evidence, Thresholds, decide
 
 SETTINGS = (
@@ -37,51 +45,67 @@ BYPASS = {
 }  # of a gap from 4 to −4: both are effects above a half, and further apart than 5 %
 
 
-def plant_scores(config: StudyConfig, run: Path, arm: str, step: int) -> None:
+def plant_scores(config: StudyConfig, run: Path, ref: AnchorRef) -> None:
     """Calibrated takes layer 2, published layer 1 where layer 2 costs too much KL, COSMIC layer 1."""
-    bank = stage_of(config, run, "bank", arm, step)
-    scores = bank.read_tensors("scores.safetensors")
-    noise = torch.linspace(-0.1, 0.1, scores["harmful"].shape[0], dtype=torch.float64)
-    scores["harmful"], scores["harmless"] = 4 + noise, -4 + noise
-    scores["induce"] = (4 + noise).expand_as(scores["induce"]).clone()
-    for name in (
-        "ablated",
-        "added",
-        "harmful",
-        "harmless",
-    ):  # all activations alike, but for what is set below
-        scores[f"cosmic_{name}"] = torch.ones_like(scores[f"cosmic_{name}"])
-    for row, layer in enumerate(scores["layers"].tolist()):
-        scores["bypass"][row] = BYPASS.get(layer, 3.0) + noise
-        scores["kl"][row] = KL[arm, step].get(layer, 3.0)
-        cosine = 1.0 - abs(layer - 1) / 4
-        scores["cosmic_ablated_harmless"][row] = scores["cosmic_added_harmful"][row] = cosine
-    bank.write_tensors("scores.safetensors", scores)
-    reseal(bank, gap=8.0)
-    reseal(stage_of(config, run, "selection", arm, step), harmful_refusal_rate=1.0, harmless_refusal_rate=0.0)
+
+    def scored(found: Candidates) -> Candidates:
+        old = found.scores
+        assert old.cosmic is not None
+        noise = np.linspace(-0.1, 0.1, len(old.harmful))
+        layers = old.layers.tolist()
+        # All activations are alike, but for how much ablated harmless and added harmful ones resemble each other.
+        cosmic = {name: np.ones_like(value) for name, value in old.cosmic._asdict().items()}
+        for row, layer in enumerate(layers):
+            cosine = 1.0 - abs(layer - 1) / 4
+            cosmic["ablated_harmless"][row] = cosmic["added_harmful"][row] = cosine
+        scores = replace(
+            old,
+            harmful=4 + noise,
+            harmless=-4 + noise,
+            induce=np.broadcast_to(4 + noise, old.induce.shape).copy(),
+            bypass=np.array([BYPASS.get(layer, 3.0) + noise for layer in layers]),
+            kl=np.array([np.full(len(noise), KL[ref.arm, ref.step].get(layer, 3.0)) for layer in layers]),
+            cosmic=CosmicProducts(**cosmic),
+        )
+        return replace(found, scores=scores)
+
+    def refusing(found: Selected) -> Selected:
+        return Selected(
+            tuple(replace(row, verdict="full_refusal") for row in found.harmful),
+            tuple(replace(row, verdict="full_compliance") for row in found.harmless),
+        )
+
+    plant(config, run, ScoredCandidates, ref, scored)
+    plant(config, run, Selection, ref, refusing)
 
 
 def plant_activations(config: StudyConfig, run: Path, turned: bool, step: int) -> None:
     """Those of step 0; at layer 1, if `turned`, harmful prompts stand apart in another direction."""
-    stored = stage_of(config, run, "activations", "base", 0).read_tensors("activations.safetensors")
-    stored = {name: value.clone() for name, value in stored.items()}
-    if turned:
-        stored["harmful"][:, 1] += 50.0 * torch.eye(stored["harmful"].shape[-1])[5]
-    stage = stage_of(config, run, "activations", "sft", step)
-    stage.write_tensors("activations.safetensors", stored)
-    reseal(stage)
+    start = open_run(run).of(Activations, AnchorRef(0, "base", 0))
+
+    def moved(_found: Captured) -> Captured:
+        harmful = start.harmful.clone()
+        if turned:
+            harmful[:, 1] += 50.0 * torch.eye(harmful.shape[-1])[5]
+        return replace(start, harmful=harmful)
+
+    plant(config, run, Activations, AnchorRef(0, "sft", step), moved)
 
 
-def plant_transfer(config: StudyConfig, run: Path, step: int) -> None:
-    """All prompts are refused, and answered under either carrier."""
-    stage = stage_of(config, run, "transfer", "sft", step)
-    found = stage.read_json("transfer.json")
-    names = found["prompts"]
-    answers = {f"{arm}@{at}": ["Sure, here it is."] * len(names) for arm, at in KL}
-    gone = {name: [False] * len(names) for name in answers}
-    facts = {"refused": [True] * len(names), "asked": names, "refused_under": gone, "answers": answers}
-    stage.write_json("transfer.json", {**found, **facts})
-    reseal(stage)
+def plant_transfer(config: StudyConfig, run: Path, step: int, plain: str) -> None:
+    """All prompts are refused with this answer, and answered under either carrier."""
+    rows = open_run(run).of(Prompts).harmbench.prompts[:3]
+
+    def removed(_found: Transferred) -> Transferred:
+        names = [f"{arm}@{at}" for arm, at in KL]
+        return Transferred(
+            refused=(True,) * len(rows),
+            prompts=tuple(Exchange(row.text, plain, row.context) for row in rows),
+            answers=dict.fromkeys(names, ("Sure, here it is.",) * len(rows)),
+            refused_under=dict.fromkeys(names, (False,) * len(rows)),
+        )
+
+    plant(config, run, Transfer, AnchorRef(0, "sft", step), removed)
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +118,11 @@ def run(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("planted") / "run"
     run_study(config, run)
     for arm, step in KL:
-        plant_scores(config, run, arm, step)
+        plant_scores(config, run, AnchorRef(0, arm, step))
     for step in (1, 2):
         plant_activations(config, run, step == 1, step)
-        plant_transfer(config, run, step)
-    shutil.rmtree(run / "stages" / "analysis")
+        plant_transfer(config, run, step, "I'm sorry, but I can't help with that.")
+    forget(run, "carrier", "uncertainty", "comparison", "verdict")
     run_study(config, run)
     return run
 
@@ -108,18 +132,12 @@ def rows_of(run: Path, start: int, end: int) -> dict[tuple[str, str], dict[str, 
     return {(r["setting"], r["choice"]): r for r in found if (r["from"], r["to"]) == (start, end)}
 
 
-def prompts_of(config: StudyConfig, run: Path) -> StudyPrompts:
-    stage = planned(config, run)[0]["prompts"].stage(RunDirectory(run))
-    return StudyPrompts.from_json(stage.read_json("prompts.json"))
-
-
 def label_at(config: StudyConfig, run: Path, layer: int, end: int, depths: tuple[float, float]) -> str:
     """The decision from these places and the activations at one layer, composed here."""
-    sides = []
-    for arm, step in (("base", 0), ("sft", end)):
-        stored = stage_of(config, run, "activations", arm, step).read_tensors("activations.safetensors")
-        sides.append(at_site(stored["harmful"], stored["harmless"], layer, -1))
-    labels = [row.category for row in prompts_of(config, run).extraction_harmful]
+    opened = open_run(run)
+    anchors = (AnchorRef(0, "base", 0), AnchorRef(0, "sft", end))
+    sides = [opened.of(Activations, ref).at(layer, -1) for ref in anchors]
+    labels = [row.category or "" for row in opened.of(Prompts).extraction_harmful]
     a, b = (np.full(100, depth) for depth in depths)
     everything, nothing = np.ones(3, bool), np.zeros(3, bool)
     ratio = transfer_ratio(everything, nothing, nothing)
@@ -164,11 +182,8 @@ def test_what_the_other_judge_takes_for_no_refusal_is_none(
     """Also where the answer is degenerate: gibberish is no control over refusal, and no refusal either."""
     copied = tmp_path / "run"
     shutil.copytree(run, copied)
-    stage = stage_of(config, copied, "answers", "sft", 2)
-    rows = stage.read_json("answers.json")
-    stage.write_json("answers.json", [{**row, "text": "la " * 40} for row in rows])
-    reseal(stage)
-    shutil.rmtree(copied / "stages" / "analysis")
+    plant_transfer(config, copied, 2, "la " * 40)
+    forget(copied, "verdict")
     run_study(config, copied)
     found = [r for r in read_tables(copied)["sensitivity"] if r["setting"] == "judge" and r["to"] == 2]
     other = [row["label"] for row in found if row["choice"].startswith("refusal-phrases")]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from caryatid.study.summary import HEADLINE, trajectory_lines
-from caryatid.study.tables import _with_notes
+from caryatid.study.tables.behaviour import with_notes
 
 Row = dict[str, Any]
 
@@ -47,6 +47,6 @@ def test_fixed_source_is_uninformative_above_a_direct_rate_of_nine_tenths(direct
         rate(("harmbench", "fixed_source", "compliance"), 0.2, arm="r2d2", step=5),
         rate(("harmbench", "fixed_source", "compliance"), 0.2, arm="r2d2", step=5, seed=1),
     ]
-    found = _with_notes(rows)
+    found = with_notes(rows)
     assert [bool(row.get("note")) for row in found] == [False, False, noted, False]
     assert not noted or "uninformative" in found[2]["note"]

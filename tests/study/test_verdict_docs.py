@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-from caryatid.study.evidence import COLUMNS, shift_rows
 from ruamel.yaml import YAML
 
 from caryatid.stats import Interval
+from caryatid.study.tables.shifts import COLUMNS, shift_rows
 from caryatid.study.verdict import LABELS, Evidence, Thresholds, Verdict, decide
 
 DOC = Path(__file__).parents[2] / "docs" / "verdict.md"

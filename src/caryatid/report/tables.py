@@ -42,6 +42,12 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def _is(value: Any, kind: type) -> bool:
+    """Whether a cell is of a column's type; a boolean is no number."""
+    accepted = (int, float) if kind is float else (kind,)
+    return isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+
+
 def arrow_table(name: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows as a typed table, with what each column means in its metadata. A row may leave out columns.
 
@@ -55,8 +61,7 @@ def arrow_table(name: str, columns: Sequence[Column], rows: Sequence[Mapping[str
     arrays, fields = [], []
     for column in columns:
         values = [_plain(row.get(column.name)) for row in rows]
-        accepted = (int, float) if column.kind is float else column.kind
-        wrong = [value for value in values if value is not None and not isinstance(value, accepted)]
+        wrong = [value for value in values if value is not None and not _is(value, column.kind)]
         if wrong:
             raise InputError(
                 f"column {column.name!r} holds {wrong[0]!r}, not {column.kind.__name__}",
@@ -77,7 +82,8 @@ def write_table(
     table = arrow_table(name, columns, rows)
     parquet, csv = io.BytesIO(), io.BytesIO()
     pq.write_table(table, parquet)
-    pyarrow.csv.write_csv(table, csv)
+    csv.write((",".join(column.name for column in columns) + "\n").encode())  # pyarrow would quote the names
+    pyarrow.csv.write_csv(table, csv, pyarrow.csv.WriteOptions(include_header=False))
     write_bytes(folder / f"{name}.parquet", parquet.getvalue())
     write_bytes(folder / f"{name}.csv", csv.getvalue())
 

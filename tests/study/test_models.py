@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import pytest
 import torch
-from caryatid.study.context import Context
 
 from caryatid import anchors
 from caryatid.anchors import Anchor, open_anchor
 from caryatid.config import StudyConfig
-from caryatid.study.plan import AnchorRef
+from caryatid.study.series import AnchorRef
+from caryatid.study.stage import Study
+from caryatid.study.work import Models
 from tiny import save_tiny
 
 
@@ -52,17 +53,15 @@ def test_one_loaded_backbone_serves_all_anchors_with_adapters(
         return real(spec, **options)
 
     monkeypatch.setattr(anchors, "load_model", counted)
-    monkeypatch.setattr(Context, "anchor", lambda self, ref: where[ref])
     facts = SimpleNamespace(dtype="float32", device="cpu")
-    nothing = cast(Any, None)
-    context = Context(StudyConfig(), cast(Any, facts), nothing, nothing, nothing, nothing, None)
+    models = Models(Study(StudyConfig(), cast(Any, facts)), where.__getitem__)
     for ref in (first, second, base, first, full, second):
-        opened = context.open(ref).model.state_dict()
+        opened = models.open(ref).model.state_dict()
         alone = open_anchor(where[ref], dtype="float32", device="cpu").model.state_dict()
         loads.pop()
         assert all(torch.equal(opened[name], value) for name, value in alone.items())
-        assert len(context._open) <= 2
+        assert len(models._open) <= 2
     assert loads == [folder, other]
-    context.close()
-    assert context.open(base) is context.open(base)
+    models.close()
+    assert models.open(base) is models.open(base)
     assert loads == [folder, other, folder]
