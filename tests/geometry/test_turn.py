@@ -14,7 +14,13 @@ from caryatid.geometry.turn import corrected_angle, small_groups_joined
 
 
 def planted(
-    rng: np.random.Generator, n: int, degrees: float, *, shared: float = 0.0, noise: float = 0.234, d: int = 64
+    rng: np.random.Generator,
+    n: int,
+    degrees: float,
+    *,
+    shared: float = 0.0,
+    noise: float = 0.234,
+    d: int = 64,
 ) -> tuple[SiteActivations, SiteActivations]:
     """A direction of length 1, turned at b; each prompt's noise has length 1.9 (as in small backbones)."""
     common = rng.normal(size=(2, n, d))
@@ -87,7 +93,7 @@ def coverage(n: int, degrees: float, shared: float, size: int, draws: int, paire
 @pytest.mark.parametrize("size", [3, 24])
 @pytest.mark.parametrize(("degrees", "shared"), [(0, 0.8), (10, 0.0), (30, 0.8), (120, 0.0)])
 def test_the_interval_covers_the_true_cosine(degrees: float, shared: float, size: int) -> None:
-    """500 draws at 24 prompts; a plain jackknife covers 86 to 100 %, intervals of clipped cosines have no width at 0°."""
+    """500 draws at 24 prompts; a plain jackknife covers 86 to 100 %, and clipped cosines have no width at 0°."""
     above, inside, below = coverage(24, degrees, shared, size, 500)
     assert 0.92 <= inside <= (1 if degrees == 0 else 0.98)
     assert max(above, below) <= 0.05
@@ -112,7 +118,8 @@ def test_prompts_that_are_the_same_must_be_said_to_be() -> None:
     rng = np.random.default_rng(4)
     pairs = [planted(rng, 24, 60, shared=0.95) for _ in range(150)]
     paired, wrong = (
-        np.mean([corrected_angle(*pair, paired=flag).cosine.value for pair in pairs]) for flag in (True, False)
+        np.mean([corrected_angle(*pair, paired=flag).cosine.value for pair in pairs])
+        for flag in (True, False)
     )
     assert paired == pytest.approx(0.5, abs=0.02)
     assert wrong > 0.7

@@ -20,7 +20,6 @@ from caryatid.errors import InputError, NumericalError
 
 PAIRS = ((0, 0), (0, 1), (1, 1))  # which anchors a form joins: a with a, a with b, b with b
 AA, AB, BB = range(3)
-_FLOOR = 0.25  # of the jackknife's variance, which counts no part more than four times (groups of three)
 
 
 class Form(NamedTuple):
@@ -45,16 +44,14 @@ class Estimates(NamedTuple):
     corrected: Float[np.ndarray, "forms forms"]
     second: Float[np.ndarray, "forms forms"]
 
-    def covariance(
-        self, left: Float[np.ndarray, "forms"], right: Float[np.ndarray, "forms"]
-    ) -> float:
+    def covariance(self, left: Float[np.ndarray, "forms"], right: Float[np.ndarray, "forms"]) -> float:
         """Covariance of two linear combinations of the forms."""
         return float(left @ self.corrected @ right)
 
     def variance(self, combination: Float[np.ndarray, "forms"]) -> float:
-        """Variance of a linear combination of the forms, at least a quarter of the jackknife's."""
-        plain = float(combination @ self.jackknife @ combination)
-        return max(self.covariance(combination, combination), _FLOOR * plain, 0.0)
+        """Variance of a linear combination of the forms, at least its part that is quadratic in the noise."""
+        least = float(combination @ self.second @ combination)
+        return max(self.covariance(combination, combination), least, 0.0)
 
 
 @dataclass(frozen=True)

@@ -141,15 +141,12 @@ def corrected_angle(
     groups, weights = _groups(a, b, categories, paired)
     matrix = np.outer(weights, weights)
     found = groups.estimate([Form(AA, matrix), Form(AB, matrix), Form(BB, matrix)])
-    u_aa, u_ab, u_bb = found.values.tolist()
     z = float(scipy_stats.norm.ppf(0.5 + confidence / 2))
-    for which, number, value in (("first", 0, u_aa), ("second", 2, u_bb)):
+    for which, number, value in (("first", 0, found.values[0]), ("second", 2, found.values[2])):
         sd = math.sqrt(found.variance(np.eye(3)[number]))
         if not value > z * sd:
             nothing = Interval(math.nan, math.nan, math.nan)
-            return CorrectedAngle(
-                nothing, nothing, f"the {which} anchor's direction is not told from noise"
-            )
+            return CorrectedAngle(nothing, nothing, f"the {which} anchor's direction is not told from noise")
     cosine = _cosine_interval(found, z)
     if math.isnan(cosine.value):
         return CorrectedAngle(cosine, cosine, "the directions are not told from noise")
@@ -175,7 +172,7 @@ def _cosine_interval(found: Estimates, z: float) -> Interval:
     turn = min(max(1 - value**2, 0.0), apart)  # and without
     whole, second = (float(error @ part @ error) for part in (found.jackknife, found.second))
     linear = max(found.variance(error) - second, 0.0)
-    # Variance per ‖b − θa‖², along the turn as far as it stands out from the noise, otherwise along what is seen of both.
+    # Variance per ‖b − θa‖²: along the turn as far as it stands out from the noise, otherwise along both together.
     per_turn = (linear + (1 - turn / apart) * whole) / apart if apart > 0 else 0.0
     v_below, both = found.variance(below), found.covariance(error, below)
     # With t = θ − value: (D t)² = z²·(second + per_turn·(1 − θ²) − 2·both·t + v_below·t²)
