@@ -206,7 +206,8 @@ def _compared(
         errors.append((numerator - ratio.value * denominator) / side.sums.own)
     sizes = [math.sqrt(estimates.variance(error)) for error in errors]
     shared = estimates.covariance(*errors) / (sizes[0] * sizes[1]) if min(sizes) > 0 else 0.0
-    return SpreadComparison(*found, difference_interval(*found, shared), kinds, alone)
+    one, two = found
+    return SpreadComparison(one, two, difference_interval(one, two, shared), kinds, alone)
 
 
 def difference_interval(a: Interval, b: Interval, correlation: float) -> Interval:
