@@ -59,6 +59,17 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Rate:
     return Rate(successes / n, int(n), lo, hi)
 
 
+def wilson_interval(share: float, trials: float, confidence: float = 0.95) -> Interval:
+    """Wilson's interval of a share with an effective number of trials, which need not be whole.
+
+    Raises:
+        InputError: no share of a positive number of trials.
+    """
+    if not (0 <= share <= 1 and trials > 0):
+        raise InputError(f"a share of {share} of {trials} trials is no rate", where="wilson_interval")
+    return Interval(share, *_wilson_bounds(share, trials, confidence))
+
+
 def _wilson_bounds(share: float, n: float, confidence: float) -> tuple[float, float]:
     _check_confidence(confidence)
     z = float(scipy_stats.norm.ppf(0.5 + confidence / 2))
@@ -286,10 +297,33 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interv
     far = max(2 * point, 1.0)
     while not excluded(far):
         far *= 2
-    return Interval(point, _edge(0.0, point, excluded) if x_a else 0.0, _edge(far, point, excluded))
+    return Interval(
+        point, exclusion_edge(0.0, point, excluded) if x_a else 0.0, exclusion_edge(far, point, excluded)
+    )
 
 
-def _edge(outside: float, inside: float, excluded: Callable[[float], bool]) -> float:
+def clopper_pearson(successes: float, n: int, confidence: float = 0.95) -> Rate:
+    """Rate with exact one-sided bounds, each of this confidence (Clopper and Pearson 1934).
+
+    The lower bound is the (1 − confidence) quantile of Beta(k, n − k + 1), the upper one the confidence quantile of
+    Beta(k + 1, n − k). `successes` may be a sum of shares of n independent items: such a sum scatters less than a
+    count with the same mean (Hoeffding 1956), so that the bounds are conservative.
+
+    Raises:
+        InputError: counts that are no counts, or a confidence outside (0, 1).
+    """
+    if n < 0 or not 0 <= successes <= n:
+        raise InputError(f"{successes} successes out of {n} is no rate", where="clopper_pearson")
+    _check_confidence(confidence)
+    if n == 0:
+        return Rate(_NAN, 0, _NAN, _NAN)
+    k = float(successes)
+    lo = float(scipy_stats.beta.ppf(1 - confidence, k, n - k + 1)) if k > 0 else 0.0
+    hi = float(scipy_stats.beta.ppf(confidence, k + 1, n - k)) if k < n else 1.0
+    return Rate(k / n, n, lo, hi)
+
+
+def exclusion_edge(outside: float, inside: float, excluded: Callable[[float], bool]) -> float:
     """Where between two points exclusion ends, by bisection."""
     for _ in range(60):
         middle = (outside + inside) / 2

@@ -1,12 +1,15 @@
 """Transfer: how many of one anchor's refusals another anchor's carrier removes (protocol §6)."""
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 
+from caryatid.causal.contrast import PairedCounts, paired_contrast
 from caryatid.errors import InputError
-from caryatid.stats import Interval, Rate, paired_ratio, wilson
+from caryatid.stats import Interval, Rate, paired_ratio, wilson, wilson_interval
 
 
 def transfer(refused: Bool[np.ndarray, "prompts"], refused_under: Bool[np.ndarray, "prompts"]) -> Rate:
@@ -62,3 +65,112 @@ def transfer_ratio(
     elif not removed_b.any():
         reason = "the anchor's own carrier removes no refusal"
     return TransferRatio(paired_ratio(removed_a, removed_b, 2 * confidence - 1), reason)
+
+
+@dataclass(frozen=True)
+class TransferCounts:
+    """What b's refusals do under a's carrier, under b's own, and under random subspaces matched to b's.
+
+    Attributes:
+        both, only_a, only_b, neither: numbers of b's refusals that are removed by both carriers, by one, by none.
+        random: mean share that a random subspace removes, with two-sided bounds that contain the variance between
+            random subspaces and between prompts; NaN without random subspaces.
+        subspaces: how many random subspaces there were.
+    """
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    random: Interval
+    subspaces: int
+
+    @property
+    def refusals(self) -> int:
+        """How many of b's refusals were looked at."""
+        return self.both + self.only_a + self.only_b + self.neither
+
+    @property
+    def old(self) -> float:
+        """T[a, b]; NaN without refusals."""
+        return (self.both + self.only_a) / self.refusals if self.refusals else math.nan
+
+    @property
+    def own(self) -> float:
+        """T[b, b]; NaN without refusals."""
+        return (self.both + self.only_b) / self.refusals if self.refusals else math.nan
+
+    def above_random(self, which: Literal["old", "own"], confidence: float = 0.95) -> Interval:
+        """T* = T − mean T[random, b] of a's carrier or of b's own."""
+        removed = self.both + (self.only_a if which == "old" else self.only_b)
+        value, _, lo, hi = wilson(removed, self.refusals, confidence)
+        return _minus(Interval(value, lo, hi), 1.0, self.random)
+
+    def contrast(self, factor: float, confidence: float = 0.95) -> Interval:
+        """D(c) = T*[a, b] − c·T*[b, b] of paired prompts = T[a, b] − c·T[b, b] − (1 − c)·mean T[random, b].
+
+        Score bounds of the paired contrast, which have a width where all refusals agree, combined with those of the
+        random subspaces (MOVER, Zou & Donner 2008, as if independent: wider where both depend on the prompt alike).
+        """
+        counts = PairedCounts(self.both, self.only_a, self.only_b, self.neither)
+        return _minus(paired_contrast(counts, factor, confidence), 1 - factor, self.random)
+
+
+def _minus(a: Interval, factor: float, b: Interval) -> Interval:
+    """a − factor·b with MOVER bounds; b does not matter where the factor is 0."""
+    if factor == 0:
+        return a
+    value = a.value - factor * b.value
+    below = math.hypot(a.value - a.lo, factor * (b.hi - b.value))
+    above = math.hypot(a.hi - a.value, factor * (b.value - b.lo))
+    return Interval(value, value - below, value + above)
+
+
+def transfer_counts(
+    refused: Bool[np.ndarray, "prompts"],
+    under_a: Bool[np.ndarray, "prompts"],
+    under_b: Bool[np.ndarray, "prompts"],
+    under_random: Bool[np.ndarray, "subspaces prompts"],
+    *,
+    confidence: float = 0.95,
+) -> TransferCounts:
+    """Count what the verdict needs of transfer a → b (protocol §6).
+
+    Args:
+        refused: per prompt, b refuses as it is. under_a, under_b, under_random: it still does (or does not answer
+            properly) with a's carrier, b's own, or a random subspace matched to b's ablated.
+
+    Raises:
+        InputError: not the same prompts.
+    """
+    shapes = {refused.shape, under_a.shape, under_b.shape, under_random.shape[1:]}
+    if len(shapes) != 1 or refused.ndim != 1 or under_random.ndim != 2:
+        raise InputError("the conditions were not measured on the same prompts", where="transfer_counts")
+    old, own = ~under_a[refused], ~under_b[refused]
+    return TransferCounts(
+        both=int((old & own).sum()),
+        only_a=int((old & ~own).sum()),
+        only_b=int((~old & own).sum()),
+        neither=int((~old & ~own).sum()),
+        random=random_share(~under_random[:, refused], confidence),
+        subspaces=len(under_random),
+    )
+
+
+def random_share(removed: Bool[np.ndarray, "subspaces prompts"], confidence: float = 0.95) -> Interval:
+    """Mean share of refusals that random subspaces remove, over both subspaces and prompts.
+
+    Wilson's interval with an effective number of trials p(1 − p)/v, where v is the variance between subspaces' means
+    over their number plus that between prompts' means over theirs (the sum counts the residual twice, so that it is
+    not too small; Owen 2007). Where all agree the effective number is that of the prompts. NaN where there is nothing.
+    """
+    subspaces, prompts = removed.shape
+    if subspaces == 0 or prompts == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    share = float(removed.mean())
+    variance = 0.0
+    for axis, count in ((1, subspaces), (0, prompts)):
+        if count > 1:
+            variance += float(removed.mean(axis=axis).var(ddof=1)) / count
+    trials = min(share * (1 - share) / variance, subspaces * prompts) if variance > 0 else prompts
+    return wilson_interval(share, trials, confidence)

@@ -7,7 +7,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from caryatid.geometry.carriers import MIN_GAP, CandidateScores, Profile, average, effects, pick, select
+from caryatid.geometry.carriers import (
+    MIN_GAP,
+    CandidateScores,
+    Profile,
+    average,
+    centres_of_mass,
+    effects,
+    pick,
+    select,
+)
 from caryatid.stats import Interval, bootstrap_indices, quantile_interval
 
 SHIFT_TOLERANCE = 1e-9  # depths are ratios of integers: 0.7 − 0.45 must count as 0.25
@@ -22,6 +31,8 @@ class CarrierBootstrap:
 
     Attributes:
         depth_draws, argmin_draws: carrier depth and arg-min depth; NaN in draws without a carrier.
+        centre_draws: centre of mass of the admissible layers, see `centres_of_mass`; NaN without a carrier.
+        resample: which re-extraction resample a draw belongs to; draws of one resample are no independent trials.
         best_draws: index of the best candidate, −1 without one.
         depth, argmin_depth: over all prompts, with percentile intervals over draws that have a carrier.
         layer_share, position_share: share of all draws whose best candidate is at that layer, or position; layers and
@@ -31,6 +42,8 @@ class CarrierBootstrap:
 
     depth_draws: Float[np.ndarray, "draws"]
     argmin_draws: Float[np.ndarray, "draws"]
+    centre_draws: Float[np.ndarray, "draws"]
+    resample: Int[np.ndarray, "draws"]
     best_draws: Int[np.ndarray, "draws"]
     depth: Interval
     argmin_depth: Interval
@@ -83,7 +96,7 @@ def bootstrap_reextracted(
     each, more = divmod(draws, len(resamples))
     sizes = [each + (number < more) for number in range(min(draws, len(resamples)))]
     found = [_draw(one, profile, size, rng, min_gap) for one, size in zip(resamples, sizes, strict=False)]
-    best, depth, argmin, layer, position = (
+    best, depth, argmin, layer, position, centre = (
         np.concatenate([getattr(one, name) for one in found]) for name in _Draws._fields
     )
     choice = select(scores, profile, min_gap=min_gap)
@@ -95,6 +108,8 @@ def bootstrap_reextracted(
     return CarrierBootstrap(
         depth_draws=depth,
         argmin_draws=argmin,
+        centre_draws=centre,
+        resample=np.repeat(np.arange(len(sizes)), sizes),
         best_draws=best,
         depth=quantile_interval(depth, choice.depth, confidence),
         argmin_depth=quantile_interval(argmin, choice.argmin_depth, confidence),
@@ -112,6 +127,7 @@ class _Draws(NamedTuple):
     argmin: Float[np.ndarray, "draws"]
     layer: Int[np.ndarray, "draws"]
     position: Int[np.ndarray, "draws"]
+    centre: Float[np.ndarray, "draws"]
 
 
 def _draw(
@@ -123,12 +139,15 @@ def _draw(
     picks = pick(means, scores.layers, scores.n_layers, profile, min_gap)
     if len(scores) == 0:
         missing = np.full(draws, np.nan)
-        return _Draws(picks.best, missing, missing, picks.best, picks.best)
+        return _Draws(picks.best, missing, missing, picks.best, picks.best, missing)
     depth, argmin = (
         np.where(index >= 0, scores.layers[index] / scores.n_layers, np.nan)
         for index in (picks.earliest, picks.best)
     )
-    return _Draws(picks.best, depth, argmin, scores.layers[picks.best], scores.positions[picks.best])
+    centre = np.where(
+        picks.best >= 0, centres_of_mass(means, scores.layers, scores.n_layers, profile), np.nan
+    )
+    return _Draws(picks.best, depth, argmin, scores.layers[picks.best], scores.positions[picks.best], centre)
 
 
 def most_likely(
@@ -185,6 +204,35 @@ def bypass_effect_interval(
     sampled = effects(average(scores, harmful, harmless)).bypass[:, candidate]
     point = float(effects(average(scores)).bypass[0, candidate])
     return quantile_interval(sampled, point, confidence)
+
+
+def best_bypass_interval(
+    scores: CandidateScores,
+    profile: Profile,
+    *,
+    draws: int,
+    rng: np.random.Generator,
+    min_gap: float = MIN_GAP,
+    confidence: float = 0.95,
+) -> Interval:
+    """Gap-normalised bypass effect of the best carrier, which is selected anew in every resample of the prompts.
+
+    A percentile interval over the draws that have a carrier; with the candidate held fixed it would leave out that the
+    best of many is partly the luckiest. All NaN where there is no carrier.
+    """
+    harmful = bootstrap_indices(len(scores.harmful), draws, rng)
+    harmless = bootstrap_indices(len(scores.harmless), draws, rng)
+    found = []
+    for indices in ((None, None), (harmful, harmless)):
+        means = average(scores, *indices, cosmic=profile.selector == "cosmic")
+        best = pick(means, scores.layers, scores.n_layers, profile, min_gap).best
+        chosen = (
+            np.take_along_axis(effects(means).bypass, best[:, None], axis=1)[:, 0] if len(scores) else np.nan
+        )
+        found.append(np.where(best >= 0, chosen, np.nan))
+    if np.isnan(found[0][0]):
+        return Interval(np.nan, np.nan, np.nan)
+    return quantile_interval(found[1], float(found[0][0]), confidence)
 
 
 class ShiftShares(NamedTuple):

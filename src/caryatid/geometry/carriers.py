@@ -229,6 +229,39 @@ def pick(
     return Picks(np.where(found, best, -1), np.where(found, at_first.argmin(axis=1), -1))
 
 
+def centres_of_mass(
+    means: Means, layers: Int[np.ndarray, "candidates"], n_layers: int, profile: Profile
+) -> Float[np.ndarray, "samples"]:
+    """Centre of mass of the admissible layers over L, in each sample; NaN where no layer has a mass.
+
+    Each layer with an admissible candidate counts once, however many positions are admissible there; its mass is the
+    gap-normalised bypass effect of its admissible candidate of lowest bypass, 0 where that removes nothing. Unlike
+    the arg-min it does not jump between layers that tie, and a layer that is admissible but idle does not pull.
+    """
+    if len(layers) == 0:
+        return np.full(len(means.h), np.nan)
+    strength = np.nan_to_num(effects(means).bypass).clip(min=0) * admissible(means, layers, n_layers, profile)
+    depths = np.unique(layers)
+    mass = np.stack([strength[:, layers == layer].max(axis=1) for layer in depths], axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(mass @ depths / (mass.sum(axis=1) * n_layers))
+
+
+def auto_profile(
+    scores: CandidateScores,
+    published: Profile = PUBLISHED,
+    calibrated: Profile = CALIBRATED,
+    *,
+    min_gap: float = MIN_GAP,
+) -> Profile:
+    """The profile `auto` (protocol §5): *published* if it admits a carrier at step 0, else *calibrated*.
+
+    Args:
+        scores: of step 0 alone; the answer is frozen before anything is trained.
+    """
+    return published if select(scores, published, min_gap=min_gap).best is not None else calibrated
+
+
 @dataclass(frozen=True)
 class CarrierChoice:
     """The carrier of refusal at one anchor, or why there is none.
