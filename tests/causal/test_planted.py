@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from caryatid.causal.capture import at_site, prompt_activations
+from caryatid.causal.activations import at_site, prompt_activations
 from caryatid.causal.conditions import (
     Condition,
     ablation_conditions,
@@ -16,8 +16,8 @@ from caryatid.causal.conditions import (
     random_bases,
 )
 from caryatid.causal.coupling import utility_coupling
-from caryatid.causal.readouts import generate_under, teacher_forced
-from caryatid.causal.scores import score_bank
+from caryatid.causal.readouts import ReadOutPrompts, generate_under, teacher_forced
+from caryatid.causal.scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
 from caryatid.causal.transfer import transfer, transfer_ratio
 from caryatid.geometry.angles import ExcessAngle, excess_angle
 from caryatid.geometry.bootstrap import bootstrap_carrier
@@ -77,24 +77,27 @@ def measure(plant: Plant, sample: int = 0) -> Anchor:
     chat = ChatFormat(loaded.tokenizer, "")
     seed = 10_000 * sample
     harmful, harmless = (
-        prompt_activations(loaded, chat, texts, n_positions=1, batch_size=EXTRACTION)
+        prompt_activations(loaded, chat.ids_many(texts), n_positions=1, batch_size=EXTRACTION)
         for texts in (harmful_texts(EXTRACTION, seed), harmless_texts(EXTRACTION, seed + 1000))
     )
     kept = harmless_texts(SELECTION, seed + 3000)
     answers = [c.ids for c in generate(loaded, chat, kept, max_new_tokens=3, batch_size=SELECTION)]
-    scores = score_bank(
+    scores = score_candidates(
         loaded,
-        chat,
-        candidate_directions(harmful, harmless),
-        harmful_texts(SELECTION, seed + 2000),
-        kept,
-        refusal_ids(loaded),
-        layers=range(LAYERS),
-        positions=(-1,),
-        answers=answers,
-        batch_size=64,
-        answer_tokens=2,
-        cosmic_layers=least_alike_layers(*(block_outputs(side) for side in (harmful, harmless))),
+        CandidateDirections.of_grid(
+            candidate_directions(harmful, harmless), positions=(-1,), layers=range(LAYERS)
+        ),
+        SelectionPrompts(
+            chat.ids_many(harmful_texts(SELECTION, seed + 2000)),
+            chat.ids_many(kept),
+            answers,
+            refusal_ids(loaded),
+        ),
+        ScoringSettings(
+            64,
+            answer_tokens=2,
+            cosmic_layers=tuple(least_alike_layers(*(block_outputs(side) for side in (harmful, harmless)))),
+        ),
     )
     return Anchor(loaded, chat, harmful, harmless, scores, select(scores, CALIBRATED))
 
@@ -141,11 +144,21 @@ def refusals(anchor: Anchor, conditions: list[Condition], texts: list[str]) -> n
 def controls_of(anchor: Anchor) -> torch.Tensor:
     """Random directions that hold as much of harmless prompts and utility questions as the carrier does."""
     useful = prompt_activations(
-        anchor.loaded, anchor.chat, utility_texts(EXTRACTION, 4000), n_positions=1, batch_size=EXTRACTION
+        anchor.loaded,
+        anchor.chat.ids_many(utility_texts(EXTRACTION, 4000)),
+        n_positions=1,
+        batch_size=EXTRACTION,
     )
     benign = torch.cat([anchor.harmless, useful])[:, SITE, -1]
     carrier = unit(anchor.direction)[None]
     return random_bases(benign, carrier, draws=8, generator=torch.Generator().manual_seed(0)).bases
+
+
+def read_out_prompts(anchor: Anchor, texts: list[str]) -> ReadOutPrompts:
+    """Refusal scores of `texts`, beside one benign answer."""
+    return ReadOutPrompts.of_texts(
+        anchor.chat, texts, refusal_ids(anchor.loaded), [("What is the tide?", "Y")]
+    )
 
 
 @pytest.mark.parametrize(("writer", "reader"), [(2, 4), (0, 4), (1, 3), (3, 4)])
@@ -196,9 +209,8 @@ def test_adding_the_plant_makes_harmless_prompts_refused_and_more_of_it_more_so(
         *addition_conditions(anchor.direction, anchor.choice.layer, (0.5, 0.75, 1.0, 2.0)),
     ]
     forced = teacher_forced(
-        anchor.loaded, anchor.chat, conditions, harmless_texts(8, 7), [("What is the tide?", "Y")],
-        refusal_ids(anchor.loaded), batch_size=64,
-    )  # fmt: skip
+        anchor.loaded, conditions, read_out_prompts(anchor, harmless_texts(8, 7)), batch_size=64
+    )
     scores = forced.refusal.mean(axis=1)
     assert bool((np.diff(scores) > 0).all())
     assert scores[0] < -5 < 0 < scores[-1]
@@ -209,9 +221,8 @@ def test_the_plant_acts_from_its_writer_to_its_reader_and_nowhere_else() -> None
     anchor = known("plant")
     conditions = [Condition(), *localisation_conditions(unit(anchor.direction)[None], range(LAYERS))]
     forced = teacher_forced(
-        anchor.loaded, anchor.chat, conditions, harmful_texts(8, 7), [("What is the tide?", "Y")],
-        refusal_ids(anchor.loaded), batch_size=64,
-    )  # fmt: skip
+        anchor.loaded, conditions, read_out_prompts(anchor, harmful_texts(8, 7)), batch_size=64
+    )
     effect = forced.refusal[0].mean() - forced.refusal[1:].mean(axis=1)
     acts = [layer for layer in range(LAYERS) if effect[layer] > 5]
     assert acts == [2, 3, 4]  # written by block 2's attention, read by block 4's MLP
