@@ -10,13 +10,27 @@ from transformers import PreTrainedTokenizerFast
 
 from caryatid.attacks.gcg import candidates
 from caryatid.attacks.gcg.candidates import (
+    Substitutions,
     allowed_token_ids,
     ordered_substitutions,
-    sample_candidates,
     topk_substitutions,
 )
 from caryatid.errors import NumericalError
 from tiny import tiny_tokenizer
+
+
+def sampled(
+    gradient: torch.Tensor,
+    suffix_ids: torch.Tensor,
+    allowed: torch.Tensor,
+    *,
+    top_k: int,
+    width: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """The first `width` suffixes in the order in which a step tries them."""
+    order = ordered_substitutions(topk_substitutions(gradient, suffix_ids, allowed, top_k), generator)
+    return Substitutions(order.positions[:width], order.tokens[:width]).apply(suffix_ids)
 
 
 def test_allowed_tokens_are_printable_ascii_and_not_special() -> None:
@@ -129,7 +143,7 @@ def test_candidates_differ_from_the_suffix_in_one_place() -> None:
     generator = torch.Generator().manual_seed(0)
     suffix = torch.tensor([1, 2, 3, 4, 5])
     gradient = torch.randn(5, 30, generator=generator)
-    rows = sample_candidates(
+    rows = sampled(
         gradient, suffix, torch.ones(5, 30, dtype=torch.bool), top_k=6, width=20, generator=generator
     )
     assert rows.shape == (20, 5)

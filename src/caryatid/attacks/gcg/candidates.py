@@ -224,17 +224,3 @@ def ordered_substitutions(top: TopTokens, generator: torch.Generator) -> Substit
     tokens = shuffled.T[rounds, position_order].flatten()
     keep = valid.T[rounds, position_order].flatten()
     return Substitutions(position_order.flatten()[keep], tokens[keep])
-
-
-def sample_candidates(
-    gradient: Float[Tensor, "length vocab"],
-    suffix_ids: Int[Tensor, "length"],
-    allowed: Bool[Tensor, "length vocab"],
-    *,
-    top_k: int,
-    width: int,
-    generator: torch.Generator,
-) -> Int[Tensor, "candidates length"]:
-    """Up to `width` distinct suffixes, one substitution each, not yet checked for the round trip."""
-    order = ordered_substitutions(topk_substitutions(gradient, suffix_ids, allowed, top_k), generator)
-    return Substitutions(order.positions[:width], order.tokens[:width]).apply(suffix_ids)
