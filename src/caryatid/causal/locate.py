@@ -18,6 +18,7 @@ from ..geometry.cosmic import least_alike_layers
 from ..geometry.directions import candidate_directions, category_directions, mean_difference, subspace
 from ..geometry.profiles import depth_cut
 from ..geometry.rank import SiteActivations
+from ..geometry.tokens import TokenShares, refusal_token_shares
 from ..models.capture import capture_block_outputs
 from ..models.directional import Ablate, Add
 from ..models.forward import block_inputs
@@ -136,6 +137,11 @@ class CandidateScorer:
         self.harmless = activations.harmless[:, self.layers]
 
     @property
+    def candidates(self) -> int:
+        """How many candidates there are at most."""
+        return len(self.positions) * len(self.layers)
+
+    @property
     def passes(self) -> int:
         """Forward passes of each candidate: what progress counts."""
         return len(self.selection.harmful) + 2 * len(self.selection.harmless)
@@ -165,6 +171,21 @@ class CandidateScorer:
         """Every candidate of the extraction prompts, with COSMIC's cosines."""
         found = CandidateDirections.of_grid(self.directions(), positions=self.positions, layers=self.layers)
         return self.score(found, cosmic=True, discard_below=self.settings.discard_below)
+
+
+FirstTokens = Sequence[tuple[int, bool]]
+"""The first token of each answer that has one, and whether it is a refusal."""
+
+
+def refusal_tokens_of(model: Measured, answers: FirstTokens, toward: str) -> list[TokenShares]:
+    """The refusal tokens T of some answers (protocol §5): of one model, or pooled over the anchors of a study.
+
+    Args:
+        toward: the text that R2D2 trains towards, whose first token is always one of them.
+    """
+    inside = [token for token, refused in answers if refused]
+    outside = [token for token, refused in answers if not refused]
+    return refusal_token_shares(inside, outside, model.chat.answer_ids(toward)[0])
 
 
 def stand_in(scores: CandidateScores, profile: Profile, *, early_discard: bool = False) -> int:

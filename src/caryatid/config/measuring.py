@@ -22,7 +22,10 @@ class GeometryConfig(Part):
     layer_stride: Positive = Field(
         1, description="Score every so many of them, counted down from the deepest."
     )
-    profile: Literal["published", "calibrated"] = "published"
+    profile: Literal["auto", "published", "calibrated"] = Field(
+        "auto",
+        description="auto: published if it admits a carrier at step 0, else calibrated; decided at step 0 alone.",
+    )
     published: Annotated[Profile, Domain()] = PUBLISHED
     calibrated: Annotated[Profile, Domain()] = CALIBRATED
     selector: Literal["bypass", "cosmic"] = Field(
@@ -43,7 +46,7 @@ class GeometryConfig(Part):
     rank: Positive = Field(3, description="k of the rank-k subspaces.")
     bootstrap_draws: Annotated[int, Field(ge=100)] = 1000
     reextraction_resamples: NonNegative = Field(
-        20, description="Resamples of the extraction prompts whose directions are scored anew; 0: none."
+        100, description="Resamples of the extraction prompts whose directions are scored anew; 0: none."
     )
     reextraction_candidates: Positive = Field(
         8,
@@ -93,7 +96,13 @@ class CausalConfig(Part):
         description="Random subspaces per rank with generated read-outs, for coupling by answers; 0: controls and "
         "other directions are teacher-forced only.",
     )
-    transfer_prompts: Positive = Field(32, description="Evaluation prompts for the transfer table.")
+    transfer_prompts: NonNegative = Field(
+        0, description="HarmBench prompts that transfer is measured on; 0: all that were asked."
+    )
+    transfer_ranks: tuple[Positive, ...] = Field((1, 3), description="Ranks of the carriers ablated there.")
+    transfer_random: Annotated[int, Field(ge=8)] = Field(
+        8, description="Random subspaces beside them at every anchor, matched to its own carrier."
+    )
     transfer_pairs: Literal["verdict", "all"] = Field(
         "verdict",
         description="verdict: consecutive anchors, and step 0's carrier everywhere; all: the whole matrix.",
@@ -105,13 +114,3 @@ class CausalConfig(Part):
         if 0.0 in alphas or len(set(alphas)) != len(alphas):
             raise ValueError("each α once, and none of them 0 (the untouched model is always measured)")
         return alphas
-
-
-class VerdictConfig(Part):
-    """Thresholds of protocol §7."""
-
-    depth_shift: float = Field(0.25, gt=0)
-    probability: float = Field(0.95, gt=0.5, lt=1)
-    replaced_below: float = Field(0.5, gt=0)
-    kept_above: float = Field(0.8, gt=0)
-    excess_angle: float = Field(10.0, gt=0, description="Degrees.")

@@ -15,9 +15,10 @@ from ..behaviour.judges.registry import judge_names
 from ..models.sizes import BatchSizes
 from ..settings import Settings, setting
 from ..training.settings import TrainingSettings, WarmupSettings
-from .measuring import CausalConfig, GeometryConfig, VerdictConfig
+from .measuring import CausalConfig, GeometryConfig
 from .names import PromptSetName
 from .part import Domain, NonNegative, Part, Positive
+from .thresholds import Thresholds
 
 
 class ModelConfig(Part):
@@ -187,7 +188,7 @@ class StudyConfig(Part):
     behaviour: BehaviourConfig = BehaviourConfig()
     geometry: GeometryConfig = GeometryConfig()
     causal: CausalConfig = CausalConfig()
-    verdict: VerdictConfig = VerdictConfig()
+    verdict: Annotated[Thresholds, Domain()] = Thresholds()
     batch: Annotated[BatchSizes, Domain()] = BatchSizes()
 
     @field_validator("seeds")

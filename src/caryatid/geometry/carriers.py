@@ -84,6 +84,11 @@ class CandidateScores:
         cosmic = None if self.cosmic is None else self.cosmic.rows(chosen)
         return replace(self, **{name: getattr(self, name)[chosen] for name in names}, cosmic=cosmic)
 
+    def admitted(self, profile: Profile) -> int:
+        """How many candidates a profile admits over all prompts."""
+        means = average(self, cosmic=profile.selector == "cosmic")
+        return int(admissible(means, self.layers, self.n_layers, profile).sum())
+
     @property
     def gap(self) -> float:
         """h − s in nats."""

@@ -14,12 +14,11 @@ from ..behaviour.judges.base import REFUSED, Exchange
 from ..behaviour.judges.registry import open_refusal_judge
 from ..behaviour.outcomes import judged_prompts
 from ..causal.conditions import Condition, ablation_conditions, addition_conditions, random_bases
-from ..causal.locate import Measured, choose
+from ..causal.locate import Measured, choose, refusal_tokens_of
 from ..causal.outcomes import answered_rows
 from ..causal.readouts import ReadOutPrompts, generate_under, teacher_forced
 from ..causal.scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
 from ..causal.table import forced_rows
-from ..causal.tokens import first_token_counts
 from ..data.prompts import Prompt
 from ..data.study_prompts import Source, StudyPrompts, build_study_prompts
 from ..errors import InputError
@@ -129,9 +128,9 @@ class _Intervention:
 
     @cached_property
     def tokens(self) -> list[int]:
-        """First tokens of the model's refusals of selection prompts, and of the toward text."""
-        toward = self.model.chat.answer_ids(TOWARD_TEXT)[0]
-        return list(first_token_counts([*self.selection[0], *self.selection[1]], toward))
+        """The refusal tokens of the model's answers to the selection prompts."""
+        answers = [(ids[0], refused) for side in self.selection for ids, refused in side if ids]
+        return sorted(row.token for row in refusal_tokens_of(self.model, answers, TOWARD_TEXT))
 
     def best_layer(self, carrier: CarrierFile) -> ChosenLayer:
         """The calibrated profile's choice among the file's last-position directions, or what stands in for it."""

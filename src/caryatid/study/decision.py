@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..causal.transfer import TransferCounts
+from ..config.thresholds import Thresholds
 from ..geometry.bootstrap import SHIFT_TOLERANCE
 from ..stats import Interval, clopper_pearson
 
@@ -29,27 +30,6 @@ RankChange = Literal["expansion", "contraction", "none"]
 CONFIDENCE = 0.95  # of two-sided intervals: each bound is one-sided of 97.5 %
 PLACE_CONFIDENCE = 0.95  # of the one-sided bound of a probability of a move
 NOTHING = Interval(math.nan, math.nan, math.nan)
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The settings of protocol §7; angles in degrees, depths in shares of the layers, shares of b's refusals.
-
-    Attributes:
-        depth_shift: a change of place that is a move. probability: of a move, or of its absence.
-        replaced_below, kept_above: c of D(c) for “replaced” and “still controls”, and for “kept”.
-        angle: of a drift. rank_change: least difference in PR.
-        control, control_above_random: least T[b, b], and least lower bound of T*[b, b].
-    """
-
-    depth_shift: float = 0.25
-    probability: float = 0.9
-    replaced_below: float = 0.5
-    kept_above: float = 0.8
-    angle: float = 10.0
-    control: float = 0.5
-    control_above_random: float = 0.25
-    rank_change: float = 0.25
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,22 @@ from ..geometry.profiles import SELECTORS
 UNLABELLED = "unlabelled"
 
 
-def profile_of(config: StudyConfig, name: str | None = None) -> Profile:
-    """The study's profile, or the one that is named, with its settings and the study's selector."""
-    found: Profile = getattr(config.geometry, name or config.geometry.profile)
+def profile_of(config: StudyConfig, name: str) -> Profile:
+    """A profile by its name, with its settings and the study's selector."""
+    found: Profile = getattr(config.geometry, name)
     return replace(found, selector=config.geometry.selector)
 
 
-def profiles_of(config: StudyConfig) -> list[Profile]:
-    """Every profile with its settings, the study's first."""
-    names = dict.fromkeys((config.geometry.profile, *PROFILES))
-    return [profile_of(config, name) for name in names]
+def profiles_of(config: StudyConfig, first: str) -> list[Profile]:
+    """Every profile with its settings, the one that is used first."""
+    return [profile_of(config, name) for name in dict.fromkeys((first, *PROFILES))]
 
 
-def alternatives(config: StudyConfig) -> dict[str, Profile]:
-    """Under which carriers are chosen: every profile by its name, and the study's with each selector that it does not
-    use, by the selector's name."""
-    own = profile_of(config)
-    named = {profile.name: profile for profile in sorted(profiles_of(config), key=lambda one: one.name)}
+def alternatives(config: StudyConfig, used: str) -> dict[str, Profile]:
+    """Under which carriers are chosen: every profile by its name, and the one used with each selector that the study
+    does not use, by the selector's name."""
+    own = profile_of(config, used)
+    named = {name: profile_of(config, name) for name in sorted(PROFILES)}
     others: dict[str, Profile] = {
         name: replace(own, selector=name) for name in SELECTORS if name != own.selector
     }

@@ -1,6 +1,7 @@
 """A study's run directory, opened for reading: results of its stages, tables, models, carriers, verdicts."""
 
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +11,7 @@ from ..causal.locate import Carrier
 from ..config import StudyConfig, parse_config
 from ..errors import UsageError
 from ..single.model import Model
+from .decision import Verdict, decide
 from .facts import Facts
 from .finished import Results
 from .plan import Plan, build_plan
@@ -18,7 +20,6 @@ from .stage import Stage, Study
 from .stages.carrier import ChosenCarrier
 from .stages.train import where_is
 from .stages.verdict import Verdicts
-from .verdict import Thresholds, Verdict, decide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,11 +128,11 @@ class Run:
                 where=str(self.path),
                 remedy="See the table `verdict`.",
             )
-        settings = self.study.settings["verdict"]
-        unknown = sorted(set(thresholds) - set(settings))
+        known = [one.name for one in fields(self.config.verdict)]
+        unknown = sorted(set(thresholds) - set(known))
         if unknown:
-            raise UsageError(f"no threshold {unknown[0]!r}", remedy=f"There are {', '.join(settings)}.")
-        return decide(self.of(Verdicts, pair).evidence, Thresholds(**{**settings, **thresholds}))
+            raise UsageError(f"no threshold {unknown[0]!r}", remedy=f"There are {', '.join(known)}.")
+        return decide(self.of(Verdicts, pair).evidence, replace(self.config.verdict, **thresholds))
 
     def __repr__(self) -> str:
         config = self.config

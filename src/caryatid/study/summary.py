@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..report.tables import read_tables
+from .decision import agreement
 from .flow import RunResult
-from .verdict import agreement
 
 Row = Mapping[str, Any]
 # Low compliance is never shown without what else lowers it: refusal of everything, and gibberish.
@@ -59,10 +59,9 @@ def _cell(row: Row) -> str:
 
 def verdict_lines(verdicts: Sequence[Row]) -> Iterator[str]:
     """Every label with how many seeds agree on it, and the thresholds, profile and judge behind it."""
-    for row in agreement(verdicts):
-        flag = (
-            f" (effective rank changed: {row['expansions']} of {row['seeds']})" if row["expansions"] else ""
-        )
+    for row in agreement([{**one, "rank": one["rank_change"]} for one in verdicts]):
+        flags = [f"{name} of rank" for name in ("expansion", "contraction") if row[f"{name}s"]]
+        flag = f" ({', '.join(flags)})" if flags else ""
         agree = f", {row['agree']} of {row['seeds']} seeds" if row["seeds"] > 1 else ""
         yield f"{row['arm']} {row['from']} → {row['to']}: {row['label']}{agree}{flag}"
     yield from dict.fromkeys(

@@ -1,6 +1,6 @@
 """The scored candidate directions of one anchor: bypass, induce and KL per selection prompt, and COSMIC's cosines."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...artifacts import StageFolder
-from ...causal.locate import CandidateScorer, CandidateSettings
+from ...causal.locate import CandidateScorer, CandidateSettings, Measured
 from ...causal.scores import SelectionPrompts
 from ...errors import InputError
 from ...geometry.carriers import UNDISCRIMINATING_ABOVE, CandidateScores
 from ...geometry.directions import refused_minus_answered
 from ...models.forward import block_inputs
+from ..series import AnchorRef
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work, texts_of
 from .activations import Activations
@@ -56,8 +57,7 @@ class ScoredCandidates(Stage[Candidates]):
 
     def run(self, work: Work) -> Candidates:
         scorer = scorer_at(work)
-        count = len(scorer.positions) * len(scorer.layers) * scorer.passes
-        with work.progressing("candidate scores", count):
+        with work.progressing("candidate scores", scorer.candidates * scorer.passes):
             scores = scorer.score_all()
         note = ""
         if work.of(Selection).refusal_rates[1] > UNDISCRIMINATING_ABOVE:
@@ -108,17 +108,22 @@ def cosine_note(
 
 
 def scorer_at(work: Work) -> CandidateScorer:
-    """The scorer of the anchor in hand."""
+    """The scorer of the anchor in hand, with the study's refusal tokens."""
+    tokens = work.of(RefusalTokens, None).ids
+    return scorer_of(work.measured(), work, work.entry.stage.place, tokens)
+
+
+def scorer_of(model: Measured, work: Work, ref: AnchorRef, tokens: Sequence[int]) -> CandidateScorer:
+    """The scorer of an anchor with some refusal tokens."""
     sets, geometry = work.of(Prompts, None), work.study.config.geometry
-    model = work.measured()
     selection = SelectionPrompts(
         harmful=model.chat.ids_many(texts_of(sets.selection_harmful)),
         harmless=model.chat.ids_many(texts_of(sets.selection_harmless)),
-        answers=[row.ids for row in work.of(Selection).harmless],
-        refusal_tokens=work.of(RefusalTokens, None).ids,
+        answers=[row.ids for row in work.of(Selection, ref).harmless],
+        refusal_tokens=tokens,
     )
     settings = CandidateSettings(**{key: getattr(geometry, key) for key in SCORING})
-    return CandidateScorer(model, work.of(Activations), selection, settings)
+    return CandidateScorer(model, work.of(Activations, ref), selection, settings)
 
 
 def plain_scores(scores: CandidateScores) -> dict[str, Any]:

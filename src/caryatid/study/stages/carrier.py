@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from ...causal.locate import Carrier, Chosen, carrier_at, choose
-from ..profiles import alternatives, is_question, labels_of, profile_of
+from ..profiles import alternatives, is_question, labels_of
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work
 from .activations import Activations
 from .candidates import ScoredCandidates
+from .profile import profile_name, profile_needs
 from .prompts import Prompts
 from .selection import Selection
 
@@ -49,6 +50,7 @@ class ChosenCarrier(Stage[Carriers]):
         yield self.at(ScoredCandidates)
         yield self.at(Activations)
         yield self.at(Selection)
+        yield from profile_needs(self.study, self.place.seed)
 
     def settings(self) -> Mapping[str, Any]:
         geometry = self.study.settings["geometry"]
@@ -65,12 +67,12 @@ class ChosenCarrier(Stage[Carriers]):
     def run(self, work: Work) -> Carriers:
         geometry, sets = self.config.geometry, work.of(Prompts, None)
         scores = work.of(ScoredCandidates).scores
+        profile = profile_name(work, self.study, self.place.seed)
         rates, early = work.of(Selection).refusal_rates, geometry.discard_below is not None
         chosen = {
             name: choose(scores, one, min_gap=geometry.min_gap, refusal_rates=rates, early_discard=early)
-            for name, one in alternatives(self.config).items()
+            for name, one in alternatives(self.config, profile).items()
         }
-        profile = profile_of(self.config).name
         questions = torch.tensor([is_question(row) for row in sets.extraction_harmless])
         labels = labels_of(sets.extraction_harmful)
         carrier = carrier_at(work.of(Activations), chosen[profile].site, labels, self._rank, questions)

@@ -1,7 +1,7 @@
 """Two anchors compared: drift of the direction and the subspace at one site and layer by layer, and change of rank."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ from ...causal.locate import Activations as Captured
 from ...causal.locate import Site
 from ...geometry.angles import ExcessAngle, angle_summary, excess_angle, excess_angle_value
 from ...geometry.directions import category_directions, mean_difference, subspace
-from ...geometry.rank import SiteActivations, compare_effective_rank
+from ...geometry.rank import SiteActivations
+from ...geometry.spread import SpreadComparison, compare_spread
+from ...geometry.turn import CorrectedAngle, corrected_angle
 from ...stats import Interval
 from ..profiles import labels_of
 from ..series import Place, compared_pairs
@@ -34,11 +36,17 @@ NO_INTERVAL = {"lo": float("nan"), "hi": float("nan")}
 
 @dataclass(frozen=True)
 class Change:
-    """What a verdict reads of two anchors' geometry at one site: the excess angle and the change of effective rank."""
+    """What a verdict reads of two anchors' geometry at one site.
+
+    Attributes:
+        angle: corrected for noise, with its unclipped cosine. spread: PR of both, and its change.
+        excess_angle: in degrees, shown beside the corrected one.
+    """
 
     site: Site
+    angle: CorrectedAngle
+    spread: SpreadComparison
     excess_angle: Interval
-    rank_difference: Interval
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,8 @@ class Compared:
     """Two anchors.
 
     Attributes:
-        changes: at step 0's site under each profile, by profile name.
+        changes: at the first anchor's site under each alternative (see `profiles.alternatives`).
+        profile: the one that is used.
         drift, by_layer: rows of the tables `drift` and `drift_by_layer`, without the pair.
     """
 
@@ -73,7 +82,8 @@ class Comparison(Stage[Compared]):
 
     def needs(self) -> Iterator[AnyStage]:
         yield self.at(Prompts, None)
-        yield self.at(ChosenCarrier, self.place.a.base)
+        for ref in dict.fromkeys((self.place.a, self.place.a.base)):
+            yield self.at(ChosenCarrier, ref)
         yield self.at(Activations, self.place.a)
         yield self.at(Activations, self.place.b)
 
@@ -86,17 +96,18 @@ class Comparison(Stage[Compared]):
 
     def run(self, work: Work) -> Compared:
         labels = labels_of(work.of(Prompts, None).extraction_harmful)
-        carriers = work.of(ChosenCarrier, self.place.a.base)
+        carriers = work.of(ChosenCarrier, self.place.a)
         a, b = work.of(Activations, self.place.a), work.of(Activations, self.place.b)
         measure = _Measure(labels, self.config.geometry.splits, self.config.geometry.rank, self.place.seed)
         changes = {name: measure.change(a, b, one.site) for name, one in carriers.chosen.items()}
-        site = changes[carriers.profile].site
-        one, two = a.at(site.layer, site.position), b.at(site.layer, site.position)
-        rows = measure.drift_rows(one, two)
-        difference = changes[carriers.profile].rank_difference
-        rows.append({"quantity": "effective_rank_difference", **difference._asdict(), "unit": ""})
-        drift = tuple({**site.columns, **row, "noise": NOISE} for row in rows)
-        return Compared(changes, carriers.profile, drift, tuple(measure.rows_by_layer(a, b)))
+        sites = {"first anchor": changes[carriers.profile].site}
+        sites["step 0"] = work.of(ChosenCarrier, self.place.a.base).carrier.site
+        drift = [
+            {**site.columns, "site": which, **row, "noise": NOISE}
+            for which, site in sites.items()
+            for row in measure.drift_rows(a, b, site)
+        ]
+        return Compared(changes, carriers.profile, tuple(drift), tuple(measure.rows_by_layer(a, b)))
 
 
 class _Measure:
@@ -104,7 +115,7 @@ class _Measure:
 
     def __init__(self, labels: Sequence[str], splits: int, rank: int, seed: int) -> None:
         self.labels, self.splits, self.rank, self.seed = labels, splits, rank, seed
-        self._changes: dict[tuple[int, int], tuple[Interval, Interval]] = {}
+        self._changes: dict[tuple[int, int], Change] = {}
 
     def excess(self, one: SiteActivations, two: SiteActivations) -> ExcessAngle:
         return excess_angle(one, two, self.labels, splits=self.splits, rng=np.random.default_rng(self.seed))
@@ -113,16 +124,28 @@ class _Measure:
         at = (site.layer, site.position)
         if at not in self._changes:
             one, two = a.at(*at), b.at(*at)
-            difference = compare_effective_rank(one, two, self.labels).difference
-            self._changes[at] = (self.excess(one, two).excess, difference)
-        return Change(site, *self._changes[at])
+            self._changes[at] = Change(
+                site,
+                corrected_angle(one, two, self.labels),
+                compare_spread(one, two, self.labels),
+                self.excess(one, two).excess,
+            )
+        return replace(self._changes[at], site=site)
 
-    def drift_rows(self, one: SiteActivations, two: SiteActivations) -> list[Row]:
-        excess = self.excess(one, two)
+    def drift_rows(self, a: Captured, b: Captured, site: Site) -> list[Row]:
+        one, two = a.at(site.layer, site.position), b.at(site.layer, site.position)
+        excess, change = self.excess(one, two), self.change(a, b, site)
         halved = {"splits": excess.splits}
         found: dict[str, Row] = {
+            "corrected_angle": {**change.angle.degrees._asdict(), "note": change.angle.reason or ""},
+            "corrected_cosine": change.angle.cosine._asdict(),
+            "participation_ratio_from": change.spread.a._asdict(),
+            "participation_ratio_to": change.spread.b._asdict(),
+            "participation_ratio_difference": {
+                **change.spread.difference._asdict(),
+                "note": change.spread.reason or "",
+            },
             "excess_angle": {**excess.excess._asdict(), **halved},
-            "corrected_angle": {**excess.corrected._asdict(), **halved},
             "angle_across_halves": {"value": excess.across, **NO_INTERVAL, **halved},
             "angle_within_halves": {"value": excess.within, **NO_INTERVAL, **halved},
         }

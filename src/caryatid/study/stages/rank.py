@@ -53,12 +53,15 @@ class Rank(Stage[Ranks]):
         return "at step 0's site, and over the admissible candidates"
 
     def run(self, work: Work) -> Ranks:
-        site = work.of(ChosenCarrier, self.place.base).carrier.site
+        carriers = work.of(ChosenCarrier, self.place.base)
+        site = carriers.carrier.site
         start, here = work.of(Activations, self.place.base), work.of(Activations)
         labels = labels_of(work.of(Prompts, None).extraction_harmful)
         at = (site.layer, site.position)
         rows = site_rank_rows(start.at(*at), here.at(*at), labels, site)
-        rows += bank_rank_rows(work.of(ScoredCandidates).scores, here, profile_of(self.config))
+        rows += bank_rank_rows(
+            work.of(ScoredCandidates).scores, here, profile_of(self.config, carriers.profile)
+        )
         return Ranks(tuple(rows))
 
 

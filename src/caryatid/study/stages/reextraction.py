@@ -21,6 +21,7 @@ from ..stage import AnyStage, Stage, Study, register_stage
 from ..work import Work
 from .activations import Activations
 from .candidates import SCORING, ScoredCandidates, plain_scores, scorer_at, scores_from_plain
+from .profile import profile_name, profile_needs
 from .prompts import Prompts
 from .refusal_tokens import RefusalTokens
 from .selection import Selection
@@ -57,6 +58,7 @@ class Reextraction(Stage[Reextracted]):
         yield self.at(ScoredCandidates)
         yield self.at(Activations)
         yield self.at(Selection)
+        yield from profile_needs(self.study, self.place.seed)
 
     def settings(self) -> Mapping[str, Any]:
         return {key: self.study.settings["geometry"][key] for key in (*SCORING, *CHOOSING, *PROFILES)}
@@ -71,7 +73,7 @@ class Reextraction(Stage[Reextracted]):
         scorer, scores = scorer_at(work), work.of(ScoredCandidates).scores
         kept = most_likely(
             scores,
-            profiles_of(self.config),
+            profiles_of(self.config, profile_name(work, self.study, self.place.seed)),
             geometry.reextraction_candidates,
             draws=LIKELY_DRAWS,
             rng=np.random.default_rng(self.place.seed),

@@ -1,11 +1,12 @@
-"""The study's refusal tokens: one set, from the first tokens of refusals over all anchors."""
+"""The study's refusal tokens: one set, from the first tokens of answers pooled over all anchors (protocol §5)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...artifacts import content_key
-from ...causal.tokens import first_token_counts
+from ...causal.locate import refusal_tokens_of
+from ...geometry.tokens import TokenShares
 from ..series import all_anchors
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work
@@ -14,17 +15,20 @@ from .selection import Selection
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids, what they say, and how many refusals each begins; `toward`: the first token of the toward text."""
+    """The set T with both shares of each token, and what it says."""
 
-    ids: tuple[int, ...]
+    rows: tuple[TokenShares, ...]
     texts: tuple[str, ...]
-    counts: tuple[int, ...]
-    toward: int
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens, in order."""
+        return sorted(row.token for row in self.rows)
 
     @property
     def sha256(self) -> str:
         """Hash of the set."""
-        return content_key(list(self.ids))
+        return content_key(self.ids)
 
 
 @register_stage
@@ -44,18 +48,11 @@ class RefusalTokens(Stage[Tokens]):
 
     def run(self, work: Work) -> Tokens:
         anchors = all_anchors(self.config)
-        answers = [row for ref in anchors for row in _rows(work, ref)]
-        loaded = work.open(anchors[0])
-        toward = work.chat(loaded).answer_ids(self.config.training.r2d2.toward_text)[0]
-        counts = first_token_counts([(row.ids, row.refused) for row in answers], toward)
-        texts = tuple(str(loaded.tokenizer.decode([token])) for token in counts)
-        return Tokens(tuple(counts), texts, tuple(counts.values()), toward)
+        answers = [token for ref in anchors for token in work.of(Selection, ref).first_tokens]
+        model = work.measured(anchors[0])
+        rows = refusal_tokens_of(model, answers, self.config.training.r2d2.toward_text)
+        texts = tuple(str(model.loaded.tokenizer.decode([row.token])) for row in rows)
+        return Tokens(tuple(rows), texts)
 
     def summary(self, result: Tokens) -> Mapping[str, Any]:
-        return {"tokens": len(result.ids), "sha256": result.sha256}
-
-
-def _rows(work: Work, ref: Any) -> Iterator[Any]:
-    found = work.of(Selection, ref)
-    yield from found.harmful
-    yield from found.harmless
+        return {"tokens": len(result.rows), "sha256": result.sha256}

@@ -37,6 +37,11 @@ class Selected:
     harmless: tuple[SelectionAnswer, ...]
 
     @property
+    def first_tokens(self) -> list[tuple[int, bool]]:
+        """The first token of each answer that has one, and whether it is a refusal."""
+        return [(row.ids[0], row.refused) for row in (*self.harmful, *self.harmless) if row.ids]
+
+    @property
     def refusal_rates(self) -> tuple[float, float]:
         """Shares refused of the harmful and of the harmless prompts."""
         harmful, harmless = (

@@ -1,33 +1,44 @@
 """An anchor's refusals under its own carrier and under other anchors'."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 
 from ...behaviour.judges.base import REFUSED, Exchange, Judge
 from ...behaviour.outcomes import outcomes
-from ...causal.conditions import Condition
-from ...causal.locate import unit_row
+from ...causal.conditions import Condition, random_bases
+from ...causal.locate import Carrier
 from ...causal.readouts import generate_under
+from ...causal.transfer import TransferCounts, transfer_counts
 from ..series import AnchorRef, transfer_sources
 from ..stage import AnyStage, Stage, register_stage
 from ..subsets import judged_requests
 from ..work import Work, texts_of
+from .activations import Activations
 from .answers import Answers
 from .carrier import ChosenCarrier
 from .prompts import Prompts
 
+RANDOM = "random"
+
 
 @dataclass(frozen=True)
 class RefusedUnder:
-    """Per transfer prompt: the target anchor refuses it as it is, under a's carrier, and under its own."""
+    """Per transfer prompt: the target anchor still refuses it, as it is or with a subspace ablated."""
 
     plain: Bool[np.ndarray, "prompts"]
-    under_a: Bool[np.ndarray, "prompts"]
-    under_b: Bool[np.ndarray, "prompts"]
+    old: Bool[np.ndarray, "prompts"]
+    own: Bool[np.ndarray, "prompts"]
+    random: Bool[np.ndarray, "subspaces prompts"]
+
+    @property
+    def counts(self) -> TransferCounts:
+        """What the verdict needs."""
+        return transfer_counts(self.plain, self.old, self.own, self.random)
 
 
 @dataclass(frozen=True)
@@ -35,30 +46,39 @@ class Transferred:
     """What became of an anchor's refusals.
 
     Attributes:
-        prompts: what was asked: request, context and the plain answer, of refusals alone. refused: per prompt of the
-            study's transfer prompts, whether the anchor refuses it.
-        answers: to `prompts` under each source's carrier, by the source's label.
+        asked: ids of the study's transfer prompts. refused: whether the anchor refuses each.
+        prompts: what was asked: request, context and the plain answer, of refusals alone.
+        answers: to `prompts` with a subspace ablated, by `source#rank` or `random#rank#draw`.
         refused_under: whether these still refuse (or are degenerate or unscored), by the study's judge.
+        ranks: of the subspaces. subspaces: random ones of each rank.
     """
 
+    asked: tuple[str, ...]
     refused: tuple[bool, ...]
     prompts: tuple[Exchange, ...]
     answers: dict[str, tuple[str, ...]]
     refused_under: dict[str, tuple[bool, ...]]
+    ranks: tuple[int, ...]
+    subspaces: int
 
-    def under(self, a: AnchorRef, b: AnchorRef) -> RefusedUnder:
-        """By the study's judge."""
+    def under(self, a: AnchorRef, b: AnchorRef, rank: int = 1) -> RefusedUnder:
+        """By the study's judge: under a's carrier, b's own, and the random subspaces, all of one rank."""
+        names = [f"{a.label}#{rank}", f"{b.label}#{rank}"]
+        names += [f"{RANDOM}#{rank}#{draw}" for draw in range(self.subspaces)]
+        flags = [self._spread(self.refused_under.get(name, ())) for name in names]
         plain = np.array(self.refused, dtype=bool)
-        flags = [self.refused_under.get(ref.label, ()) for ref in (a, b)]
-        return RefusedUnder(plain, *(self._spread(one) for one in flags))
+        return RefusedUnder(plain, flags[0], flags[1], np.array(flags[2:]))
 
-    def judged_by(self, judge: Judge, a: AnchorRef, b: AnchorRef) -> RefusedUnder:
-        """By another judge: of the answers that the study's judge took for refusals, and of what became of them."""
-        if not self.prompts:
-            return self.under(a, b)
-        plain = [one.verdict in REFUSED for one in judge.judge(list(self.prompts))]
-        under = [still_refused(judge, self.prompts, self.answers[ref.label]) for ref in (a, b)]
-        return RefusedUnder(*(self._spread(flags) for flags in (plain, *under)))
+    def judged_by(self, judge: Judge) -> "Transferred":
+        """The same by another judge, which reads what the study's judge took for refusals and what became of it."""
+        plain = [one.verdict in REFUSED for one in judge.judge(list(self.prompts))] if self.prompts else []
+        under = {
+            name: tuple(still_refused(judge, self.prompts, texts)) for name, texts in self.answers.items()
+        }
+        spread = tuple(bool(flag) for flag in self._spread(plain))
+        kept = {name: tuple(np.array(flags)[plain].tolist()) for name, flags in under.items()}
+        asked = tuple(one for one, flag in zip(self.prompts, plain, strict=True) if flag)
+        return replace(self, refused=spread, prompts=asked, refused_under=kept)
 
     def _spread(self, flags: Sequence[bool]) -> Bool[np.ndarray, "prompts"]:
         """Flags of the refused prompts over all transfer prompts; False where nothing was refused."""
@@ -69,7 +89,7 @@ class Transferred:
 
 @register_stage
 class Transfer(Stage[Transferred]):
-    """The answers are kept, so that another judge can read them."""
+    """The answers are kept, so that another judge can read them. Every source meets the same random subspaces."""
 
     kind, scope, result = "transfer", "anchor", Transferred
 
@@ -81,42 +101,68 @@ class Transfer(Stage[Transferred]):
     def needs(self) -> Iterator[AnyStage]:
         yield self.at(Prompts, None)
         yield self.at(Answers)
+        yield self.at(Activations)
         yield from (self.at(ChosenCarrier, ref) for ref in self.sources)
 
     def settings(self) -> Mapping[str, Any]:
-        sources = [[ref.arm, ref.step] for ref in self.sources]
-        return {"sources": sources, "prompts": self.config.causal.transfer_prompts}
+        causal = self.study.settings["causal"]
+        own = {key: causal[key] for key in ("transfer_prompts", "transfer_ranks", "transfer_random")}
+        return {"sources": [[ref.arm, ref.step] for ref in self.sources], **own}
 
     def size(self) -> str:
-        return f"{len(self.sources)} carriers × {self.config.causal.transfer_prompts} prompts"
+        causal = self.config.causal
+        return (
+            f"{len(self.sources)} carriers and {causal.transfer_random} random subspaces of ranks "
+            f"{list(causal.transfer_ranks)} × {causal.transfer_prompts or 'all'} prompts"
+        )
 
     def run(self, work: Work) -> Transferred:
-        chosen = judged_requests(work.of(Prompts, None), self.config.causal.transfer_prompts)
+        causal = self.config.causal
+        chosen = judged_requests(work.of(Prompts, None), causal.transfer_prompts, self.place.seed)
         plain = {row.prompt_id: row for row in work.of(Answers).to("harmbench", "direct")}
         refused = tuple(row.id in plain and plain[row.id].refused for row in chosen)
         asked = [row for row, flag in zip(chosen, refused, strict=True) if flag]
         prompts = tuple(Exchange(row.text, plain[row.id].text, row.context) for row in asked)
+        ranks = tuple(rank for rank in causal.transfer_ranks if rank in self._own(work).ranks)
         answers: dict[str, tuple[str, ...]] = {}
         if asked:
-            loaded = work.open()
-            conditions = [
-                Condition("ablate", ref.label, unit_row(work.of(ChosenCarrier, ref).carrier.direction))
-                for ref in self.sources
-            ]
+            loaded, conditions = work.open(), self._conditions(work, ranks)
             with work.progressing("transfer", len(conditions) * len(asked)) as progress:
                 made = generate_under(
                     loaded,
                     work.chat(loaded),
-                    conditions,
+                    list(conditions.values()),
                     texts_of(asked),
                     max_new_tokens=self.config.behaviour.max_new_tokens,
                     batch_size=work.batch.generate,
                     progress=progress,
                 )
-            for source, found in zip(self.sources, made, strict=True):
-                answers[source.label] = tuple(one.text for one in found)
+            for name, found in zip(conditions, made, strict=True):
+                answers[name] = tuple(one.text for one in found)
         flags = {name: tuple(still_refused(work.judge, prompts, texts)) for name, texts in answers.items()}
-        return Transferred(refused, prompts, answers, flags)
+        ids = tuple(row.id for row in chosen)
+        return Transferred(ids, refused, prompts, answers, flags, ranks, causal.transfer_random)
+
+    def _own(self, work: Work) -> Carrier:
+        return work.of(ChosenCarrier).carrier
+
+    def _conditions(self, work: Work, ranks: Sequence[int]) -> dict[str, Condition]:
+        """Every source's carrier at every rank that it has, and random subspaces matched to this anchor's own."""
+        own = self._own(work)
+        benign = work.of(Activations).at(own.site.layer, own.site.position).harmless
+        generator = torch.Generator().manual_seed(self.place.seed)
+        found: dict[str, Condition] = {}
+        for rank in ranks:
+            for ref in self.sources:
+                carrier = work.of(ChosenCarrier, ref).carrier
+                if rank in carrier.ranks:
+                    found[f"{ref.label}#{rank}"] = Condition("ablate", ref.label, carrier.span(rank))
+            drawn = random_bases(
+                benign, own.span(rank), draws=self.config.causal.transfer_random, generator=generator
+            )
+            for draw, basis in enumerate(drawn.bases):
+                found[f"{RANDOM}#{rank}#{draw}"] = Condition("ablate", RANDOM, basis, draw=draw)
+        return found
 
     def summary(self, result: Transferred) -> Mapping[str, Any]:
         return {"refused": len(result.prompts), "prompts": len(result.refused), "sources": len(self.sources)}

@@ -8,12 +8,13 @@ import numpy as np
 
 from ...geometry.bootstrap import (
     CarrierBootstrap,
+    best_bypass_interval,
     bootstrap_carrier,
     bootstrap_reextracted,
-    bypass_effect_interval,
 )
+from ...geometry.carriers import PROFILES
 from ...stats import Interval
-from ..profiles import alternatives, profiles_of
+from ..profiles import alternatives
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work
 from .candidates import ScoredCandidates
@@ -21,7 +22,6 @@ from .carrier import CHOOSING, ChosenCarrier
 from .reextraction import Reextraction
 
 SELECTION, BOTH = "selection prompts", "selection and extraction prompts"
-UNDEFINED = Interval(float("nan"), float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Uncertain:
         selection: under each alternative (see `profiles.alternatives`), resampling the selection prompts alone.
         both: under each profile, with directions extracted anew from resampled extraction prompts, too; empty where
             none were asked for.
-        bypass_effect: of the chosen candidate, by profile. resamples: of the extraction prompts.
+        bypass_effect: of the best candidate, chosen anew in every draw, by profile.
+        resamples: of the extraction prompts.
     """
 
     selection: dict[str, CarrierBootstrap]
@@ -66,7 +67,7 @@ class Uncertainty(Stage[Uncertain]):
 
     def run(self, work: Work) -> Uncertain:
         config = self.config.geometry
-        scores, chosen = work.of(ScoredCandidates).scores, work.of(ChosenCarrier).chosen
+        scores, used = work.of(ScoredCandidates).scores, work.of(ChosenCarrier).profile
         resamples = work.of(Reextraction).resamples if config.reextraction_resamples else ()
         settings: dict[str, Any] = {"draws": config.bootstrap_draws, "min_gap": config.min_gap}
 
@@ -74,16 +75,11 @@ class Uncertainty(Stage[Uncertain]):
             return np.random.default_rng(self.place.seed)
 
         selection, both, effects = {}, {}, {}
-        profiles = {profile.name for profile in profiles_of(self.config)}
-        for name, profile in alternatives(self.config).items():
+        for name, profile in alternatives(self.config, used).items():
             selection[name] = bootstrap_carrier(scores, profile, rng=rng(), **settings)
-            if name not in profiles:
+            if name not in PROFILES:
                 continue
             if resamples:
                 both[name] = bootstrap_reextracted(scores, resamples, profile, rng=rng(), **settings)
-            best = chosen[name].choice.best
-            effects[name] = UNDEFINED
-            if best is not None:
-                draws = config.bootstrap_draws
-                effects[name] = bypass_effect_interval(scores, best, draws=draws, rng=rng())
+            effects[name] = best_bypass_interval(scores, profile, rng=rng(), **settings)
         return Uncertain(selection, both, effects, len(resamples))

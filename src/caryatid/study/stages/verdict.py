@@ -8,15 +8,19 @@ import numpy as np
 
 from ...behaviour.judges.base import judge_id
 from ...behaviour.judges.phrases import RefusalPhrases
-from ...causal.transfer import TransferRatio, transfer_ratio
+from ...geometry.bootstrap import CarrierBootstrap, bootstrap_carrier, bootstrap_reextracted
+from ...geometry.carriers import KL_CUTS, PROFILES, select
 from ...geometry.profiles import SELECTORS
+from ..decision import Evidence, Places, decide, sensitivity
 from ..profiles import profile_of
+from ..series import AnchorRef
 from ..stage import AnyStage, Stage, register_stage
-from ..verdict import Evidence, Thresholds, decide, sensitivity
 from ..work import Work
+from .candidates import ScoredCandidates
 from .carrier import ChosenCarrier
 from .comparison import Comparison
-from .transfer import RefusedUnder, Transfer
+from .reextraction import Reextraction
+from .transfer import Transfer
 from .uncertainty import Uncertainty
 
 Row = dict[str, Any]
@@ -27,13 +31,13 @@ class Decided:
     """A verdict.
 
     Attributes:
-        evidence: from which it follows with any thresholds. label, expansion, reasons: under the study's thresholds.
+        evidence: from which it follows with any thresholds. label, rank, reasons: under the study's thresholds.
         sensitivity: rows of the `sensitivity` table, without the pair.
     """
 
     evidence: Evidence
     label: str
-    expansion: bool
+    rank: str
     reasons: tuple[str, ...]
     profile: str
     selector: str
@@ -44,106 +48,137 @@ class Decided:
 
 @register_stage
 class Verdicts(Stage[Decided]):
-    """From intervals to one of the labels of protocol §7."""
+    """From bounds to one of the labels of protocol §7."""
 
     kind, scope, result = "verdict", "pair", Decided
+
+    @property
+    def anchors(self) -> tuple[AnchorRef, AnchorRef]:
+        """Both anchors, the earlier one first."""
+        return self.place.a, self.place.b
 
     def needs(self) -> Iterator[AnyStage]:
         yield self.at(Comparison)
         yield self.at(Transfer, self.place.b)
-        for ref in (self.place.a, self.place.b):
+        for ref in self.anchors:
+            yield self.at(ScoredCandidates, ref)
             yield self.at(ChosenCarrier, ref)
             yield self.at(Uncertainty, ref)
+            if self.config.geometry.reextraction_resamples:
+                yield self.at(Reextraction, ref)
 
     def settings(self) -> Mapping[str, Any]:
-        return {"verdict": self.study.settings["verdict"]}
+        geometry = self.config.geometry
+        own = {"asked": geometry.profile, "draws": geometry.bootstrap_draws}
+        return {"verdict": self.study.settings["verdict"], **own}
 
     def size(self) -> str:
         return "evidence, label, sensitivity"
 
     def run(self, work: Work) -> Decided:
-        profile, thresholds = profile_of(self.config), Thresholds(**self.study.settings["verdict"])
-        under = self._refused(work)
-        ratio = transfer_ratio(under.plain, under.under_a, under.under_b)
-        evidence = self._evidence(work, profile.name, ratio)
+        thresholds, used = self.config.verdict, work.of(ChosenCarrier, self.place.a).profile
+        evidence = self._evidence(work, used)
+        if self.config.geometry.profile == "auto":
+            (other,) = [name for name in PROFILES if name != used]
+            evidence = replace(evidence, other_profile=(other, self._evidence(work, other)))
         verdict = decide(evidence, thresholds)
-        rows = sensitivity(evidence, thresholds) + self._choices(work, evidence, thresholds)
+        rows = sensitivity(evidence, thresholds) + self._choices(work, evidence, used)
         return Decided(
             evidence,
             verdict.label,
-            verdict.expansion,
+            verdict.rank,
             verdict.reasons,
-            profile.name,
-            profile.selector,
+            used,
+            self.config.geometry.selector,
             judge_id(work.judge),
             asdict(thresholds),
             tuple(rows),
         )
 
-    def _refused(self, work: Work) -> RefusedUnder:
-        return work.of(Transfer, self.place.b).under(self.place.a, self.place.b)
-
-    def _evidence(self, work: Work, alternative: str, ratio: TransferRatio) -> Evidence:
+    def _evidence(self, work: Work, alternative: str) -> Evidence:
         """The evidence under a profile or selector. Transfer is that of the carriers that the study ablated."""
-        carriers = [work.of(ChosenCarrier, ref).chosen[alternative] for ref in (self.place.a, self.place.b)]
-        one, two = (work.of(Uncertainty, ref).used(alternative) for ref in (self.place.a, self.place.b))
+        choices = [work.of(ChosenCarrier, ref).chosen[alternative].choice for ref in self.anchors]
         change = work.of(Comparison).changes[alternative]
-        reasons = [chosen.choice.reason or "" for chosen in carriers]
         return Evidence(
-            depth_a=one.depth_draws,
-            depth_b=two.depth_draws,
-            argmin_a=one.argmin_draws,
-            argmin_b=two.argmin_draws,
-            transfer_ratio=ratio.ratio,
-            transfer_reason=ratio.reason,
+            places=_places(*(work.of(Uncertainty, ref).used(alternative) for ref in self.anchors)),
+            transfer=work.of(Transfer, self.place.b).under(self.place.a, self.place.b).counts,
+            cosine=change.angle.cosine,
+            rank_difference=change.spread.difference,
             excess_angle=change.excess_angle,
-            rank_difference=change.rank_difference,
-            no_carrier=(reasons[0], reasons[1]),
+            angle_reason=change.angle.reason or "",
+            rank_reason=change.spread.reason or "",
+            no_carrier=(choices[0].reason or "", choices[1].reason or ""),
         )
 
-    def _choices(self, work: Work, evidence: Evidence, thresholds: Thresholds) -> list[Row]:
-        """The label under each selector, profile and judge of transfer answers; a note says what stays as it was."""
+    def _choices(self, work: Work, evidence: Evidence, used: str) -> list[Row]:
+        """The label under each selector, profile, KL cut, rank and judge of transfer; a note says what stays."""
         rows: list[Row] = []
-        own = profile_of(self.config)
+        alone = replace(evidence, other_profile=None)
 
-        def add(setting: str, choice: str, changed: Evidence, note: str = "") -> None:
-            verdict = decide(changed, thresholds)
-            found = {"label": verdict.label, "expansion": verdict.expansion, "note": note}
-            rows.append({"setting": setting, "threshold": None, "choice": choice, **found})
+        def add(
+            setting: str, choice: str, changed: Evidence, note: str = "", value: float | None = None
+        ) -> None:
+            verdict = decide(changed, self.config.verdict)
+            found = {"label": verdict.label, "rank": verdict.rank, "note": note}
+            rows.append({"setting": setting, "threshold": value, "choice": choice, **found})
 
-        add("selector", "depth and arg-min", evidence)
-        add("selector", "depth", replace(evidence, argmin_a=evidence.depth_a, argmin_b=evidence.depth_b))
-        add("selector", "arg-min", replace(evidence, depth_a=evidence.argmin_a, depth_b=evidence.argmin_b))
         for selector in SELECTORS:
-            if selector != own.selector:
-                add("carrier selector", selector, *self._under(work, selector, evidence))
-        for name in ("published", "calibrated"):
-            add("profile", name, *self._under(work, name, evidence))
+            if selector != self.config.geometry.selector:
+                add("carrier selector", selector, *self._under(work, selector))
+        for name in PROFILES:
+            add("profile", name, *self._under(work, name))
+        for cut in KL_CUTS:
+            add("kl_max", f"{cut:g}", *self._with_kl_cut(work, alone, used, cut), cut)
         transferred = work.of(Transfer, self.place.b)
-        for judge in (None, RefusalPhrases()):
-            under = (
-                self._refused(work)
-                if judge is None
-                else transferred.judged_by(judge, self.place.a, self.place.b)
-            )
-            ratio = transfer_ratio(under.plain, under.under_a, under.under_b)
-            changed = replace(evidence, transfer_ratio=ratio.ratio, transfer_reason=ratio.reason)
-            add("judge", judge_id(judge or work.judge), changed)
+        for rank in transferred.ranks:
+            counts = transferred.under(self.place.a, self.place.b, rank).counts
+            add("transfer rank", f"{rank}", replace(alone, transfer=counts))
+        for judge in (work.judge, RefusalPhrases()):
+            found = transferred if judge is work.judge else transferred.judged_by(judge)
+            counts = found.under(self.place.a, self.place.b).counts
+            add("judge", judge_id(judge), replace(alone, transfer=counts))
         return rows
 
-    def _under(self, work: Work, alternative: str, evidence: Evidence) -> tuple[Evidence, str]:
+    def _under(self, work: Work, alternative: str) -> tuple[Evidence, str]:
         """The evidence under another profile or selector. Directions are not ablated anew."""
-        ratio = TransferRatio(evidence.transfer_ratio, evidence.transfer_reason)
-        changed = self._evidence(work, alternative, ratio)
-        if np.isnan(changed.depth_a).all() or np.isnan(changed.depth_b).all():
+        changed = self._evidence(work, alternative)
+        if any(changed.no_carrier):
             return changed, "an anchor without a carrier"  # whatever the rest is
-        carriers = [work.of(ChosenCarrier, ref) for ref in (self.place.a, self.place.b)]
-        same = all(
-            (one.chosen[alternative].site.layer, one.chosen[alternative].site.position)
-            == (one.carrier.site.layer, one.carrier.site.position)
-            for one in carriers
-        )
+        carriers = [work.of(ChosenCarrier, ref) for ref in self.anchors]
+        sites = [(one.chosen[alternative].site, one.carrier.site) for one in carriers]
+        same = all((a.layer, a.position) == (b.layer, b.position) for a, b in sites)
         return changed, "" if same else "transfer of the study's own carriers"
 
+    def _with_kl_cut(self, work: Work, evidence: Evidence, used: str, cut: float) -> tuple[Evidence, str]:
+        """Places under another KL cut; angle, rank and transfer stay those of the study's own carriers."""
+        config = self.config.geometry
+        profile = replace(profile_of(self.config, used), kl_max=cut)
+        draws: dict[str, Any] = {"draws": config.bootstrap_draws, "min_gap": config.min_gap}
+        found, reasons = [], []
+        for ref in self.anchors:
+            scores, rng = work.of(ScoredCandidates, ref).scores, np.random.default_rng(ref.seed)
+            resamples = work.of(Reextraction, ref).resamples if config.reextraction_resamples else ()
+            found.append(
+                bootstrap_reextracted(scores, resamples, profile, rng=rng, **draws)
+                if resamples
+                else bootstrap_carrier(scores, profile, rng=rng, **draws)
+            )
+            reasons.append(select(scores, profile, min_gap=config.min_gap).reason or "")
+        changed = replace(evidence, places=_places(*found), no_carrier=(reasons[0], reasons[1]))
+        return changed, "angle, rank and transfer of the study's own carriers"
+
     def summary(self, result: Decided) -> Mapping[str, Any]:
-        return {"label": result.label, "expansion": result.expansion}
+        return {"label": result.label, "rank": result.rank}
+
+
+def _places(a: CarrierBootstrap, b: CarrierBootstrap) -> Places:
+    """The draws of both anchors, which were taken with the same generator."""
+    return Places(
+        depth_a=a.depth_draws,
+        depth_b=b.depth_draws,
+        centre_a=a.centre_draws,
+        centre_b=b.centre_draws,
+        argmin_a=a.argmin_draws,
+        argmin_b=b.argmin_draws,
+        resample=a.resample,
+    )

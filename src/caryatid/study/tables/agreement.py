@@ -1,14 +1,15 @@
 """How many seeds agree on a label."""
 
 from ...report.tables import Column
+from ..decision import agreement
 from ..run import Run
 from ..table import Row, Table, register_table
-from ..verdict import agreement
 from . import verdict
 
 
 def _rows(run: Run) -> list[Row]:
-    return list(agreement(list(verdict.TABLE.rows(run))))
+    rows = [{**row, "rank": row["rank_change"]} for row in verdict.TABLE.rows(run)]
+    return list(agreement(rows))
 
 
 TABLE = register_table(
@@ -23,7 +24,8 @@ TABLE = register_table(
             Column("agree", int, "seeds that give it"),
             Column("seeds", int, "seeds in all"),
             Column("which", str, "the seeds that give it"),
-            Column("expansions", int, "seeds in which effective rank changed"),
+            Column("expansions", int, "seeds that show more dimensions"),
+            Column("contractions", int, "seeds that show fewer"),
         ),
         _rows,
     )

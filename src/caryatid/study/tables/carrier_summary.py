@@ -14,7 +14,7 @@ def bootstraps(run: Run) -> list[tuple[Row, str, CarrierBootstrap]]:
     """Columns that name an anchor, profile and noise; the profile; the draws."""
     found: list[tuple[Row, str, CarrierBootstrap]] = []
     for ref, uncertain in run.each(Uncertainty):
-        for profile in profiles_of(run.config):
+        for profile in profiles_of(run.config, run.of(ChosenCarrier, ref).profile):
             for noise, draws in ((SELECTION, uncertain.selection), (BOTH, uncertain.both)):
                 if profile.name in draws:
                     which = {"profile": profile.name, "selector": profile.selector, "noise": noise}

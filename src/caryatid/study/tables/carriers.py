@@ -12,9 +12,9 @@ from ..table import ANCHOR, PROFILE, SELECTOR, Row, Shown, Table, register_table
 def _rows(run: Run) -> list[Row]:
     rows: list[Row] = []
     for ref, found in run.each(ScoredCandidates):
-        chosen = run.of(ChosenCarrier, ref).chosen
-        for profile in profiles_of(run.config):
-            table = candidate_table(found.scores, profile, chosen[profile.name].choice)
+        carriers = run.of(ChosenCarrier, ref)
+        for profile in profiles_of(run.config, carriers.profile):
+            table = candidate_table(found.scores, profile, carriers.chosen[profile.name].choice)
             rows += [{**ref.columns, **row} for row in table]
     return rows
 

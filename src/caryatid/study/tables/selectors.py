@@ -45,7 +45,7 @@ def _rows(run: Run) -> list[Row]:
     return [
         {**ref.columns, **row}
         for ref, found in run.each(ScoredCandidates)
-        for profile in profiles_of(run.config)
+        for profile in profiles_of(run.config, run.of(ChosenCarrier, ref).profile)
         for row in selector_rows(
             found.scores, profile, run.of(ChosenCarrier, ref).chosen[profile.name].choice
         )

@@ -20,7 +20,7 @@ TABLE = register_table(
             Column("threshold", float, "its value, where it is a number"),
             Column("choice", str, "its value, in words"),
             Column("label", str, "the label then"),
-            Column("expansion", bool, "effective rank changed then"),
+            Column("rank", str, "expansion, contraction or none then"),
             Column("note", str, "what stays as it was"),
         ),
         _rows,

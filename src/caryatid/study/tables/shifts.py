@@ -6,17 +6,19 @@ from collections import Counter
 import numpy as np
 
 from ...report.tables import Column
+from ..decision import Places
 from ..run import Run
 from ..stages.verdict import Verdicts
 from ..table import PAIR, Row, Table, register_table
-from ..verdict import Evidence
 
-COLUMNS = ("depth_from", "depth_to", "argmin_from", "argmin_to")
+QUANTITIES = ("depth", "centre", "argmin")
+COLUMNS = tuple(f"{name}_{side}" for name in QUANTITIES for side in ("from", "to"))
 
 
-def shift_rows(evidence: Evidence) -> list[Row]:
+def shift_rows(places: Places) -> list[Row]:
     """The distinct places of both carriers over the draws, the most frequent first."""
-    draws = np.column_stack([evidence.depth_a, evidence.depth_b, evidence.argmin_a, evidence.argmin_b])
+    sides = [getattr(places, f"{name}_{which}") for name in QUANTITIES for which in "ab"]
+    draws = np.column_stack(sides)
     found = Counter(tuple(None if math.isnan(value) else float(value) for value in row) for row in draws)
     ordered = sorted(found.items(), key=lambda item: (-item[1], str(item[0])))
     return [{**dict(zip(COLUMNS, places, strict=True)), "draws": count} for places, count in ordered]
@@ -24,7 +26,9 @@ def shift_rows(evidence: Evidence) -> list[Row]:
 
 def _rows(run: Run) -> list[Row]:
     return [
-        {**pair.columns, **row} for pair, found in run.each(Verdicts) for row in shift_rows(found.evidence)
+        {**pair.columns, **row}
+        for pair, found in run.each(Verdicts)
+        for row in shift_rows(found.evidence.places)
     ]
 
 
@@ -36,6 +40,8 @@ TABLE = register_table(
             *PAIR,
             Column("depth_from", float, "carrier depth of the earlier anchor"),
             Column("depth_to", float, "carrier depth of the later anchor"),
+            Column("centre_from", float, "centre of mass of the admissible layers of the earlier anchor"),
+            Column("centre_to", float, "centre of mass of the admissible layers of the later anchor"),
             Column("argmin_from", float, "depth of the best layer of the earlier anchor"),
             Column("argmin_to", float, "depth of the best layer of the later anchor"),
             Column("draws", int, "how many draws"),

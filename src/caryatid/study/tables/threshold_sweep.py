@@ -10,10 +10,10 @@ from ..table import ANCHOR, PROFILE, SELECTOR, Row, Shown, Table, register_table
 
 
 def _rows(run: Run) -> list[Row]:
-    profile = profile_of(run.config)
     rows: list[Row] = []
     for ref, found in run.each(ScoredCandidates):
-        own = run.of(ChosenCarrier, ref).own.choice
+        carriers = run.of(ChosenCarrier, ref)
+        own, profile = carriers.own.choice, profile_of(run.config, carriers.profile)
         for sweep in threshold_sweep(found.scores, profile, min_gap=run.config.geometry.min_gap):
             named = own if not own.gap_suffices else sweep  # the sweep alone does not know the refusal rates
             row = {**sweep._asdict(), "reason": named.reason or ""}

@@ -13,7 +13,7 @@ def _rows(run: Run) -> list[Row]:
         {
             **pair.columns,
             "label": found.label,
-            "expansion": found.expansion,
+            "rank_change": found.rank,
             "reasons": " ".join(found.reasons),
             "thresholds": json.dumps(found.thresholds, sort_keys=True),
             "profile": found.profile,
@@ -35,7 +35,7 @@ TABLE = register_table(
                 str,
                 "relocation, replacement in place, re-siting, drift only, no change or undetermined",
             ),
-            Column("expansion", bool, "effective rank changed"),
+            Column("rank_change", str, "expansion, contraction or none (none shown)"),
             Column("reasons", str, "the evidence, in sentences"),
             Column("thresholds", str, "the settings it was decided with, as JSON"),
             PROFILE,
