@@ -24,6 +24,7 @@ from .errors import InputError, UsageError
 FORMAT_VERSION = 2
 KEY_LENGTH = 20
 
+DAMAGED_FILE = "Delete the file's folder and run again."
 # Whole stages are worth days of training: a damaged manifest of the run must not make anybody delete them.
 DAMAGED_RUN = "Move the folder `stages` into a new --out and run there: finished stages are reused."
 
@@ -75,7 +76,7 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path, *, remedy: str = "Delete the file's folder and run again.") -> Any:
+def read_json(path: Path, *, remedy: str = DAMAGED_FILE) -> Any:
     """Read a JSON file; a damaged one is a user-facing error that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -192,10 +193,16 @@ class StageFolder:
         write_bytes(self.file(name), save(contiguous, metadata=dict(metadata) if metadata else None))
 
     def read_tensors(self, name: str) -> dict[str, Any]:
-        """Read a safetensors file of the stage."""
+        """Read a safetensors file of the stage; a damaged one is a user-facing error that names it."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(self.file(name))
+        try:
+            return load_file(self.file(name))
+        except SafetensorError as error:
+            raise InputError(
+                f"not readable as safetensors ({error})", where=str(self.file(name)), remedy=DAMAGED_FILE
+            ) from error
 
     def begin(self) -> None:
         """Make the folder, and forget an earlier failure; what is there already stays."""

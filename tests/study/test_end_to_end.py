@@ -12,18 +12,22 @@ from typing import Any
 
 import pytest
 import torch
-from caryatid.study.evidence import verdict_from_tables
 from small import small_config
 
-from caryatid.anchors import anchor_from_json, open_anchor
+from caryatid.anchors import open_anchor
 from caryatid.artifacts import RunDirectory
 from caryatid.config import dump_config
 from caryatid.errors import UsageError
 from caryatid.models.load import load_model
-from caryatid.report.tables import SCHEMAS, read_tables
-from caryatid.study.runner import run_study, study_status
+from caryatid.report.tables import read_tables
+from caryatid.study.flow import run_study
+from caryatid.study.run import open_run
+from caryatid.study.runner import study_status
+from caryatid.study.stages.train import Train
+from caryatid.study.stages.verdict import Verdicts
 from caryatid.study.summary import summary_lines
-from caryatid.study.verdict import Thresholds
+from caryatid.study.table import all_tables
+from caryatid.study.verdict import Thresholds, decide
 
 TIMING = frozenset({"seconds"})
 
@@ -47,11 +51,13 @@ def finished(place: Path) -> Path:
 
 def test_every_table_of_the_contract_is_there(finished: Path) -> None:
     tables = read_tables(finished)
-    assert set(SCHEMAS) <= set(tables)
-    for name, columns in SCHEMAS.items():
-        assert (finished / "tables" / f"{name}.csv").is_file()
-        assert all(set(columns) <= set(row) for row in tables[name])
-        assert tables[name], name
+    assert set(tables) == {table.name for table in all_tables()}
+    for table in all_tables():
+        assert (finished / "tables" / f"{table.name}.csv").is_file()
+        columns = [column.name for column in table.columns]
+        assert all(list(row) == columns for row in tables[table.name])
+        may_be_empty = ("dropped", "carrier_places")  # embedded prompts share none; a carrier in no draw
+        assert tables[table.name] or table.name in may_be_empty, table.name
     anchors = {(row["arm"], row["step"]) for row in tables["behaviour"]}
     assert anchors == {("base", 0), ("sft", 1), ("sft", 2), ("r2d2", 1), ("r2d2", 2)}
     for name in ("carriers", "rank", "causal", "training"):
@@ -113,17 +119,25 @@ def test_rank_and_drift_are_measured_at_the_site_over_the_bank_and_at_every_laye
         assert site[f"p_{name}_moved"]["noise"] == "selection and extraction prompts"
 
 
-def test_verdicts_follow_from_the_tables_alone(finished: Path) -> None:
-    tables = read_tables(finished)
-    assert tables["verdict"]
+def test_verdicts_follow_from_the_evidence_alone_with_any_thresholds(finished: Path) -> None:
+    tables, run = read_tables(finished), open_run(finished)
+    verdicts = dict(run.each(Verdicts))
+    assert len(tables["verdict"]) == len(verdicts) == 6
     for row in tables["verdict"]:
-        pair = (row["seed"], row["arm"], row["from"], row["to"])
-        found = verdict_from_tables(tables, *pair, Thresholds(**json.loads(row["thresholds"])))
+        ((pair, stored),) = [
+            (pair, stored) for pair, stored in verdicts.items() if pair.columns.items() <= row.items()
+        ]
+        found = decide(stored.evidence, Thresholds(**json.loads(row["thresholds"])))
         assert (found.label, found.expansion, " ".join(found.reasons)) == (
             row["label"],
             row["expansion"],
             row["reasons"],
         )
+        varied = [r for r in tables["sensitivity"] if pair.columns.items() <= r.items() and r["threshold"]]
+        assert len(varied) > 20
+        for other in varied:
+            changed = {**json.loads(row["thresholds"]), other["setting"]: other["threshold"]}
+            assert decide(stored.evidence, Thresholds(**changed)).label == other["label"]
     settings = {(row["setting"], row["choice"]) for row in tables["sensitivity"]}
     assert {
         ("profile", "published"),
@@ -149,7 +163,7 @@ def test_causal_tables_hold_every_control_and_read_out(finished: Path) -> None:
         expected = answered | {"utility_pass"} | (forced - {"utility_coupling"})
         assert expected <= {r["read_out"] for r in rows if r["control"] == control}
     assert {r["judge"] for r in rows if r["read_out"] == "utility_coupling"} == {
-        "teacher-forced", "refusal-rules@4",
+        "teacher-forced", "refusal-rules@3",
     }  # fmt: skip
     place = ("layer", "position", "carrier_admissible")
     start = next(row for row in tables["causal"] if row["arm"] == "base")
@@ -174,16 +188,15 @@ def test_causal_tables_hold_every_control_and_read_out(finished: Path) -> None:
 def test_an_anchors_folder_is_a_model_by_itself(finished: Path, tmp_path: Path) -> None:
     """What `caryatid train` prints can be given to every command: the warmed backbone below it included."""
     moved = shutil.copytree(finished, tmp_path / "moved")
-    for stored in moved.glob("stages/train/*/anchors.json"):
-        for row in json.loads(stored.read_text()):
-            anchor = anchor_from_json(row, moved)
-            assert len(anchor.adapters) == 2
-            alone = load_model(anchor.adapters[-1], device="cpu")
-            ids = torch.tensor([[5, 17, 90, 33, 8]])
-            with torch.no_grad():
-                assert torch.equal(
-                    alone.model(ids).logits, open_anchor(anchor, device="cpu").model(ids).logits
-                )
+    anchors = [trained.at(step, moved) for _, trained in open_run(moved).each(Train) for step in (1, 2)]
+    assert len(anchors) == 4
+    for anchor in anchors:
+        assert len(anchor.adapters) == 2
+        assert all(Path(folder).is_relative_to(moved) for folder in anchor.adapters)
+        alone = load_model(anchor.adapters[-1], device="cpu")
+        ids = torch.tensor([[5, 17, 90, 33, 8]])
+        with torch.no_grad():
+            assert torch.equal(alone.model(ids).logits, open_anchor(anchor, device="cpu").model(ids).logits)
 
 
 def test_same_study_again_runs_nothing_and_changes_nothing(place: Path, finished: Path) -> None:
@@ -203,12 +216,12 @@ def test_another_run_with_the_same_seed_gives_the_same_tables(place: Path, finis
 
 def test_a_changed_setting_reruns_only_what_depends_on_it(place: Path, finished: Path) -> None:
     changed = run_study(small_config(place, "verdict.excess_angle=12"), finished)
-    assert changed.executed == 1
+    assert changed.executed == 6  # one verdict a pair
     back = run_study(small_config(place), finished)
     assert back.executed == 0
 
 
-@pytest.mark.parametrize("until", ["training.log", "answers", "bank"])
+@pytest.mark.parametrize("until", ["training.log", "answers", "candidates"])
 def test_killed_runs_resume_to_the_same_tables(
     place: Path, finished: Path, tmp_path: Path, until: str
 ) -> None:
@@ -219,7 +232,7 @@ def test_killed_runs_resume_to_the_same_tables(
     pattern = {
         "training.log": "stages/train/*/work/step-000001/state.json",
         "answers": "stages/answers/*/work/*/000000.json",
-        "bank": "stages/bank/*/manifest.json",
+        "candidates": "stages/candidates/*/manifest.json",
     }[until]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
@@ -234,8 +247,8 @@ def test_killed_runs_resume_to_the_same_tables(
 def test_damaged_artifact_is_made_again(place: Path, tmp_path: Path) -> None:
     out = run_study(small_config(place), tmp_path / "run").directory
     before = _comparable(out)
-    (scores,) = list(out.glob("stages/refusal_tokens/*/tokens.json"))
-    scores.write_text("{}")
+    (tokens,) = list(out.glob("stages/refusal_tokens/*/result.json"))
+    tokens.write_text("{}")
     again = run_study(small_config(place), out)
     assert again.executed == 1
     assert _comparable(out) == before

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 
-from ..artifacts import StageFolder
+from ..artifacts import DAMAGED_FILE, StageFolder
 from ..errors import InputError
 
 R = TypeVar("R")
@@ -45,7 +45,7 @@ def load_result(kind: type[R], folder: StageFolder) -> R:
         raise InputError(
             f"not a result of {kind.__name__} ({error})",
             where=str(folder.file(PLAIN)),
-            remedy="Delete the file's folder and run again.",
+            remedy=DAMAGED_FILE,
         ) from error
     return result
 

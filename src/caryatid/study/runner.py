@@ -161,7 +161,9 @@ def execute(session: Session, plan: Plan | None = None) -> int:
     Of several processes all run the stages that are collective (training), the first one does everything else.
     """
     plan, run, ranks = plan or session.plan, session.run, session.ranks
-    pending = set(ranks.shared([entry.id for entry in plan if not entry.folder(run).done()]))
+    # By key: where nothing differs, stages of several seeds are one, and the first of them runs.
+    missing = {entry.key: entry.id for entry in reversed(plan.stages) if not entry.folder(run).done()}
+    pending = set(ranks.shared(list(missing.values())))
     if not ranks.main:
         session.progress = NO_PROGRESS
     for number, entry in enumerate(plan, start=1):

@@ -34,6 +34,7 @@ class Adaptive(AttackStage):
         return {
             **self.study.anchor_settings(self.place),
             "attack": self.study.settings["attacks"]["adaptive"],
+            "seed": self.place.seed,
         }
 
     def run(self, work: Work) -> Attacked:
