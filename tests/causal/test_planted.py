@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from caryatid.study.verdict import Evidence, Thresholds, Verdict, decide
 
 from caryatid.causal.activations import at_site, prompt_activations
 from caryatid.causal.conditions import (
@@ -29,7 +30,6 @@ from caryatid.models.generate import generate
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 from caryatid.study.tables.selectors import selector_rows
-from caryatid.study.verdict import Evidence, Thresholds, Verdict, decide
 from planted import (
     LAYERS,
     Plant,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from caryatid.study.verdict import Thresholds, decide
 from small import small_config
 
 from caryatid.anchors import open_anchor
@@ -27,7 +28,6 @@ from caryatid.study.stages.train import Train
 from caryatid.study.stages.verdict import Verdicts
 from caryatid.study.summary import summary_lines
 from caryatid.study.table import all_tables
-from caryatid.study.verdict import Thresholds, decide
 
 TIMING = frozenset({"seconds"})
 
