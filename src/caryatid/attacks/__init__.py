@@ -1,1 +1,1 @@
-"""attacks of caryatid."""
+"""Attacks that search for prompts which a model answers although it should refuse."""

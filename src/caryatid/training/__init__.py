@@ -1,1 +1,1 @@
-"""training of caryatid."""
+"""Training of the arms: losses, the pool of adversarial cases, the loop."""
