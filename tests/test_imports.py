@@ -45,6 +45,30 @@ IMPURE = {
     "caryatid.models",
 }
 
+# Imports inside the package are relative. These are still to be converted; nothing is added here.
+ABSOLUTE_YET = (
+    "attacks/",
+    "behaviour/",
+    "causal/transfer.py",
+    "geometry/",
+    "stats.py",
+    *(
+        f"models/{name}.py"
+        for name in (
+            "adapters",
+            "batch",
+            "check",
+            "convert",
+            "generate",
+            "identity",
+            "layout",
+            "load",
+            "resolve",
+            "template",
+        )
+    ),
+)
+
 
 def _modules() -> list[Path]:
     return [path for path in SOURCE.rglob("*.py") if path.name != "__main__.py" and path.parent != SOURCE] + [
@@ -78,6 +102,16 @@ def test_imports_flow_downstream(path: Path) -> None:
         parts = name.split(".")
         if parts[0] == "caryatid" and len(parts) > 1 and parts[1] in ORDER:
             assert ORDER.index(parts[1]) <= ORDER.index(room), f"{room} imports {name}"
+
+
+def test_imports_inside_the_package_are_relative() -> None:
+    for path in SOURCE.rglob("*.py"):
+        if str(path.relative_to(SOURCE)).startswith(ABSOLUTE_YET):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
+            assert not [name for name in names if name.split(".")[0] == "caryatid"], f"{path}:{node.lineno}"
 
 
 @pytest.mark.parametrize("room", PURE)

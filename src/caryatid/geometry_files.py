@@ -1,4 +1,4 @@
-"""What `directions select` and `geometry metrics` do with a file."""
+"""Geometry of a file, for the commands `directions select` and `geometry metrics`."""
 
 import json
 from pathlib import Path
@@ -117,15 +117,15 @@ def _torch_file(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise InputError(
             "is not a torch file of plain tensors", where=str(path), remedy="Save them as safetensors."
         ) from error
-    found = {path.stem: found} if isinstance(found, torch.Tensor) else found
-    if not isinstance(found, dict):
+    tensors = {path.stem: loaded} if isinstance(loaded, torch.Tensor) else loaded
+    if not isinstance(tensors, dict):
         raise InputError("holds no tensor", where=str(path))
-    return {str(name): tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    return {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
 
 
 def _is_matrix(tensor: Any) -> bool:
@@ -138,10 +138,10 @@ def _figures(tensor: Any, where: str, unit_norm: bool) -> dict[str, Any]:
     shared = {"shape": list(tensor.shape), "unit_norm": unit_norm}
     matrices = tensor.reshape(-1, *tensor.shape[-2:]) if tensor.ndim > 1 else tensor[None, None]
     try:
-        found = [rank_figures(each, unit_norm) for each in matrices]
+        figures = [rank_figures(each, unit_norm) for each in matrices]
     except NumericalError as error:
         raise NumericalError(error.what, where=where, remedy="Check what wrote it.") from error
     if tensor.ndim <= 2:
-        return {**shared, **found[0]._asdict()}
-    columns = {name: [getattr(each, name) for each in found] for name in RankFigures._fields}
-    return {**shared, **columns, "slices": [{"slice": i, **each._asdict()} for i, each in enumerate(found)]}
+        return {**shared, **figures[0]._asdict()}
+    columns = {name: [getattr(each, name) for each in figures] for name in RankFigures._fields}
+    return {**shared, **columns, "slices": [{"slice": i, **each._asdict()} for i, each in enumerate(figures)]}

@@ -151,7 +151,7 @@ NAN = (math.nan, math.nan)
         evidence(ratio=NAN, transfer_reason="the anchor refuses nothing"),
         evidence(angle=NAN),
         evidence(moved=1.0, ratio=NAN),
-        replace(evidence(), depth_a=np.array([]), depth_b=np.array([])),
+        replace(evidence(), **dict.fromkeys(("depth_a", "depth_b", "argmin_a", "argmin_b"), np.array([]))),
     ],
     ids=["no carrier", "no transfer", "no angle", "moved, no transfer", "no draws"],
 )

@@ -1,1 +1,1 @@
-"""behaviour of caryatid."""
+"""What a model answers: suites of prompts, verdicts on answers, degeneracy, utility, perplexity."""

@@ -1,1 +1,1 @@
-"""causal of caryatid."""
+"""What interventions on the residual stream do: candidate scores, read-outs beside controls, coupling, transfer."""

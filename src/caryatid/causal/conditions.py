@@ -1,4 +1,4 @@
-"""What is done to a model in a causal table: a carrier removed or added, and random controls (protocol §6)."""
+"""Conditions of a causal table: a carrier removed or added, and random controls (protocol §6)."""
 
 import math
 from collections.abc import Sequence
@@ -201,7 +201,7 @@ def ablation_conditions(
 def control_conditions(
     controls: Float[Tensor, "draws rank d"] | None, name: str, alpha: float = 1.0
 ) -> list[Condition]:
-    """Ablating each of some random subspaces everywhere."""
+    """Ablating each random subspace everywhere."""
     bases = () if controls is None else controls
     return [Condition("ablate", name, basis, alpha, draw=draw) for draw, basis in enumerate(bases)]
 

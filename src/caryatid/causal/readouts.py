@@ -1,4 +1,4 @@
-"""What a model does under each condition: teacher-forced scores for sweeps, generated answers for chosen points."""
+"""Read-outs of a model under each condition: teacher-forced scores for all of them, generated answers for some."""
 
 import math
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..models.capture import capture_block_outputs
@@ -30,6 +30,12 @@ class ScoredOutputs(NamedTuple):
         if outputs is not None:
             outputs = outputs.new_full((conditions, prompts, *outputs.shape[2:]), torch.nan)
         return ScoredOutputs(self.scores.new_full((conditions, prompts), torch.nan), outputs)
+
+    def rows(self, conditions: Int[Tensor, "chosen"]) -> "ScoredOutputs":
+        """Of some conditions."""
+        return ScoredOutputs(
+            self.scores[conditions], None if self.outputs is None else self.outputs[conditions]
+        )
 
 
 def score_with_outputs(

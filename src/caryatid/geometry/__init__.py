@@ -1,1 +1,1 @@
-"""geometry of caryatid."""
+"""Directions, carriers, rank and angles of activations, as pure functions."""

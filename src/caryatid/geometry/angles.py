@@ -180,7 +180,7 @@ def _split_angles(
     return _SplitAngles(*(math.degrees(float(angle)) for angle in (across, within, corrected)))
 
 
-def _coordinates(*tensors: Float[Tensor, "rows d"]) -> list[Float[Tensor, "rows coordinates"]]:
+def _coordinates(*tensors: Float[Tensor, "_ d"]) -> list[Float[Tensor, "_ coordinates"]]:
     """The rows in an orthonormal basis of their common span: same angles, fewer columns."""
     stacked = torch.cat([tensor.double().cpu() for tensor in tensors])
     if stacked.shape[1] > stacked.shape[0]:

@@ -1,1 +1,1 @@
-"""models of caryatid."""
+"""One loaded model: its chat format, its forward passes and answers, and interventions on its residual stream."""

@@ -1,1 +1,1 @@
-"""report of caryatid."""
+"""Figures, tables and the HTML page of a run, from its artifacts alone."""

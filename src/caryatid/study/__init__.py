@@ -1,1 +1,1 @@
-"""study of caryatid."""
+"""A whole study: its plan, its stages, its tables and the verdict."""

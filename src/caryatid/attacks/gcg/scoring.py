@@ -71,7 +71,7 @@ def usable_scoring(
 class ScoredCandidates:
     """Losses per case on the CPU, real forward tokens they took per case, and the batch size that fitted."""
 
-    losses: tuple[Float[Tensor, "candidates"], ...]
+    losses: tuple[Float[Tensor, "_"], ...]
     case_tokens: tuple[int, ...]
     batch_size: int
 
@@ -138,7 +138,7 @@ def _forwards(
 def start_scoring(
     loaded: LoadedModel,
     layouts: Sequence[PromptLayout],
-    candidates: Sequence[Int[Tensor, "candidates length"]],
+    candidates: Sequence[Int[Tensor, "_ _"]],
     *,
     batch_size: int,
     prefix: PrefixCache | None,
@@ -195,7 +195,7 @@ def start_scoring(
 def score_candidates(
     loaded: LoadedModel,
     layouts: Sequence[PromptLayout],
-    candidates: Sequence[Int[Tensor, "candidates length"]],
+    candidates: Sequence[Int[Tensor, "_ _"]],
     **options: Any,
 ) -> ScoredCandidates:
     """Losses of the candidates of several cases; arguments as `start_scoring`."""

@@ -207,7 +207,7 @@ def first_changes(
 def assemble_tails(
     loaded: LoadedModel,
     layouts: Sequence[PromptLayout],
-    candidates: Sequence[Int[Tensor, "candidates length"]],
+    candidates: Sequence[Int[Tensor, "_ _"]],
     *,
     cached: bool,
     incremental: bool = False,

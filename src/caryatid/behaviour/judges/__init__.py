@@ -1,1 +1,1 @@
-"""judges of caryatid."""
+"""Judges: from a prompt and an answer to a verdict (refusal) or a score (harm)."""
