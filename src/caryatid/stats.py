@@ -297,9 +297,7 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interv
     far = max(2 * point, 1.0)
     while not excluded(far):
         far *= 2
-    return Interval(
-        point, exclusion_edge(0.0, point, excluded) if x_a else 0.0, exclusion_edge(far, point, excluded)
-    )
+    return Interval(point, _edge(0.0, point, excluded) if x_a else 0.0, _edge(far, point, excluded))
 
 
 def clopper_pearson(successes: float, n: int, confidence: float = 0.95) -> Rate:
@@ -323,7 +321,7 @@ def clopper_pearson(successes: float, n: int, confidence: float = 0.95) -> Rate:
     return Rate(k / n, n, lo, hi)
 
 
-def exclusion_edge(outside: float, inside: float, excluded: Callable[[float], bool]) -> float:
+def _edge(outside: float, inside: float, excluded: Callable[[float], bool]) -> float:
     """Where between two points exclusion ends, by bisection."""
     for _ in range(60):
         middle = (outside + inside) / 2

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from caryatid.stats import Interval
+from caryatid.study.evidence import COLUMNS, shift_rows
 from caryatid.study.verdict import LABELS, Evidence, Thresholds, Verdict, agreement, decide, sensitivity
 
 T = Thresholds()
@@ -248,3 +249,13 @@ def test_draws_without_a_carrier_give_no_probability_and_stand_ins_their_name() 
 
 def test_a_negative_zero_is_a_zero() -> None:
     assert "Excess angle 0.0° [0.0°, 0.1°]." in decide(evidence(angle=(-0.04, 0.1)), T).reasons
+
+
+def test_places_are_counted_and_lost_by_nothing() -> None:
+    a, b, argmin = np.full(5, 0.7), np.array([0.7] * 3 + [math.nan] * 2), np.full(5, 0.8)
+    given = replace(evidence(), depth_a=a, depth_b=b, argmin_a=argmin, argmin_b=np.where(np.isnan(b), b, 0.8))
+    rows = shift_rows(given)
+    assert [tuple(row[name] for name in (*COLUMNS, "draws")) for row in rows] == [
+        (0.7, 0.7, 0.8, 0.8, 3),
+        (0.7, None, 0.8, None, 2),
+    ]

@@ -6,9 +6,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from scipy import stats as scipy_stats
+from scipy.optimize import brentq
 
 from caryatid.errors import InputError
-from caryatid.stats import Interval, exclusion_edge
+from caryatid.stats import Interval
 
 
 class PairedCounts(NamedTuple):
@@ -46,10 +47,14 @@ def paired_contrast(counts: PairedCounts, factor: float, confidence: float = 0.9
     point = sum(c * u for c, u in zip(counts, values, strict=True)) / n
     z = float(scipy_stats.norm.ppf(0.5 + confidence / 2))
 
-    def excluded(delta: float) -> bool:
-        return (point - delta) ** 2 * n > z * z * _tilted_variance(counts, values, delta)
+    def beyond(delta: float) -> float:
+        return (point - delta) ** 2 * n - z * z * _tilted_variance(counts, values, delta)
 
-    return Interval(point, exclusion_edge(-factor, point, excluded), exclusion_edge(1.0, point, excluded))
+    def bound(end: float) -> float:
+        inside = point + 1e-12 * (end - point)
+        return end if beyond(end) <= 0 or beyond(inside) >= 0 else float(brentq(beyond, inside, end))
+
+    return Interval(point, bound(-factor), bound(1.0))
 
 
 def _tilted_variance(counts: Sequence[int], values: Sequence[float], delta: float) -> float:
@@ -72,8 +77,5 @@ def _tilted_variance(counts: Sequence[int], values: Sequence[float], delta: floa
             found = [(c / (n + edge * u), u) for c, u in cells if c]
             missing = 1 - sum(p for p, _ in found)
             return sum(p * u * u for p, u in found) + missing * (far[0] if edge == lo else far[1]) ** 2
-    for _ in range(50):
-        middle = (lo + hi) / 2
-        lo, hi = (middle, hi) if mean(middle) > 0 else (lo, middle)
-    mu = (lo + hi) / 2
+    mu = float(brentq(mean, lo * (1 - 1e-12), hi * (1 - 1e-12)))
     return sum(c / (n + mu * u) * u * u for c, u in cells if c)

@@ -180,7 +180,7 @@ def _split_angles(
     return _SplitAngles(*(math.degrees(float(angle)) for angle in (across, within, corrected)))
 
 
-def _coordinates(*tensors: Float[Tensor, "_ d"]) -> list[Float[Tensor, "_ coordinates"]]:
+def coordinates(*tensors: Float[Tensor, "_ d"]) -> list[Float[Tensor, "_ coordinates"]]:
     """The rows in an orthonormal basis of their common span: same angles, fewer columns."""
     stacked = torch.cat([tensor.double().cpu() for tensor in tensors])
     if stacked.shape[1] > stacked.shape[0]:
@@ -247,7 +247,7 @@ def excess_angle(
     labels = _check(a, b, categories, splits)
     unlabelled: list[object] = [None] * len(a.harmless)
     first, other = _halves(labels, splits, rng), _halves(unlabelled, splits, rng)
-    rows = _coordinates(a.harmful, a.harmless, b.harmful, b.harmless)
+    rows = coordinates(a.harmful, a.harmless, b.harmful, b.harmless)
     up_a, down_a, up_b, down_b = (
         _HalfMeans(each, half) for each, half in zip(rows, (first, other) * 2, strict=True)
     )
