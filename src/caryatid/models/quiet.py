@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 from transformers.utils import logging as hf_logging
 
+from caryatid.errors import LoadWarning
+
+__all__ = ["LoadWarning", "Say", "last_line", "quiet_transformers", "warn"]
+
 Say = Callable[[str], None]
 """Takes one line that a user should read."""
-
-
-class LoadWarning(UserWarning):
-    """Something about a model that is used all the same: what was renamed, left out or does not go together."""
 
 
 def warn(line: str) -> None:
