@@ -10,6 +10,8 @@ from caryatid.errors import LoadWarning
 
 __all__ = ["LoadWarning", "Say", "last_line", "quiet_transformers", "warn"]
 
+_LONGEST = 300  # characters: some errors list everything that they know
+
 Say = Callable[[str], None]
 """Takes one line that a user should read."""
 
@@ -25,7 +27,8 @@ def last_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     bare = isinstance(error, KeyError | IndexError | AttributeError | AssertionError)
-    return f"{type(error).__name__}: {lines[-1]}" if bare else lines[-1]
+    last = lines[-1] if len(lines[-1]) <= _LONGEST else f"{lines[-1][:_LONGEST]} …"
+    return f"{type(error).__name__}: {last}" if bare else last
 
 
 @contextmanager

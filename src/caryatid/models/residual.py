@@ -353,8 +353,8 @@ def intervening(model: nn.Module, *interventions: Intervention) -> Iterator[Touc
             sites = sublayer_outputs(model)
             for layer in range(len(sites)) if intervention.layers is None else intervention.layers:
                 hooks.on_input(layer, input_hook(remove))
-                hooks.on_output(sites[layer].attn, output_hook(remove))
-                hooks.on_output(sites[layer].mlp, output_hook(remove))
+                for module in sites[layer].modules:
+                    hooks.on_output(module, output_hook(remove))
         yield touched
     finally:
         hooks.remove()
