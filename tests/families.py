@@ -10,7 +10,8 @@ from tiny import tiny_tokenizer
 
 _SHARED: dict[str, Any] = {
     "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 64, "head_dim": 8, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 3, "eos_token_id": 2,
+    "intermediate_size": 64, "head_dim": 8, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 3,
+    "eos_token_id": 2,
 }  # fmt: skip
 _SLIDING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 16}
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"] * 2}

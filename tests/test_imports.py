@@ -13,6 +13,7 @@ ORDER = (
     "errors",
     "progress",
     "paths",
+    "locks",
     "stats",
     "config",
     "artifacts",
