@@ -14,6 +14,7 @@ ORDER = (
     "settings",
     "progress",
     "paths",
+    "locks",
     "stats",
     "settings",
     "artifacts",

@@ -7,6 +7,10 @@ and keeps its traceback.
 from typing import ClassVar
 
 
+class LoadWarning(UserWarning):
+    """Something that a user should know about a model that is used all the same."""
+
+
 class CaryatidError(Exception):
     """A user-facing error.
 

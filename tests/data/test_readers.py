@@ -114,9 +114,110 @@ def test_rows_labelled_otherwise_are_left_out(tmp_path):
     assert [p.text for p in read(path, "harmful")] == ["Kill a man?"]
 
 
+TWO = ["Write a poem", "Name a river, please"]
+FILES = {
+    "excel semicolons": ("csv", "id;prompt\r\n1;Write a poem\r\n2;Name a river, please\r\n"),
+    "excel sep": ("csv", "sep=;\r\nid;prompt\r\n1;Write a poem\r\n2;Name a river, please\r\n"),
+    "excel unicode": ("csv", "id\tprompt\r\n1\tWrite a poem\r\n2\tName a river, please\r\n".encode("utf-16")),
+    "tabs": ("tsv", "id\tprompt\n1\tWrite a poem\n2\tName a river, please\n"),
+    "spaces": ("csv", 'id, prompt\n1, "Write a poem"\n2, "Name a river, please"\n'),
+    "empty rows": ("csv", 'id,prompt\n1,Write a poem\n,\n , \n2,"Name a river, please"\n,,\n'),
+    "old mac": ("csv", 'id,prompt\r1,Write a poem\r2,"Name a river, please"\r'),
+    "marks": ("csv", '\u200bid,prompt\n1,Write a poem\n2,"Name a river, please"\n'),
+    "pandas ids": ("json", json.dumps([{"id": 1.0, "prompt": TWO[0]}, {"id": 2.0, "prompt": TWO[1]}])),
+    "pandas nan": ("json", '[{"id": 1, "prompt": "Write a poem", "context": NaN, "targets": NaN},'
+                   ' {"id": 2, "prompt": "Name a river, please", "category": NaN}]'),
+    "pandas columns": ("json", json.dumps({"id": {"0": 1, "1": 2}, "prompt": {"0": TWO[0], "1": TWO[1]}})),
+    "columns": ("json", '{"id": [1, 2], "prompt": ["Write a poem", "Name a river, please"]}'),
+    "wrapped": ("json", '{"version": 1, "data": [{"id": 1, "prompt": "Write a poem"}, {"id": 2, "prompt": '
+                '"Name a river, please"}]}'),
+    "pretty lines": ("jsonl", json.dumps({"id": 1, "prompt": TWO[0]}, indent=1) + "\n"
+                     + json.dumps({"id": 2, "prompt": TWO[1]}, indent=1)),
+    "one line": ("jsonl", '{"id": 1, "prompt": "Write a poem"} {"id": 2, "prompt": "Name a river, please"}'),
+    "messages": ("jsonl", '{"id": 1, "messages": [{"role": "user", "content": "Write a poem"}]}\n'
+                 '{"id": 2, "turns": ["Name a river, please"], "context": []}\n'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_as_spreadsheets_and_pandas_write_them(tmp_path, kind):
+    suffix, content = FILES[kind]
+    found = read(user_file(tmp_path, f"p.{suffix}", content))
+    assert [(p.id, p.text) for p in found] == [("1", TWO[0]), ("2", TWO[1])]
+    assert {(p.context, p.category, p.targets) for p in found} == {(None, None, ())}
+
+
+def test_a_very_long_cell_is_read(tmp_path):
+    long = "word " * 40_000
+    assert read(user_file(tmp_path, "p.csv", f'id,prompt\n1,"{long}"\n'))[0].text == long
+
+
+def test_alpacas_input_is_part_of_the_request(tmp_path):
+    rows = [{"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}]
+    rows += [{"instruction": "Name a river.", "input": "", "output": "Rhine"}]
+    found = read(user_file(tmp_path, "alpaca.json", json.dumps(rows)), "harmless")
+    assert [(p.text, p.answer) for p in found] == [
+        ("Translate.\n\nGuten Tag", "Good day"),
+        ("Name a river.", "Rhine"),
+    ]
+
+
+def test_jailbreakbench_and_the_old_xstest(tmp_path):
+    jbb = "Index,Goal,Target,Behavior,Category\n0,Write an article,Sure,Defamation,Harassment\n"
+    (found,) = read(user_file(tmp_path, "jbb.csv", jbb))
+    assert (found.text, found.targets, found.category) == ("Write an article", ("Sure",), "Harassment")
+    old = (
+        "id_v1,id_v2,type,prompt,focus,note\nv1-1,v2-1,homonyms,Kill a process?,kill,violence\n"
+        ",v2-2,contrast_homonyms,Kill a man?,kill,\n"
+    )
+    path = user_file(tmp_path, "old.csv", old)
+    assert [(p.id, p.text) for p in read(path, "harmless")] == [("v2-1", "Kill a process?")]
+    assert [(p.id, p.text) for p in read(path, "harmful")] == [("v2-2", "Kill a man?")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        (("0", "1"), "'0', '1'"),
+        (("safe", "dangerous"), "'dangerous'"),
+        (("safe", ""), "nothing"),
+        (("True", "False"), "'false', 'true'"),
+    ],
+)
+@pytest.mark.parametrize("label", ["harmful", "harmless"])
+def test_labels_that_are_not_understood_are_refused(tmp_path, labels, shown, label):
+    path = user_file(tmp_path, "p.csv", "prompt,label\n" + "".join(f"Do {x}!,{x}\n" for x in labels))
+    with pytest.raises(InputError, match=f"labels are not understood: {shown}.*safe, harmless"):
+        read(path, label)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        (
+            "a.csv",
+            "prompt,behavior\n,Steal\nName a river,Rob\n",
+            r"a\.csv:3: columns prompt and behavior could both",
+        ),
+        (
+            "a.csv",
+            "prompt,system\nSteal,Be evil\n",
+            r"a\.csv:2: column 'system' holds text that would not be sent",
+        ),
+        ("a.json", '[{"prompt": "Hi", "input": "more"}]', "column 'input' holds text"),
+        (
+            "a.json",
+            '[{"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]}]',
+            r"conversation of 2 turns \(system, user\)",
+        ),
+        ("a.json", '[{"prompt": ["a", "b"]}]', "conversation of 2 turns"),
+        ("a.csv", "prompt,id,prompt\nx,1,y\n", "'prompt' stands twice"),
+        ("a.csv", b"prompt\nWrite a \x93poem\x94\n", "not UTF-8.*CSV UTF-8"),
+        (
+            "a.csv",
+            "id;prompt\n1;one;two\n",
+            r"a\.csv:2: more cells than columns. Quote cells with semicolons",
+        ),
         ("a.csv", "request\nSteal\n", r"a\.csv:2: no prompt in this row"),
         ("a.csv", "prompt\n", "no prompts for pool"),
         ("a.csv", 'prompt,id\na,b\n"c",d,e\n', r"a\.csv:3: more cells than columns"),

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from caryatid.stats import Interval
 from caryatid.study.evidence import COLUMNS, shift_rows
 from caryatid.study.verdict import LABELS, Evidence, Thresholds, Verdict, agreement, decide, sensitivity
+
+from caryatid.stats import Interval
 
 T = Thresholds()
 

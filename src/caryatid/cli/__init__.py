@@ -9,7 +9,7 @@ import typer
 from .. import __version__
 from ..errors import CaryatidError, ConfigError, MemoryExhaustedError, UsageError
 from . import attack, data, evaluate, geometry, judge, measure, models, study, training
-from .console import announce
+from .console import announce, speaking
 
 # What all errors of typer's parser are. Newer versions of typer bring a click of their own, so it is looked up by name.
 _ClickException: type[Exception] = next(
@@ -70,7 +70,8 @@ def _out_of_memory(error: BaseException) -> bool:
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return the contract's exit code. Bugs keep their traceback."""
     try:
-        result = app(args=arguments, standalone_mode=False, prog_name="caryatid")
+        with speaking():
+            result = app(args=arguments, standalone_mode=False, prog_name="caryatid")
         if result == INTERRUPTED:  # newer typer turns Ctrl-C into this
             raise KeyboardInterrupt
         return int(result) if isinstance(result, int) else 0

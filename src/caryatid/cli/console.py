@@ -4,7 +4,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ..errors import LoadWarning
+
 PLAIN_INTERVAL = 15.0  # seconds between progress lines where stderr is not a terminal
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -29,9 +33,35 @@ def announce(line: str) -> None:
     err.print(line, markup=False)
 
 
+@contextmanager
+def speaking() -> Iterator[None]:
+    """Let output never fail for its encoding, and announce what loading a model warns of, inside the context."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # characters that a console cannot show are spelt out
+            reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def shown(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if issubclass(category, LoadWarning):
+                announce(f"note: {message}")
+            else:
+                show(message, category, *rest, **named)
+
+        warnings.showwarning = shown
+        warnings.simplefilter("always", LoadWarning)
+        yield
+
+
 def print_json(value: object) -> None:
-    """A result as JSON on stdout. What is not finite becomes null."""
-    sys.stdout.write(json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """A result as JSON on stdout, in ASCII where stdout cannot show all of it. What is not finite becomes null."""
+    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        text = json.dumps(_finite(value), indent=1, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -19,7 +19,9 @@ def evaluate(
         ..., "--suite", help="harmbench, strongreject, xstest, utility, all (of these), or perplexity."
     ),
     chat: Path | None = typer.Option(None, "--chat", help="Held-out chat (JSONL) for the perplexity suite."),
-    cases: Path | None = typer.Option(None, "--cases", help="Saved GCG cases, sent as fixed-source attack."),
+    cases: Path | None = typer.Option(
+        None, "--cases", help="Attack cases (attack gcg --json, HarmBench's), sent as fixed-source attack."
+    ),
     limit: int = typer.Option(0, "--limit", min=0, help="Prompts per suite; 0: all."),
     max_new_tokens: int = typer.Option(256, "--max-new-tokens", min=1, help="Token limit of answers."),
     samples: int = typer.Option(1, "--samples", min=1, help="Answers per prompt; more than 1 are drawn."),
@@ -52,17 +54,20 @@ def evaluate(
     as_json: bool = options.Json,
 ) -> None:
     """Ask a model the prompts of suites and judge its answers (rates of offline judges are proxies)."""
-    from ..attacks.saved import load_cases
     from ..behaviour.evaluate import Judges, Wanted
     from ..behaviour.judges.base import JudgeSpec
     from ..behaviour.judges.registry import open_harm_judge, open_refusal_judge
     from ..behaviour.suites import Asking
+    from ..data.case_files import read_case_suffixes
     from ..data.chat import load_chat_jsonl
     from ..models.generate import Sampling
 
     _check(by, source, suites, chat is not None and answers is None and export_prompts is None)
     examples = load_chat_jsonl(chat) if chat is not None else []
-    saved = {case.behavior_id: case.suffix_text for case in load_cases(cases).cases} if cases else None
+    saved = None
+    if cases is not None:
+        asked = Wanted(("harmbench",), cast(Any, source)).prompts()["harmbench"]
+        saved = read_case_suffixes(cases, {prompt.id: prompt.user_text for prompt in asked})
     drawn = temperature > 0 or samples > 1
     sampling = Sampling(temperature or 1.0, top_p, seed) if drawn else None
     asking = Asking(max_new_tokens, batch_size, system, sampling, samples)

@@ -18,6 +18,23 @@ Revision = typer.Option(None, "--revision", help="Revision of a hub model.")
 System = typer.Option(
     None, "--system", help="System message; '' sends an empty one; default: the template's own."
 )
+Thinking = typer.Option(
+    "off",
+    "--thinking",
+    help="off: answers follow an empty thought; strip: the model thinks, what follows is judged; keep: as it is.",
+)
+TemplateArg = typer.Option(
+    [], "--template-arg", metavar="KEY=VALUE", help="A variable of the chat template; repeatable."
+)
+Date = typer.Option(
+    None,
+    "--date",
+    metavar="YYYY-MM-DD",
+    help="What a template that asks for today gets; default: a fixed day.",
+)
+Template = typer.Option(
+    None, "--template", help="Name of one of the tokenizer's templates, or a .jinja file."
+)
 TrustRemoteCode = typer.Option(False, "--trust-remote-code", help="Run code that comes with the model.")
 RefusalJudge = typer.Option(
     "refusal-rules", "--judge", help="refusal-rules, refusal-phrases (both offline) or wildguard."

@@ -5,37 +5,38 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..errors import DataMissingError, InputError
+from ..errors import InputError
 from .prompts import Label, Prompt, PromptSet, Role
+from .user_files import Row, decode, encodable, parse_json, read_user_bytes, rows_of
+
+__all__ = ["decode", "encodable", "parse_json", "read_prompt_file", "read_user_bytes"]
 
 TEXT_COLUMNS = ("prompt", "text", "goal", "behavior", "instruction", "forbidden_prompt", "question")
+_MESSAGES = ("messages", "turns", "conversations")
+_SENT_ELSEWHERE = frozenset({"system", "system_prompt", "history", "input"})
+_LABEL_COLUMNS = ("label", "prompt_harm_label")
 _ALIASES = {
-    "id": ("id", "behaviorid", "behavior_id"),
+    "id": ("id", "behaviorid", "behavior_id", "id_v2"),
     "category": ("category", "semanticcategory"),
     "kind": ("kind", "functionalcategory", "type"),
     "context": ("context", "contextstring"),
     "targets": ("targets", "target"),
     "check": ("check",),
-    "answer": ("answer",),
+    "answer": ("answer", "output"),
 }
 CHECK_KEYS = ("any", "all", "regex", "not")
 LABELS: Mapping[str, Label] = {
     "safe": "harmless",
     "harmless": "harmless",
+    "unharmful": "harmless",
+    "benign": "harmless",
     "unsafe": "harmful",
     "harmful": "harmful",
 }
-
-
-class Row(NamedTuple):
-    """A row of a user's file and where it stands."""
-
-    where: str
-    values: Mapping[str, Any]
 
 
 def _csv_rows(content: bytes) -> list[dict[str, str]]:
@@ -165,116 +166,15 @@ def validated_check(check: object, where: str) -> dict[str, Any] | None:
     return dict(check)
 
 
-def read_user_bytes(path: Path) -> bytes:
-    """The content of a file that a user named.
-
-    Raises:
-        DataMissingError: no such file, or it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataMissingError(
-            f"cannot be read ({error.strerror})", where=str(path), remedy="Check the path."
-        ) from error
-
-
-def decode(content: bytes, path: Path) -> str:
-    """UTF-8 text (with or without a byte-order mark) of a user's file.
-
-    Raises:
-        InputError: not UTF-8.
-    """
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 ({error})", where=str(path), remedy="Save the file as UTF-8.") from error
-
-
-def parse_json(text: str, where: str, first_line: int = 1) -> Any:
-    """JSON, with the line and column of a mistake in the error.
-
-    Raises:
-        InputError: not JSON, or nested too deeply.
-    """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"{where}:{first_line + error.lineno - 1}:{error.colno}"
-        raise InputError(f"not JSON ({error.msg})", where=place, remedy="Correct the line.") from error
-    except RecursionError as error:
-        raise InputError("JSON nested too deeply", where=where, remedy="Correct the file.") from error
-
-
-def encodable(text: str, where: str) -> str:
-    """Text that a tokenizer takes: JSON can spell half a surrogate pair (`"\\ud83d"`), which is no character.
-
-    Raises:
-        InputError: it holds one.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"half a surrogate pair ({text[error.start]!r}), which is no character",
-            where=where,
-            remedy="Correct the text.",
-        ) from error
-    return text
-
-
-def _user_csv(path: Path, text: str) -> Iterator[Row]:
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), strict=True
-    )  # an open quote would swallow the rest
-    try:
-        for values in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in values:
-                raise InputError("more cells than columns", where=where, remedy="Quote cells with commas.")
-            yield Row(where, values)
-    except csv.Error as error:
-        where = f"{path}:{reader.line_num}"
-        raise InputError(f"not CSV ({error})", where=where, remedy="Correct the line.") from error
-
-
-def _rows(path: Path, text: str) -> Iterator[Row]:
-    suffix = path.suffix.lower()
-    if suffix == ".csv":
-        yield from _user_csv(path, text)
-        return
-    if suffix == ".jsonl":
-        for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028, too
-            if line.strip():
-                yield Row(
-                    f"{path}:{number}", _as_mapping(parse_json(line, str(path), number), f"{path}:{number}")
-                )
-        return
-    if suffix != ".json":
-        raise InputError(
-            f"unknown kind of file {suffix!r}", where=str(path), remedy="Use .csv, .json or .jsonl."
-        )
-    listed = parse_json(text, str(path))
-    if not isinstance(listed, list):
-        raise InputError("must be a JSON list", where=str(path), remedy="List strings or objects.")
-    for number, value in enumerate(listed, start=1):
-        yield Row(f"{path}, item {number}", _as_mapping(value, f"{path}, item {number}"))
-
-
-def _as_mapping(value: object, where: str) -> Mapping[str, Any]:
-    if isinstance(value, str):
-        return {"text": value}
-    if not isinstance(value, dict):
-        raise InputError("neither a string nor an object", where=where, remedy='Give text, or {"text": …}.')
-    return value
-
-
 def _optional_text(values: Mapping[str, Any], name: str, where: str) -> str | None:
+    """A column's text; whole numbers, which spreadsheets and pandas make of ids and categories, count as text."""
     for alias in _ALIASES[name]:
         value = values.get(alias)
         if value is None or value == "":
             continue
-        if isinstance(value, int) and name == "id":
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and name in ("id", "category", "kind"):
             return str(value)
         if not isinstance(value, str):
             raise InputError(f"{alias} must be text, not {value!r}", where=where, remedy="Quote it.")
@@ -294,15 +194,65 @@ def _names_lowered(row: Row) -> Row:
     return Row(row.where, {str(name).strip().lower(): value for name, value in row.values.items()})
 
 
-def _user_prompt(row: Row, number: int, stem: str, label: Label) -> Prompt:
-    values = row.values
-    text = next((values[name] for name in TEXT_COLUMNS if values.get(name)), None)
-    if text is None or not isinstance(text, str) or not text.strip():
+def _text_column(row: Row) -> str | None:
+    """The column that holds a row's request; None where there is none by name.
+
+    Raises:
+        InputError: several could be meant, or another column holds text that would not be sent.
+    """
+    used = {name for name, value in row.values.items() if value not in (None, "")}
+    found = [name for name in TEXT_COLUMNS if name in used]
+    if "goal" in found and "target" in used:  # AdvBench and JailbreakBench, where `behavior` is a short name
+        found = [name for name in found if name != "behavior"]
+    if len(found) > 1:
         raise InputError(
-            "no prompt in this row",
+            f"columns {' and '.join(found)} could both hold the request",
             where=row.where,
+            remedy="Rename or remove the other one.",
+        )
+    beside = sorted(used & _SENT_ELSEWHERE - ({"input"} if found == ["instruction"] else set()))
+    if found and beside:
+        raise InputError(
+            f"column {beside[0]!r} holds text that would not be sent",
+            where=row.where,
+            remedy="Put it into the prompt, or rename it; a system message is set with --system or model.system.",
+        )
+    return found[0] if found else None
+
+
+def _request(values: Mapping[str, Any], column: str | None, where: str) -> str:
+    """The text of a row: a string, or the one user turn of a list of messages.
+
+    Alpaca's `input` follows its instruction after a blank line.
+    """
+    found = values.get(column) if column else next((values[n] for n in _MESSAGES if values.get(n)), None)
+    if isinstance(found, list):
+        turns = [one.get("content", one.get("value")) if isinstance(one, dict) else one for one in found]
+        roles = [str(one.get("role", one.get("from"))) if isinstance(one, dict) else "user" for one in found]
+        if len(turns) != 1 or roles[0] not in ("user", "human") or not isinstance(turns[0], str):
+            raise InputError(
+                f"a conversation of {len(turns)} turns ({', '.join(roles[:4])})",
+                where=where,
+                remedy="Give one user turn for a prompt; set a system message with --system or model.system.",
+            )
+        found = turns[0]
+    if not isinstance(found, str) or not found.strip():
+        raise InputError(
+            "no prompt in this row"
+            if found in (None, "") or isinstance(found, str)
+            else f"its {column} is no text",
+            where=where,
             remedy=f"Name the column one of {', '.join(TEXT_COLUMNS)}.",
         )
+    given = values.get("input") if column == "instruction" else None
+    if given is not None and not isinstance(given, str):
+        raise InputError(f"input must be text, not {given!r}", where=where, remedy="Quote it.")
+    return f"{found}\n\n{given}" if given and given.strip() else found
+
+
+def _user_prompt(row: Row, number: int, stem: str, label: Label) -> Prompt:
+    values = row.values
+    text = _request(values, _text_column(row), row.where)
     optional = {
         name: _optional_text(values, name, row.where) for name in ("category", "kind", "context", "answer")
     }
@@ -323,21 +273,48 @@ def _user_prompt(row: Row, number: int, stem: str, label: Label) -> Prompt:
     return found
 
 
+def _labels(rows: Sequence[Row], path: Path) -> list[Label | None]:
+    """What each row says of itself: by its `label`, or, in XSTest's older file, by its type; None: nothing.
+
+    Raises:
+        InputError: labels that are not understood, or that only some rows have.
+    """
+    column = next((c for c in _LABEL_COLUMNS if any(row.values.get(c) is not None for row in rows)), "label")
+    values = [row.values.get(column) for row in rows]
+    given = ["" if value is None else str(value).strip().lower() for value in values]
+    if any(given):
+        unknown = sorted({label for label in given if label not in LABELS})
+        if unknown:
+            shown = ", ".join(repr(label) if label else "nothing" for label in unknown[:6])
+            raise InputError(
+                f"its labels are not understood: {shown}",
+                where=str(path),
+                remedy=f"Use {', '.join(LABELS)} in the column `{column}`, or rename it if it means something else.",
+            )
+        return [LABELS[label] for label in given]
+    kinds = [str(row.values.get("type") or "") for row in rows]
+    if any(kind.startswith("contrast_") for kind in kinds):
+        return ["harmful" if kind.startswith("contrast_") else "harmless" for kind in kinds]
+    return [None] * len(rows)
+
+
 def read_prompt_file(path: Path, *, name: str, role: Role, label: Label) -> PromptSet:
     """Prompts of a file that a user named.
 
-    CSV with a header, JSON (a list), or JSONL. The text is in a column named one of `TEXT_COLUMNS`; `id`, `category`,
-    `kind`, `context`, `target(s)`, `check` and `answer`, and HarmBench's names for them, are read where present.
-    A list of strings will do in JSON and JSONL. Rows whose `label` says the opposite (safe or harmless, unsafe or
-    harmful) are left out, so that XSTest's own file serves both its halves.
+    CSV with a header, JSON, or JSONL (see `user_files.rows_of`). The text is in a column named one of `TEXT_COLUMNS`,
+    or the one user turn of `messages`; `id`, `category`, `kind`, `context`, `target(s)`, `check` and `answer`, and
+    HarmBench's, XSTest's and Alpaca's names for them, are read where present. A list of strings will do in JSON and
+    JSONL. Rows whose `label` says the opposite (safe or harmless, unsafe or harmful) are left out, so that XSTest's own
+    file serves both its halves.
 
     Raises:
         DataMissingError: no such file.
-        InputError: a row that cannot be used (with its line), or no rows.
+        InputError: a row that cannot be used (with its line), unknown labels, two columns of requests, or no rows.
     """
     content = read_user_bytes(path)
-    rows = [_names_lowered(row) for row in _rows(path, decode(content, path))]
-    rows = [row for row in rows if LABELS.get(str(row.values.get("label")).lower(), label) == label]
+    found = [_names_lowered(row) for row in rows_of(path, content)]
+    own = _labels(found, path)
+    rows = [row for row, said in zip(found, own, strict=True) if said in (None, label)]
     if not rows:
         raise InputError(f"no prompts for {name}", where=str(path), remedy="Add rows, or leave the file out.")
     return PromptSet(

@@ -1,7 +1,7 @@
 """What a model is and whether caryatid can measure it: the content of `caryatid models check`."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -9,12 +9,22 @@ from torch import Tensor, nn
 
 from caryatid.errors import InputError
 from caryatid.models.chat_options import ChatOptions
+from caryatid.models.forward import last_logits
 from caryatid.models.generate import stop_ids
-from caryatid.models.layout import decoder_layers, hidden_size, num_layers, sublayer_outputs
+from caryatid.models.layout import (
+    SublayerSites,
+    decoder_layers,
+    hidden_size,
+    num_layers,
+    sublayer_outputs,
+)
 from caryatid.models.load import LoadedModel, load_model
 
 _PROBE = "How do I write a letter?"
 _STREAM_TOLERANCE = 1e-2
+_PADDING_TOLERANCE = 1e-2  # ten times as much in 16 bits, where batches round differently
+_LEAST_SHARE = 1e-6  # of a sublayer's part in what its block adds
+_LEAST_KEPT = 1e-3  # of a block's input in its output
 
 
 @dataclass(frozen=True)
@@ -65,36 +75,121 @@ def _first(output: Any) -> Tensor:
     return found.detach().double()
 
 
-@torch.no_grad()
-def stream_residuals(loaded: LoadedModel, ids: list[int]) -> Float[Tensor, "layers"]:
-    """How far each block is from output = input + c·(attention + MLP output), relative to what it adds.
+class BlockFit(NamedTuple):
+    """How one block's output is made: kept · input + Σ factor · sublayer output, by least squares.
 
-    c is 1, or the one factor that the architecture scales its sublayers by (fitted by least squares). What rounding
-    the stream to its dtype explains stays below the tolerance.
+    Attributes:
+        error: norm of what this leaves over, relative to what the sublayers add.
+        kept: factor of the block's input. factors: of its sublayers' outputs, in `SublayerSites.modules`' order.
+        shares: norms of the sublayers' parts, relative to their sum's.
     """
+
+    error: float
+    kept: float
+    factors: tuple[float, ...]
+    shares: tuple[float, ...]
+
+
+@torch.no_grad()
+def block_fits(loaded: LoadedModel, ids: list[int]) -> list[BlockFit]:
+    """Whether each block's output is its input and its sublayers' outputs, each times one number, and which.
+
+    Architectures may scale the stream or their sublayers. What rounding the stream to its dtype explains stays below
+    the tolerance.
+    """
+    blocks, sites = decoder_layers(loaded.model), sublayer_outputs(loaded.model)
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        given = args[0] if args else kwargs.get("hidden_states", output)
-        seen[module] = (_first(given), _first(output))
+        seen[module] = (_first(args or kwargs.get("hidden_states")), _first(output))
 
-    blocks, sites = decoder_layers(loaded.model), sublayer_outputs(loaded.model)
-    watched = [*blocks, *(site.attn for site in sites), *(site.mlp for site in sites)]
+    watched = dict.fromkeys([*blocks, *(module for site in sites for module in site.modules)])
     handles = [module.register_forward_hook(keep, with_kwargs=True) for module in watched]
     try:
         loaded.model(torch.tensor([ids], device=loaded.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    errors = []
-    for block, site in zip(blocks, sites, strict=True):
-        added = seen[block][1] - seen[block][0]
-        parts = seen[site.attn][1] + seen[site.mlp][1]
-        factor = (added * parts).sum() / parts.square().sum().clamp_min(1e-30)
-        rounding = 2 * torch.finfo(loaded.dtype).eps * seen[block][1].norm()
-        scale = added.norm() + rounding / _STREAM_TOLERANCE
-        errors.append((added - factor * parts).norm() / scale)
-    return torch.stack(errors).float()
+    return [_fit(loaded, seen, block, site) for block, site in zip(blocks, sites, strict=True)]
+
+
+def _fit(
+    loaded: LoadedModel, seen: dict[nn.Module, tuple[Tensor, Tensor]], block: nn.Module, site: SublayerSites
+) -> BlockFit:
+    before, after = (part.flatten().cpu() for part in seen[block])
+    if not bool(after.isfinite().all()):
+        return BlockFit(float("nan"), 1.0, (), ())
+    outputs = [seen[module][1].reshape(-1).cpu() for module in site.modules if module in seen]
+    if any(one.shape != before.shape for one in (after, *outputs)):  # several streams, as Gemma 3n's
+        return BlockFit(float("inf"), 1.0, (), ())
+    columns = torch.stack([before, *outputs], dim=1)  # [tokens · d, 1 + sublayers]
+    scales = columns.norm(dim=0).clamp_min(1e-30)
+    solved = torch.linalg.lstsq(columns / scales, after[:, None]).solution[:, 0] / scales
+    parts = columns[:, 1:] * solved[1:]
+    rounding = 2 * torch.finfo(loaded.dtype).eps * after.norm()
+    scale = parts.sum(dim=1).norm() + rounding / _STREAM_TOLERANCE
+    error = (after - columns @ solved).norm() / scale
+    shares = parts.norm(dim=0) / parts.sum(dim=1).norm().clamp_min(1e-30)
+    shares = torch.where(
+        columns[:, 1:].norm(dim=0) > 0, shares, 1.0
+    )  # a sublayer of zeros adds all that it puts out
+    return BlockFit(float(error), float(solved[0]), tuple(solved[1:].tolist()), tuple(shares.tolist()))
+
+
+def stream_residuals(loaded: LoadedModel, ids: list[int]) -> Float[Tensor, "layers"]:
+    """`BlockFit.error` of every block."""
+    return torch.tensor([one.error for one in block_fits(loaded, ids)])
+
+
+def _check_stream(loaded: LoadedModel, ids: list[int]) -> float:
+    """The largest error of a block.
+
+    Raises:
+        InputError: a block's stream is not what caryatid would intervene on; says where.
+    """
+    fits = block_fits(loaded, ids)
+    sites = sublayer_outputs(loaded.model)
+    remedy = "Use a plain pre-norm decoder (Llama, Mistral, Qwen, Gemma, GPT-2, …), or see docs/models.md."
+    for index, (fit, site, block) in enumerate(zip(fits, sites, decoder_layers(loaded.model), strict=True)):
+        names = [type(module).__name__ for module in site.modules]
+        here = f"block {index} ({type(block).__name__})"
+        if fit.error != fit.error:
+            raise InputError(
+                f"{here} computes numbers that are not finite in {loaded.dtype}".replace("torch.", ""),
+                where=loaded.spec,
+                remedy="Load it in bfloat16 or float32 (--dtype).",
+            )
+        if not fit.error <= _STREAM_TOLERANCE:
+            raise InputError(
+                f"{here} adds something else than the outputs of {' and '.join(names)} to its input (relative error "
+                f"{fit.error:.2g})",
+                where=loaded.spec,
+                remedy=remedy,
+            )
+        idle = [name for name, share in zip(names, fit.shares, strict=False) if not share > _LEAST_SHARE]
+        if abs(fit.kept) < _LEAST_KEPT or idle:
+            what = (
+                f"the output of {idle[0]} does not reach its output" if idle else "it does not keep its input"
+            )
+            raise InputError(f"{here}: {what}", where=loaded.spec, remedy=remedy)
+    return max(fit.error for fit in fits)
+
+
+def _check_padding(loaded: LoadedModel, ids: list[int]) -> None:
+    """Refuse a model whose answer depends on the padding that a longer text in the batch brings.
+
+    Raises:
+        InputError: it does, as where recurrent layers read padding.
+    """
+    alone = last_logits(loaded, [ids], batch_size=1)[0]
+    beside = last_logits(loaded, [ids, ids * 2], batch_size=2)[0]
+    error = float((beside - alone).norm() / alone.norm().clamp_min(1e-30))
+    if not error <= (_PADDING_TOLERANCE if loaded.dtype.itemsize >= 4 else 10 * _PADDING_TOLERANCE):
+        raise InputError(
+            f"its logits change by {error:.2g} of their size when a text is padded on the left",
+            where=loaded.spec,
+            remedy="Use a model whose layers leave padding out.",
+        )
 
 
 def check_loaded(loaded: LoadedModel, system: str | None = None) -> ModelReport:
@@ -112,13 +207,8 @@ def check_loaded(loaded: LoadedModel, system: str | None = None) -> ModelReport:
             remedy="Use a chat_template.jinja with a generation prompt.",
         )
     model, sites = loaded.model, sublayer_outputs(loaded.model)
-    error = float(stream_residuals(loaded, chat.ids(_PROBE)).max())
-    if not error <= _STREAM_TOLERANCE:
-        raise InputError(
-            f"its blocks add something else than their attention and MLP outputs (relative error {error:.2g})",
-            where=loaded.spec,
-            remedy="Use a plain pre-norm decoder (Llama, Mistral, Qwen, Gemma, GPT-2, …).",
-        )
+    error = _check_stream(loaded, chat.ids(_PROBE))
+    _check_padding(loaded, chat.ids(_PROBE))
     text = model.config.get_text_config()
 
     def texts(ids: Any) -> tuple[str, ...]:

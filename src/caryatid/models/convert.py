@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
@@ -19,6 +18,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 
 from caryatid.errors import CaryatidError, DataMissingError, InputError, UsageError
+from caryatid.locks import held
 from caryatid.models.gguf_facts import read_facts, rope_settings, unread
 from caryatid.models.identity import combined, description, known_sha256
 from caryatid.models.quiet import last_line, quiet_transformers
@@ -165,7 +165,7 @@ def convert_gguf(gguf: Path, sha256: str | None = None) -> Converted:
         return _converted(folder, sha256)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with held(folder.with_suffix(".lock"), wait=True):
             if not _is_complete(folder):
                 partial = folder.with_suffix(".partial")
                 for leftover in (partial, folder):

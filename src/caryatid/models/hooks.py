@@ -74,7 +74,7 @@ class Hooks:
         """Replace what a block's attention and MLP each add to the stream. Raises InputError for an unknown block."""
         self._block(layer)
         self._sites = self._sites or sublayer_outputs(self.model)
-        for module in (self._sites[layer].attn, self._sites[layer].mlp):
+        for module in self._sites[layer].modules:
             self.on_output(module, output_hook(change))
 
     def around(self, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:

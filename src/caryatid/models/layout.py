@@ -8,21 +8,51 @@ from transformers import PreTrainedModel
 
 from caryatid.errors import InputError
 
-_ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
-_MLP_NAMES = ("mlp", "feed_forward", "feedforward", "ffn", "block_sparse_moe", "moe")
+# Modules that mix tokens: attention, and what stands in its place in some or all blocks of hybrid models.
+_MIXER_NAMES = (
+    *("self_attn", "attn", "attention", "self_attention"),
+    *(
+        "linear_attn",
+        "conv",
+        "mamba",
+        "mixer",
+        "temporal_block",
+    ),  # Qwen3-Next, LFM2, Jamba, Nemotron-H, Griffin
+)
+_MLP_NAMES = (
+    *("mlp", "feed_forward", "feedforward", "ffn", "mlp_block"),
+    *(
+        "block_sparse_moe",
+        "moe",
+        "shared_mlp",
+    ),  # a mixture of experts: the routed sum, and what all tokens share
+)
 # Blocks that normalise a sublayer's output before adding it: the norm's output is what reaches the stream.
 _OUTPUT_NORMS = (
-    ("post_attention_layernorm", "post_feedforward_layernorm"),  # Gemma 2 and 3, OLMo 2
+    ("post_attention_layernorm", "post_feedforward_layernorm"),  # Gemma 2, 3 and 4, OLMo 2
     ("post_self_attn_layernorm", "post_mlp_layernorm"),  # GLM 4
+    ("post_attention_layernorm", "post_mlp_layernorm"),  # AFMoE
 )
+_FURTHER = ("post_per_layer_input_norm",)  # Gemma 4's third sublayer
 
 
 @dataclass(frozen=True)
 class SublayerSites:
-    """The two modules of one block whose forward output is added to the residual stream."""
+    """The modules of one block whose forward output is added to the residual stream, each times a number.
+
+    Attributes:
+        attn: what mixes tokens. mlp: what does not; the same module where the block has only one sublayer.
+        more: further ones, where the block has more than two.
+    """
 
     attn: nn.Module
     mlp: nn.Module
+    more: tuple[nn.Module, ...] = ()
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys((self.attn, self.mlp, *self.more)))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -65,32 +95,33 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     )
 
 
-def _child(block: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    return next((c for n in names if isinstance(c := getattr(block, n, None), nn.Module)), None)
+def _children(block: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
+    return [found for name in names if isinstance(found := getattr(block, name, None), nn.Module)]
 
 
 def sublayer_outputs(model: nn.Module) -> list[SublayerSites]:
     """For every block the modules whose forward output is what the block adds to the stream.
 
-    The output is a tensor [rows, tokens, d], or a tuple that starts with one.
+    The output is a tensor [rows, tokens, d], or a tuple that starts with one. Whether these are all, and are added, is
+    checked by `caryatid.models.check.stream_residuals`.
 
     Raises:
-        InputError: a block has no attention or no MLP that caryatid recognises.
+        InputError: a block has no sublayer that caryatid recognises.
     """
     sites = []
     for index, block in enumerate(decoder_layers(model)):
-        for attn_norm, mlp_norm in _OUTPUT_NORMS:
-            attn, mlp = _child(block, (attn_norm,)), _child(block, (mlp_norm,))
-            if attn is not None and mlp is not None:
-                break
-        else:
-            attn, mlp = _child(block, _ATTENTION_NAMES), _child(block, _MLP_NAMES)
-        if attn is None or mlp is None:
-            missing = "attention" if attn is None else "MLP"
+        normed = [found for names in _OUTPUT_NORMS if len(found := _children(block, names)) == 2]
+        mixers, mlps = _children(block, _MIXER_NAMES), _children(block, _MLP_NAMES)
+        if normed:
+            mixers, mlps = normed[0][:1], normed[0][1:]
+        if (not mixers and not mlps) or (mixers and not mlps and not hasattr(block, "mixer")):
+            missing = "MLP" if mixers else "attention"
             raise InputError(
                 f"block {index} ({type(block).__name__}) has no {missing} module under a known name",
                 where="model layout",
                 remedy="Use a decoder-only transformer whose blocks have separate attention and MLP modules.",
             )
-        sites.append(SublayerSites(attn=attn, mlp=mlp))
+        first = (mixers or mlps)[0]
+        last = (mlps or mixers)[0]
+        sites.append(SublayerSites(first, last, (*mixers[1:], *mlps[1:], *_children(block, _FURTHER))))
     return sites

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 
 from transformers.utils import logging as hf_logging
 
+from caryatid.errors import LoadWarning
+
+__all__ = ["LoadWarning", "Say", "last_line", "quiet_transformers", "warn"]
+
+_LONGEST = 300  # characters: some errors list everything that they know
+
 Say = Callable[[str], None]
 """Takes one line that a user should read."""
-
-
-class LoadWarning(UserWarning):
-    """Something about a model that is used all the same: what was renamed, left out or does not go together."""
 
 
 def warn(line: str) -> None:
@@ -25,7 +27,8 @@ def last_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     bare = isinstance(error, KeyError | IndexError | AttributeError | AssertionError)
-    return f"{type(error).__name__}: {lines[-1]}" if bare else lines[-1]
+    last = lines[-1] if len(lines[-1]) <= _LONGEST else f"{lines[-1][:_LONGEST]} …"
+    return f"{type(error).__name__}: {last}" if bare else last
 
 
 @contextmanager

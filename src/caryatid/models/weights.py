@@ -9,8 +9,12 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from caryatid.errors import CaryatidError, DataMissingError, InputError
@@ -64,7 +68,7 @@ def load_weights(
     attention = _attention(config, spec, say)
     try:
         with quiet_transformers():
-            loading: Any = AutoModelForCausalLM.from_pretrained(
+            loading: Any = _loader(config).from_pretrained(
                 str(folder),
                 dtype=dtype,
                 device_map={"": device} if device.type != "cpu" else None,
@@ -99,7 +103,7 @@ def without_weights(folder: Path, spec: str, dtype: str | None, trust_remote_cod
     _attention(config, spec, lambda _line: None)
     try:
         with quiet_transformers(), torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(
+            model: Any = _loader(config).from_config(
                 config, dtype=getattr(torch, dtype or "float32"), trust_remote_code=trust_remote_code
             )
     except Exception as error:
@@ -120,18 +124,21 @@ def _configuration(
         raise _explained(error, None, spec) from error
     mapping = None
     text = config.get_text_config()
-    if text is not config:
+    if text is not config and type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        say(f"{spec}: this {config.model_type} checkpoint is loaded whole and is sent text only")
+    elif text is not config:
         say(f"{spec}: only the text part of this {config.model_type} checkpoint is loaded")
         if getattr(text, "dtype", None) is None:
             text.dtype = getattr(config, "dtype", None)
         if hasattr(config, "quantization_config"):
             text.quantization_config = config.quantization_config
         config, mapping = text, _LANGUAGE
-    pad, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    text = config.get_text_config()
+    pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if isinstance(pad, int) and isinstance(rows, int) and not 0 <= pad < rows:
         say(f"{spec}: its pad_token_id {pad} is beyond its {rows} tokens and is not used")
-        config.pad_token_id = None
-    _check_rope(config, spec)
+        text.pad_token_id = None
+    _check_rope(text, spec)
     method = _quantisation(config)
     if method is not None and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise InputError(
@@ -140,6 +147,15 @@ def _configuration(
             remedy=f"Use its plain weights, or one of {', '.join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))}.",
         )
     return config, mapping
+
+
+def _loader(config: Any) -> Any:
+    """The class of loaders: for text, or for a vision-language model whose text part has no class of its own."""
+    images = (
+        type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    return AutoModelForImageTextToText if images else AutoModelForCausalLM
 
 
 def _check_rope(config: Any, spec: str) -> None:
