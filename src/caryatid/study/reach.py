@@ -8,8 +8,9 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from ..causal.transfer import TransferCounts, random_share
+from ..config.thresholds import Thresholds
 from ..stats import clopper_pearson
-from .decision import CONFIDENCE, LABELS, PLACE_CONFIDENCE, Label, Thresholds
+from .decision import CONFIDENCE, LABELS, PLACE_CONFIDENCE, Label
 
 POWER = 0.8
 

@@ -13,12 +13,14 @@ from ...geometry.carriers import KL_CUTS, PROFILES, select
 from ...geometry.profiles import SELECTORS
 from ..decision import Evidence, Places, decide, sensitivity
 from ..profiles import profile_of
+from ..reach import Reach, Sizes, reach
 from ..series import AnchorRef
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work
 from .candidates import ScoredCandidates
 from .carrier import ChosenCarrier
 from .comparison import Comparison
+from .prompts import Prompts
 from .reextraction import Reextraction
 from .transfer import Transfer
 from .uncertainty import Uncertainty
@@ -32,6 +34,7 @@ class Decided:
 
     Attributes:
         evidence: from which it follows with any thresholds. label, rank, reasons: under the study's thresholds.
+        reachable: which labels this pair can get at its sizes, and what would be seen with 80 % power.
         sensitivity: rows of the `sensitivity` table, without the pair.
     """
 
@@ -42,6 +45,7 @@ class Decided:
     profile: str
     selector: str
     judge: str
+    reachable: str
     thresholds: dict[str, float]
     sensitivity: tuple[Row, ...]
 
@@ -58,6 +62,7 @@ class Verdicts(Stage[Decided]):
         return self.place.a, self.place.b
 
     def needs(self) -> Iterator[AnyStage]:
+        yield self.at(Prompts, None)
         yield self.at(Comparison)
         yield self.at(Transfer, self.place.b)
         for ref in self.anchors:
@@ -91,6 +96,7 @@ class Verdicts(Stage[Decided]):
             used,
             self.config.geometry.selector,
             judge_id(work.judge),
+            self._reach(work).text,
             asdict(thresholds),
             tuple(rows),
         )
@@ -109,6 +115,18 @@ class Verdicts(Stage[Decided]):
             rank_reason=change.spread.reason or "",
             no_carrier=(choices[0].reason or "", choices[1].reason or ""),
         )
+
+    def _reach(self, work: Work) -> Reach:
+        """What this pair can show at its numbers of prompts, refusals and resamples."""
+        transferred, config = work.of(Transfer, self.place.b), self.config
+        sizes = Sizes(
+            prompts=len(work.of(Prompts, None).extraction_harmful),
+            transfer_prompts=len(transferred.refused),
+            refusal_rate=float(np.mean(transferred.refused)),
+            subspaces=transferred.subspaces,
+            resamples=config.geometry.reextraction_resamples,
+        )
+        return reach(sizes, config.verdict)
 
     def _choices(self, work: Work, evidence: Evidence, used: str) -> list[Row]:
         """The label under each selector, profile, KL cut, rank and judge of transfer; a note says what stays."""
