@@ -33,6 +33,10 @@ class ModelConfig(Part):
         None, description="null: float32 on CPU, bfloat16 on CUDA."
     )
     device: str | None = Field(None, description="null: cuda if there is one, else cpu.")
+    matmul: Literal["highest", "high"] = Field(
+        "highest",
+        description="Products of float32 on CUDA; high: TF32, several times as fast, 10-bit mantissas.",
+    )
     trust_remote_code: bool = Field(False, description="Run code that comes with a checkpoint.")
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
 from .. import __version__
 from ..artifacts import RunDirectory, write_bytes
 from ..config import StudyConfig, dump_config
@@ -54,6 +56,7 @@ def opened(
     config: StudyConfig, out: Path, progress: Progress, announce: Callable[[str], None]
 ) -> Iterator[Session]:
     """A run directory, held by the first of the processes that train together; the others read what it settled."""
+    torch.set_float32_matmul_precision(config.model.matmul)
     ranks = Ranks.start()
     new = not out.exists()
     run = RunDirectory.create(out)

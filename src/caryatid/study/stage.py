@@ -46,6 +46,8 @@ class Study:
         }
         if facts.dtype != "float32":
             found["adapters"] = "kept"  # 16-bit weights keep adapters beside them, unrounded
+        if self.config.model.matmul != "highest":
+            found["matmul"] = self.config.model.matmul
         return found
 
     def anchor_settings(self, ref: AnchorRef) -> dict[str, Any]:
