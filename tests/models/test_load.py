@@ -24,7 +24,7 @@ from caryatid.models.adapters import add_adapter
 from caryatid.models.check import check_loaded, check_model
 from caryatid.models.forward import last_logits
 from caryatid.models.generate import generate
-from caryatid.models.load import load_model
+from caryatid.models.load import choose_device, load_model
 from caryatid.models.template import ChatFormat
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -260,6 +260,31 @@ def test_other_bad_input(tmp_path: Path) -> None:
         load_model("embedded", dtype="int3")
     with pytest.raises(UsageError, match="device"):
         load_model("embedded", device="abacus")
+
+
+@pytest.mark.parametrize(
+    ("counts", "named", "chosen"),
+    [
+        ({}, None, "cpu"),
+        ({"mps": 1}, None, "mps"),
+        ({"xpu": 2, "mps": 1}, None, "xpu"),
+        ({"cuda": 1, "xpu": 2}, None, "cuda"),
+        ({"xpu": 2}, "xpu:1", "xpu:1"),
+        ({"mps": 1}, "mps", "mps"),
+        ({"cuda": 1}, "cpu", "cpu"),
+    ],
+)
+def test_devices(
+    counts: dict[str, int], named: str | None, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rules only: neither XPU nor MPS is here."""
+    monkeypatch.setattr("caryatid.models.load._devices", lambda kind: {"cpu": 1, **counts}.get(kind, 0))
+    assert choose_device(named) == torch.device(chosen)
+    for absent in {"cuda", "xpu", "mps"} - counts.keys():
+        with pytest.raises(UsageError, match=f"no device '{absent}' here"):
+            choose_device(absent)
+    with pytest.raises(UsageError, match=r"cannot run on device 'meta'\. Use cpu, cuda, xpu or mps"):
+        choose_device("meta")
 
 
 def test_transformers_settings_are_restored(tmp_path: Path) -> None:

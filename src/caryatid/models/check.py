@@ -72,7 +72,7 @@ class ModelReport:
 
 def _first(output: Any) -> Tensor:
     found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found.detach().double()
+    return found.detach().cpu().double()  # MPS has no float64
 
 
 class BlockFit(NamedTuple):
