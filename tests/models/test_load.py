@@ -246,6 +246,26 @@ def test_a_hub_id_is_found_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest
         load_model("org/tiny")
 
 
+def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further chat templates lie in a folder of their own; other folders hold other formats."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "pytorch_model.bin"]
+    files += ["additional_chat_templates/rag.jinja", "onnx/config.json", "original/model.safetensors"]
+    files += ["consolidated.safetensors"]
+    asked: list[str] = []
+
+    def download(_spec: str, allow_patterns: list[str], ignore_patterns: list[str], **_rest: object) -> str:
+        asked.extend(
+            filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        )
+        return str(save_tiny(tmp_path / "model"))
+
+    monkeypatch.setattr("caryatid.models.resolve.snapshot_download", download)
+    load_model("org/tiny", device="cpu")
+    assert asked == [*files[:4], files[5]]
+
+
 def test_other_bad_input(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("notes")
