@@ -209,3 +209,43 @@ def test_new_tokens_that_an_adapter_does_not_store_are_refused(tmp_path: Path) -
         CaryatidError, match=r"trained with 402 tokens, its base model has 400.*save_embedding_layers"
     ):
         add_adapter(tiny_model(), tmp_path / "a")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"trainable_token_indices": [7, 9]},
+        {"target_modules": ["q_proj", "lm_head"]},
+    ],
+    ids=["head", "embedding", "both", "tokens", "factors"],
+)
+def test_what_an_adapter_stores_beside_factors_over_tied_weights(
+    options: dict, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    settings = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **options}
+    model = get_peft_model(tiny_model("gemma2"), LoraConfig(**settings))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path)
+    expected = logits(PeftModel.from_pretrained(tiny_model("gemma2", dtype=dtype), str(tmp_path)))
+    base = tiny_model("gemma2", dtype=dtype)
+    plain = logits(base)
+    assert (plain - expected).norm() > 0.1 * expected.norm()
+    for found in (with_adapter(base, tmp_path), add_adapter(tiny_model("gemma2", dtype=dtype), tmp_path)):
+        exact = dtype == torch.float32
+        assert (logits(found) - expected).norm() < (1e-5 if exact else 5e-2) * expected.norm()
+    assert torch.equal(logits(base), plain)
+
+
+def test_a_pickled_adapter_is_not_loaded(tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "a", size=5e-2)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(CaryatidError, match=r"pickled \(adapter_model\.bin\).*safetensors"):
+        add_adapter(tiny_model(), adapter)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import Gemma3TextConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from caryatid.errors import DataMissingError, InputError, UsageError
 from caryatid.models import convert
+from caryatid.models.gguf_facts import GgufFacts, apply_facts
 from caryatid.models.load import load_model
 from caryatid.models.quiet import LoadWarning
 from tiny import tiny_model, tiny_tokenizer
@@ -187,6 +188,19 @@ def test_what_a_gguf_file_holds_is_used_or_refused(
     with pytest.raises(DataMissingError, match=message) as caught:
         load_model(str(write_gguf(tmp_path / "odd.gguf", add=add)))
     assert (caught.value.exit_code, "\n" in str(caught.value)) == (3, False)
+
+
+def test_only_layers_that_see_everything_are_scaled_where_they_differ() -> None:
+    """As Gemma 3's GGUF files ask for."""
+    metadata = {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "rope.freq_base": 1e6}
+    facts = GgufFacts("gemma3", {**metadata, "attention.sliding_window": 64}, (), {})
+    config = Gemma3TextConfig(sliding_window=512)
+    local = dict(config.rope_parameters["sliding_attention"])
+    apply_facts(facts, config, "a.gguf")
+    assert config.rope_parameters["sliding_attention"] == local
+    found = config.rope_parameters["full_attention"]
+    assert (found["rope_type"], found["factor"], found["rope_theta"]) == ("linear", 8.0, 1e6)
+    assert config.sliding_window == 64
 
 
 def test_harmless_metadata_is_said(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from caryatid.models.adapters import add_adapter
 from caryatid.models.check import check_loaded, check_model
 from caryatid.models.forward import last_logits
 from caryatid.models.generate import generate
-from caryatid.models.load import load_model
+from caryatid.models.load import choose_device, load_model
 from caryatid.models.template import ChatFormat
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -246,6 +246,26 @@ def test_a_hub_id_is_found_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest
         load_model("org/tiny")
 
 
+def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further chat templates lie in a folder of their own; other folders hold other formats."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "pytorch_model.bin"]
+    files += ["additional_chat_templates/rag.jinja", "onnx/config.json", "original/model.safetensors"]
+    files += ["consolidated.safetensors"]
+    asked: list[str] = []
+
+    def download(_spec: str, allow_patterns: list[str], ignore_patterns: list[str], **_rest: object) -> str:
+        asked.extend(
+            filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        )
+        return str(save_tiny(tmp_path / "model"))
+
+    monkeypatch.setattr("caryatid.models.resolve.snapshot_download", download)
+    load_model("org/tiny", device="cpu")
+    assert asked == [*files[:4], files[5]]
+
+
 def test_other_bad_input(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("notes")
@@ -260,6 +280,31 @@ def test_other_bad_input(tmp_path: Path) -> None:
         load_model("embedded", dtype="int3")
     with pytest.raises(UsageError, match="device"):
         load_model("embedded", device="abacus")
+
+
+@pytest.mark.parametrize(
+    ("counts", "named", "chosen"),
+    [
+        ({}, None, "cpu"),
+        ({"mps": 1}, None, "mps"),
+        ({"xpu": 2, "mps": 1}, None, "xpu"),
+        ({"cuda": 1, "xpu": 2}, None, "cuda"),
+        ({"xpu": 2}, "xpu:1", "xpu:1"),
+        ({"mps": 1}, "mps", "mps"),
+        ({"cuda": 1}, "cpu", "cpu"),
+    ],
+)
+def test_devices(
+    counts: dict[str, int], named: str | None, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rules only: neither XPU nor MPS is here."""
+    monkeypatch.setattr("caryatid.models.load._devices", lambda kind: {"cpu": 1, **counts}.get(kind, 0))
+    assert choose_device(named) == torch.device(chosen)
+    for absent in {"cuda", "xpu", "mps"} - counts.keys():
+        with pytest.raises(UsageError, match=f"no device '{absent}' here"):
+            choose_device(absent)
+    with pytest.raises(UsageError, match=r"cannot run on device 'meta'\. Use cpu, cuda, xpu or mps"):
+        choose_device("meta")
 
 
 def test_transformers_settings_are_restored(tmp_path: Path) -> None:
@@ -315,7 +360,9 @@ def test_reports_refuse_what_cannot_be_measured(tmp_path: Path) -> None:
             bloom
         )
     tiny_tokenizer().save_pretrained(bloom)
-    with pytest.raises(InputError, match="output of BloomAttention does not reach"):
+    with pytest.raises(
+        InputError, match=r"something else than their attention and MLP.*BloomAttention does not reach"
+    ):
         check_model(str(bloom), device="cpu")
 
 

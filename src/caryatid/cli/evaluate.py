@@ -58,16 +58,12 @@ def evaluate(
     from ..behaviour.judges.base import JudgeSpec
     from ..behaviour.judges.registry import open_harm_judge, open_refusal_judge
     from ..behaviour.suites import Asking
-    from ..data.case_files import read_case_suffixes
     from ..data.chat import load_chat_jsonl
     from ..models.generate import Sampling
 
     _check(by, source, suites, chat is not None and answers is None and export_prompts is None)
     examples = load_chat_jsonl(chat) if chat is not None else []
-    saved = None
-    if cases is not None:
-        asked = Wanted(("harmbench",), cast(Any, source)).prompts()["harmbench"]
-        saved = read_case_suffixes(cases, {prompt.id: prompt.user_text for prompt in asked})
+    saved = None if cases is None else _suffixes(cases, source)
     drawn = temperature > 0 or samples > 1
     sampling = Sampling(temperature or 1.0, top_p, seed) if drawn else None
     asking = Asking(max_new_tokens, batch_size, system, sampling, samples)
@@ -95,6 +91,15 @@ def evaluate(
     if out is not None:
         _write(out, found)
     _show(found, as_json, show_answers)
+
+
+def _suffixes(cases: Path, source: str) -> dict[str, str]:
+    """Suffixes of a file of attack cases by behaviour id."""
+    from ..behaviour.evaluate import Wanted
+    from ..data.case_files import read_case_suffixes
+
+    asked = Wanted(("harmbench",), cast(Any, source)).prompts()["harmbench"]
+    return read_case_suffixes(cases, {prompt.id: prompt.user_text for prompt in asked})
 
 
 def _check(by: str | None, source: str, suites: Sequence[str], perplexity: bool) -> None:

@@ -13,7 +13,9 @@ ModelArgument = typer.Argument(help=_MODEL)
 Source = typer.Option("auto", "--source", help="auto, benchmarks or embedded.")
 Json = typer.Option(False, "--json", help="Print the result as JSON.")
 Dtype = typer.Option(None, "--dtype", help="float32, bfloat16 or float16.")
-Device = typer.Option(None, "--device", help="cpu or cuda; default cuda where there is one.")
+Device = typer.Option(
+    None, "--device", help="cpu, cuda, xpu or mps; default: the first accelerator that there is."
+)
 Revision = typer.Option(None, "--revision", help="Revision of a hub model.")
 System = typer.Option(
     None, "--system", help="System message; '' sends an empty one; default: the template's own."

@@ -131,6 +131,12 @@ def read_adapter(model: nn.Module, folder: Path, say: Say) -> AdapterFile:
     """
     config = read_adapter_config(folder)
     path = folder / WEIGHTS
+    if not path.is_file() and (folder / "adapter_model.bin").is_file():
+        raise InputError(
+            "its tensors are pickled (adapter_model.bin) and not loaded for safety",
+            where=str(folder),
+            remedy="Save it again with peft: save_pretrained writes safetensors.",
+        )
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:

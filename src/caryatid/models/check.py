@@ -72,7 +72,7 @@ class ModelReport:
 
 def _first(output: Any) -> Tensor:
     found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found.detach().double()
+    return found.detach().cpu().double()  # MPS has no float64
 
 
 class BlockFit(NamedTuple):
@@ -149,7 +149,6 @@ def _check_stream(loaded: LoadedModel, ids: list[int]) -> float:
     """
     fits = block_fits(loaded, ids)
     sites = sublayer_outputs(loaded.model)
-    remedy = "Use a plain pre-norm decoder (Llama, Mistral, Qwen, Gemma, GPT-2, …), or see docs/models.md."
     for index, (fit, site, block) in enumerate(zip(fits, sites, decoder_layers(loaded.model), strict=True)):
         names = [type(module).__name__ for module in site.modules]
         here = f"block {index} ({type(block).__name__})"
@@ -159,19 +158,20 @@ def _check_stream(loaded: LoadedModel, ids: list[int]) -> float:
                 where=loaded.spec,
                 remedy="Load it in bfloat16 or float32 (--dtype).",
             )
-        if not fit.error <= _STREAM_TOLERANCE:
-            raise InputError(
-                f"{here} adds something else than the outputs of {' and '.join(names)} to its input (relative error "
-                f"{fit.error:.2g})",
-                where=loaded.spec,
-                remedy=remedy,
-            )
         idle = [name for name, share in zip(names, fit.shares, strict=False) if not share > _LEAST_SHARE]
-        if abs(fit.kept) < _LEAST_KEPT or idle:
-            what = (
-                f"the output of {idle[0]} does not reach its output" if idle else "it does not keep its input"
-            )
-            raise InputError(f"{here}: {what}", where=loaded.spec, remedy=remedy)
+        if not fit.error <= _STREAM_TOLERANCE:
+            what = f"{here} is not its input and the outputs of {' and '.join(names)}, error {fit.error:.2g}"
+        elif idle:
+            what = f"{here}: the output of {idle[0]} does not reach its output"
+        elif abs(fit.kept) < _LEAST_KEPT:
+            what = f"{here} does not keep its input"
+        else:
+            continue
+        raise InputError(
+            f"its blocks add something else than their attention and MLP outputs ({what})",
+            where=loaded.spec,
+            remedy="Use a plain pre-norm decoder (Llama, Mistral, Qwen, Gemma, GPT-2, …), or see docs/models.md.",
+        )
     return max(fit.error for fit in fits)
 
 

@@ -19,7 +19,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 
 from caryatid.errors import CaryatidError, DataMissingError, InputError, UsageError
 from caryatid.locks import held
-from caryatid.models.gguf_facts import read_facts, rope_settings, unread
+from caryatid.models.gguf_facts import apply_facts, read_facts, unread
 from caryatid.models.identity import combined, description, known_sha256
 from caryatid.models.quiet import last_line, quiet_transformers
 from caryatid.models.weights import NO_ADAPTER
@@ -134,9 +134,7 @@ def _write(gguf: Path, sha256: str, folder: Path) -> None:
 def _complete(model: Any, gguf: Path) -> list[str]:
     """Give a model read from a GGUF file the rotary scaling that the reader dropped; what else is not used, by name."""
     facts = read_facts(gguf)
-    rope = rope_settings(facts, str(gguf))
-    if rope:
-        model.config.rope_parameters = {**(model.config.rope_parameters or {}), **rope}
+    apply_facts(facts, model.config, str(gguf))
     processor = TENSOR_PROCESSORS.get(facts.architecture, TensorProcessor)(config=model.config.to_dict())
     mapped = get_gguf_hf_weights_map(model, processor)
     return [f"{gguf.name}: {line}" for line in unread(facts, model.config, mapped, str(gguf))]

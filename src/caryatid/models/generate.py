@@ -141,9 +141,10 @@ def generate_ids(
     ends, pad = frozenset(stop), pad_id(loaded)
     report = progress or NO_PROGRESS
     answers: list[list[int]] = [[] for _ in seqs]
-    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    kind = loaded.device.type
+    devices = [] if kind == "cpu" else [loaded.device]
     with (
-        torch.random.fork_rng(devices=devices, enabled=sampling is not None),
+        torch.random.fork_rng(devices, sampling is not None, device_type="cuda" if kind == "cpu" else kind),
         _plain_decoding(loaded.model, ends, pad, max_new_tokens, sampling),
     ):
         if sampling is not None:

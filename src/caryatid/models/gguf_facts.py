@@ -99,6 +99,29 @@ def rope_settings(facts: GgufFacts, where: str) -> dict[str, Any]:
     return settings | ({"attention_factor": float(attention)} if attention is not None else {})
 
 
+def apply_facts(facts: GgufFacts, config: Any, where: str) -> None:
+    """Write into a model's configuration what transformers' reader dropped: rotary base and scaling, sliding window.
+
+    Where layers that see everything have rotary settings of their own (Gemma 3), these are scaled.
+
+    Raises:
+        DataMissingError: the file asks for a scaling that cannot be applied.
+    """
+    rope = rope_settings(facts, where)
+    base = facts.metadata.get("rope.freq_base")
+    present: dict[str, Any] = dict(getattr(config, "rope_parameters", None) or {})
+    whole = present.get("full_attention", present)
+    if base is not None and "rope_theta" in whole:
+        rope["rope_theta"] = float(base)
+    if rope and whole is not present:
+        config.rope_parameters = {**present, "full_attention": {**whole, **rope}}
+    elif rope:
+        config.rope_parameters = {**present, **rope}
+    window = facts.metadata.get("attention.sliding_window")
+    if window and hasattr(config, "sliding_window"):
+        config.sliding_window = int(window)
+
+
 def _unknown(kind: str, where: str) -> DataMissingError:
     return DataMissingError(
         f"its rotary position scaling ({kind}) cannot be applied",

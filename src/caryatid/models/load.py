@@ -21,6 +21,7 @@ from caryatid.models.weights import check_finite, load_weights
 
 __all__ = ["LoadedModel", "choose_device", "ensure_embedded", "load_model", "load_tokenizer"]
 
+_DEVICES = "Use cpu, cuda, xpu or mps."
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -58,19 +59,27 @@ class LoadedModel:
         return ChatFormat(self.tokenizer, system, self.options, self.spec)
 
 
+def _devices(kind: str) -> int:
+    """How many devices of a kind there are here."""
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    return 1 if kind == "cpu" else int(getattr(torch, kind).device_count())
+
+
 def choose_device(device: str | None) -> torch.device:
-    """The named device; None means CUDA where there is one.
+    """The named device; None means the first of CUDA, XPU, MPS and CPU that there is.
 
     Raises:
         UsageError: there is no such device, or caryatid does not run on it.
     """
+    chosen_kind = next(kind for kind in ("cuda", "xpu", "mps", "cpu") if _devices(kind))
     try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = torch.device(device or chosen_kind)
     except RuntimeError as error:
-        raise UsageError(f"unknown device {device!r}", where="device", remedy="Use cpu or cuda.") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise UsageError(f"cannot run on device {device!r}", where="device", remedy="Use cpu or cuda.")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"unknown device {device!r}", where="device", remedy=_DEVICES) from error
+    if chosen.type not in ("cpu", "cuda", "xpu", "mps"):
+        raise UsageError(f"cannot run on device {device!r}", where="device", remedy=_DEVICES)
+    if (chosen.index or 0) >= _devices(chosen.type):
         raise UsageError(f"there is no device {device!r} here", where="device", remedy="Use cpu.")
     return chosen
 
@@ -149,8 +158,8 @@ def load_model(
 
     Args:
         spec: hub id, model folder, `.gguf` file, adapter folder (added to its base in memory), or `embedded`.
-        dtype: "float32", "bfloat16" or "float16". Default: float32 on CPU, the checkpoint's own on CUDA.
-        device: default CUDA where there is one.
+        dtype: "float32", "bfloat16" or "float16". Default: float32 on CPU, the checkpoint's own elsewhere.
+        device: cpu, cuda, xpu or mps; default the first of CUDA, XPU and MPS that there is, else the CPU.
         revision: of a hub model.
         trust_remote_code: run code from the model's repository.
         options: how its chat template is filled in; part of its identity.

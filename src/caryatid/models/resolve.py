@@ -81,7 +81,10 @@ def _from_hub(spec: str, revision: str | None, trust_remote_code: bool) -> Path:
                 spec,
                 revision=revision,
                 allow_patterns=_HUB_FILES + (["*.py"] if trust_remote_code else []),
-                ignore_patterns=["*/*", "consolidated*"],
+                ignore_patterns=[
+                    f"*/{pattern}" for pattern in ("*.json", "*.safetensors", "*.model", "*.txt", "*.py")
+                ]
+                + ["consolidated*"],  # of folders only further chat templates
                 local_files_only=offline,
                 etag_timeout=10,
             )
