@@ -1,5 +1,6 @@
 """Running an attack: goals in blocks, shards of whole blocks, and finished goals kept one by one."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,11 +11,33 @@ from caryatid.attacks.base import AttackResult, BlockRun, Goal, attack_named
 from caryatid.errors import InputError, UsageError
 from caryatid.models.batch import RowLimit
 from caryatid.models.load import LoadedModel
+from caryatid.models.sizes import BatchSizes
 from caryatid.models.template import ChatFormat
 from caryatid.progress import NO_PROGRESS, Progress
 from caryatid.settings import Settings
 
 _FORMAT = 3  # of kept results; raised when results get further fields
+MOST_TOGETHER = 16
+# On CUDA a step scores its goals in so many groups: while the device scores one, the tokenizer is busy with the next.
+_GROUPS = 4
+
+
+def goals_together(settings: Settings, device: str, batch: BatchSizes) -> int:
+    """How many goals are attacked together where nobody says.
+
+    On the CPU one: the work is bound by arithmetic, so that larger batches save no time (docs/performance.md), and each
+    goal is kept as soon as it is done. On CUDA as many as fill the planned forwards: four groups of candidates of
+    `batch.gcg` rows, or `batch.train` rows of gradients (one a goal), whichever takes more goals; at most 16. The sizes
+    in `batch` follow from the free memory and the model's size.
+
+    Args:
+        settings: of the attack; one without `width` scores no candidates, and has one goal at a time.
+        device: a torch device's name.
+    """
+    width = getattr(settings, "width", 0)
+    if not device.startswith("cuda") or width < 1:
+        return 1
+    return min(MOST_TOGETHER, max(_GROUPS * math.ceil(batch.gcg / width), batch.train))
 
 
 def attack_blocks(goals: Sequence[Goal], block_size: int) -> list[tuple[Goal, ...]]:

@@ -82,6 +82,9 @@ class AttackConfig(GcgSettings):
 
     enabled: bool = setting(True, "Whether anchors are asked under it.")
     behaviours: int = setting(32, "Behaviours attacked, taken from the HarmBench set.", gt=0)
+    together: int = setting(
+        0, "Behaviours attacked together; 0: chosen from the device and the batch sizes.", ge=0
+    )
     method: str = setting("gcg", "A registered attack.")
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"description": "Settings of another attack than GCG."}

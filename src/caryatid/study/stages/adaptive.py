@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ...config.schema import AttackConfig
 from ..attacking import Attacked, AttackStage
 from ..series import Place
 from ..stage import AnyStage, Study, register_stage
@@ -16,25 +15,19 @@ from .train import makers
 class Adaptive(AttackStage):
     """One set of cases an anchor."""
 
-    kind, scope = "adaptive", "anchor"
+    kind, scope, name = "adaptive", "anchor", "adaptive"
 
     @classmethod
     def places(cls, study: Study) -> Iterable[Place]:
         return study.places("anchor") if study.config.attacks.adaptive.enabled else []
-
-    @property
-    def attack(self) -> AttackConfig:
-        return self.config.attacks.adaptive
 
     def needs(self) -> Iterator[AnyStage]:
         yield self.at(Prompts, None)
         yield from makers(self.study, self.place)
 
     def settings(self) -> Mapping[str, Any]:
-        return {
-            **self.study.anchor_settings(self.place),
-            "attack": self.study.settings["attacks"]["adaptive"],
-        }
+        anchor = self.study.anchor_settings(self.place)
+        return {**anchor, "attack": self.attack_settings, "seed": self.place.seed}
 
     def run(self, work: Work) -> Attacked:
         return self.against(work, self.place)

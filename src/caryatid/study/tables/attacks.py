@@ -27,6 +27,7 @@ TABLE = register_table(
             *ANCHOR,
             Column("attack", str, "fixed_source or adaptive"),
             Column("cases", int, "behaviours attacked"),
+            Column("together", int, "behaviours attacked at a time"),
             Column("steps", int, "steps per case"),
             Column("stalled_steps", int, "steps in which no candidate survived the round trip"),
             Column("candidates", int, "candidates scored"),
