@@ -107,9 +107,9 @@ def run_attack(
     """Attack the goals of a shard; with `out`, finished goals are kept there and not attacked again by a later call.
 
     A kept result is found by the model's identity and dtype, the system message, the settings, the seed, the goal and
-    those attacked together with it; the batch size is not among them. Shards may share `out`: when all of them are
-    done, a call for the whole plan only collects. Once everything is there, `out/results.json` holds the contract's
-    object.
+    those attacked together with it; the batch size is not among them. The state of a block under way is kept there,
+    too. Shards may share `out`: when all of them are done, a call for the whole plan only collects. Once everything is
+    there, `out/results.json` holds the contract's object.
 
     Returns:
         Results in the order of the plan's goals.
@@ -126,17 +126,17 @@ def run_attack(
         files = _files(out, loaded, chat, plan, block)
         kept = [None if file is None or not file.is_file() else _read(file) for file in files]
         found = [result for result in kept if result is not None]
+        keep = None if files[0] is None else files[0].with_suffix(".state")
         if len(found) < len(block):
-            keep = None if files[0] is None else files[0].with_suffix(".state")
             run = BlockRun(plan.seed, limit, keep, progress.advance)
             found = attack.search(loaded, chat, block, plan.settings, run)
             for file, result in zip(files, found, strict=True):
                 if file is not None:
                     write_json(file, result.to_json())
-            if keep is not None:
-                keep.unlink(missing_ok=True)
         else:
             progress.advance(len(block) * steps)
+        if keep is not None:
+            keep.unlink(missing_ok=True)
         results += found
     progress.done()
     if out is not None and len(results) == len(plan.goals):

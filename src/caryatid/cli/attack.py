@@ -32,6 +32,9 @@ def gcg(
     width: int = typer.Option(512, "--width", min=1, help="Candidates per step."),
     top_k: int = typer.Option(256, "--top-k", min=1, help="Substitutions considered per position."),
     suffix_length: int = typer.Option(20, "--suffix-length", min=1, help="Tokens of the initial suffix."),
+    stop_below: float | None = typer.Option(
+        None, "--stop-below", help="A behaviour's search ends once its loss is below this."
+    ),
     batch_size: int = typer.Option(0, "--batch-size", min=0, help="Candidates per forward; 0: chosen."),
     together: int = typer.Option(
         0, "--together", min=0, help="Behaviours that are attacked together; 0: chosen."
@@ -54,7 +57,7 @@ def gcg(
     from ..models.load import load_model
     from ..models.template import ChatFormat
 
-    settings = GcgSettings(steps, width, top_k, suffix_length)
+    settings = GcgSettings(steps, width, top_k, suffix_length, stop_below)
     goals = tuple(read_goals(behaviors, targets))
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     progress = TerminalProgress()

@@ -85,6 +85,7 @@ class AttackStage(Stage[Attacked]):
             "cases": len(found),
             "together": plan.block_size,
             "steps": max(r.steps for r in results),
+            "stopped_early": sum(r.stopped != "steps" for r in results),
             "stalled_steps": sum(r.stalled_steps for r in results),
             "candidates": sum(r.candidates for r in results),
             "forward_tokens": sum(r.forward_tokens for r in results),

@@ -28,7 +28,12 @@ TABLE = register_table(
             Column("attack", str, "fixed_source or adaptive"),
             Column("cases", int, "behaviours attacked"),
             Column("together", int, "behaviours attacked at a time"),
-            Column("steps", int, "steps per case"),
+            Column("steps", int, "steps per case; the most that one took"),
+            Column(
+                "stopped_early",
+                int,
+                "cases whose loss fell below `stop_below`, and that took no further steps",
+            ),
             Column("stalled_steps", int, "steps in which no candidate survived the round trip"),
             Column("candidates", int, "candidates scored"),
             Column("forward_tokens", int, "tokens run forward"),
