@@ -8,6 +8,7 @@ from small import small_config
 from caryatid.attacks.gcg.settings import GcgSettings
 from caryatid.attacks.run import goals_together
 from caryatid.config import StudyConfig, load_config
+from caryatid.errors import ConfigError
 from caryatid.models.sizes import BatchSizes
 from caryatid.progress import NO_PROGRESS
 from caryatid.study.facts import Facts
@@ -78,3 +79,53 @@ def test_the_table_names_how_many_went_together(tmp_path: Path) -> None:
     (row,) = TABLE.rows(run)
     assert (row["attack"], row["cases"], row["together"], row["steps"]) == ("fixed_source", 2, 2, 1)
     assert {column.name for column in TABLE.columns} == set(row)
+
+
+def adaptive_at(at: str, *overrides: str) -> list[str]:
+    """Where a study with three anchors and two arms makes adaptive cases."""
+    study = ("arms=[sft, r2d2]", "anchors=[0, 5, 9]", "attacks.adaptive.enabled=true")
+    plan = plan_of(*study, f"attacks.adaptive.at={at}", *overrides)
+    answered = {
+        entry.stage.place.name
+        for entry in plan
+        if entry.stage.kind == "answers" and any(need.stage.kind == "adaptive" for need in entry.needs)
+    }
+    found = [stage.place.name for stage in plan.of(Adaptive)]
+    assert answered == set(found)  # an anchor's answers are asked under the cases that are made for it
+    return sorted(found)
+
+
+def test_adaptive_attacks_are_made_where_they_are_wanted() -> None:
+    trained = ["r2d2@5", "r2d2@9", "sft@5", "sft@9"]
+    assert adaptive_at("all") == [f"{name}/seed0" for name in ["base@0", *trained]]
+    assert adaptive_at("last") == ["r2d2@9/seed0", "sft@9/seed0"]
+    assert adaptive_at("last", "seeds=[0, 4]") == [f"{a}@9/seed{s}" for a in ("r2d2", "sft") for s in (0, 4)]
+    assert adaptive_at("[0, 9]") == ["base@0/seed0", "r2d2@9/seed0", "sft@9/seed0"]
+    assert adaptive_at("[5]") == ["r2d2@5/seed0", "sft@5/seed0"]
+    assert adaptive_at("all", "attacks.adaptive.enabled=false") == []
+
+
+def test_observed_series_are_attacked_at_their_last_checkpoint() -> None:
+    rows = [("a", 10), ("a", 20), ("b", 15)]
+    listed = ", ".join(f"{{arm: {arm}, step: {step}, adapter: somewhere}}" for arm, step in rows)
+    config = load_config(
+        preset="quick",
+        overrides=[f"anchors=[{listed}]", "attacks.adaptive.enabled=true", "attacks.adaptive.at=last"],
+    )
+    facts = Facts("model", "float32", "cpu", "embedded", "", "prompts", vars(QWEN_500M), ("x", "y", "z"))
+    assert [place.name for place in Adaptive.places(Study(config, facts))] == ["a@20/seed0", "b@15/seed0"]
+
+
+@pytest.mark.parametrize(
+    ("at", "words"), [("[0, 7]", "must name steps"), ("[]", "must name"), ("first", "at")]
+)
+def test_steps_that_no_anchor_has_are_refused(at: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan_of("anchors=[0, 5]", f"attacks.adaptive.at={at}")
+
+
+def test_where_cases_are_made_is_no_part_of_their_key_and_the_seed_is() -> None:
+    on = ("attacks.adaptive.enabled=true", "seeds=[0, 1]", "warmup.enabled=false", "anchors=[0, 5]")
+    everywhere, chosen = plan_of(*on), plan_of(*on, "attacks.adaptive.at=[0]")
+    first, second = (everywhere[f"adaptive/base@0/seed{seed}"] for seed in (0, 1))
+    assert chosen[first.id].key == first.key != second.key

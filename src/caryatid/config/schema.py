@@ -99,11 +99,21 @@ class AttackConfig(GcgSettings):
         return kind(**self.options)
 
 
+@dataclass(frozen=True)
+class AdaptiveConfig(AttackConfig):
+    """An attack against some of the anchors themselves."""
+
+    enabled: bool = setting(False, "Whether anchors are attacked themselves.")
+    at: Literal["all", "last"] | tuple[NonNegative, ...] = setting(
+        "all", "Which anchors: all, the last one of every arm or series, or those at the listed steps."
+    )
+
+
 class AttacksConfig(Part):
-    """Fixed-source cases are made once against step 0; adaptive ones against each anchor."""
+    """Fixed-source cases are made once against step 0; adaptive ones against each anchor, or those that are named."""
 
     fixed_source: Annotated[AttackConfig, Domain()] = AttackConfig()
-    adaptive: Annotated[AttackConfig, Domain()] = AttackConfig(enabled=False)
+    adaptive: Annotated[AdaptiveConfig, Domain()] = AdaptiveConfig()
 
 
 class BehaviourConfig(Part):
@@ -231,6 +241,15 @@ class StudyConfig(Part):
             if steps[0] != 0 or steps != sorted(set(steps)) or len(steps) < 2:
                 raise ValueError(f"must start at 0 and increase, got {steps}")
         return anchors
+
+    @model_validator(mode="after")
+    def _adaptive_steps_exist(self) -> Self:
+        at = self.attacks.adaptive.at
+        steps = {0, *self.steps, *(anchor.step for anchor in self.observed_anchors)}
+        if not isinstance(at, str) and (not at or not steps.issuperset(at)):
+            known = ", ".join(map(str, sorted(steps)))
+            raise ValueError(f"attacks.adaptive.at: {list(at)} must name steps of anchors ({known})")
+        return self
 
     @property
     def observed(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..attacking import Attacked, AttackStage
-from ..series import Place
+from ..series import Place, all_anchors, series_of
 from ..stage import AnyStage, Study, register_stage
 from ..work import Work
 from .prompts import Prompts
@@ -13,13 +13,19 @@ from .train import makers
 
 @register_stage
 class Adaptive(AttackStage):
-    """One set of cases an anchor."""
+    """One set of cases an anchor that is attacked."""
 
     kind, scope, name = "adaptive", "anchor", "adaptive"
 
     @classmethod
     def places(cls, study: Study) -> Iterable[Place]:
-        return study.places("anchor") if study.config.attacks.adaptive.enabled else []
+        """The anchors that `attacks.adaptive.at` names; a listed step stands for that step of every arm or series."""
+        at, config = study.config.attacks.adaptive.at, study.config
+        if not config.attacks.adaptive.enabled:
+            return []
+        if at == "last":
+            return [series[-1] for seed in config.seeds for series in series_of(config, seed).values()]
+        return [ref for ref in all_anchors(config) if at == "all" or ref.step in at]
 
     def needs(self) -> Iterator[AnyStage]:
         yield self.at(Prompts, None)

@@ -97,6 +97,6 @@ def attacks_at(stage: Stage[Any]) -> list[tuple[Attack, AttackStage]]:
     found: list[tuple[Attack, AttackStage]] = []
     if study.config.attacks.fixed_source.enabled:
         found.append(("fixed_source", stage.at(Cases, SeedRef(stage.place.seed))))
-    if study.config.attacks.adaptive.enabled:
+    if stage.place in Adaptive.places(study):
         found.append(("adaptive", stage.at(Adaptive)))
     return found
