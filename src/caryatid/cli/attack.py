@@ -43,6 +43,9 @@ def gcg(
     out: Path | None = typer.Option(
         None, "--out", help="Folder for finished behaviours; the same command goes on."
     ),
+    test_cases: Path | None = typer.Option(
+        None, "--test-cases", help="Also write the cases as HarmBench's test_cases.json, to this file."
+    ),
     dtype: str | None = options.Dtype,
     device: str | None = options.Device,
     revision: str | None = options.Revision,
@@ -50,9 +53,11 @@ def gcg(
     as_json: bool = options.Json,
 ) -> None:
     """Greedy coordinate gradient (arXiv 2307.15043) against each behaviour of a file."""
+    from ..artifacts import write_json
     from ..attacks.gcg.settings import GcgSettings
     from ..attacks.goals import read_goals
     from ..attacks.run import AttackPlan, cases_json, goals_together, run_attack
+    from ..attacks.saved import harmbench_json
     from ..models.batch import plan_batch_sizes
     from ..models.load import load_model
     from ..models.template import ChatFormat
@@ -76,6 +81,8 @@ def gcg(
     finally:
         progress.done()
     _say_stalled(results)
+    if test_cases is not None:
+        write_json(test_cases, harmbench_json(results))
     if as_json:
         print_json(cases_json(results))
     else:

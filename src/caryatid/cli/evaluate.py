@@ -19,7 +19,11 @@ def evaluate(
         ..., "--suite", help="harmbench, strongreject, xstest, utility, all (of these), or perplexity."
     ),
     chat: Path | None = typer.Option(None, "--chat", help="Held-out chat (JSONL) for the perplexity suite."),
-    cases: Path | None = typer.Option(None, "--cases", help="Saved GCG cases, sent as fixed-source attack."),
+    cases: Path | None = typer.Option(
+        None,
+        "--cases",
+        help="Test cases to send as fixed-source attack: of a study, of `attack … --json`, or HarmBench's JSON.",
+    ),
     limit: int = typer.Option(0, "--limit", min=0, help="Prompts per suite; 0: all."),
     max_new_tokens: int = typer.Option(256, "--max-new-tokens", min=1, help="Token limit of answers."),
     samples: int = typer.Option(1, "--samples", min=1, help="Answers per prompt; more than 1 are drawn."),
@@ -52,7 +56,6 @@ def evaluate(
     as_json: bool = options.Json,
 ) -> None:
     """Ask a model the prompts of suites and judge its answers (rates of offline judges are proxies)."""
-    from ..attacks.saved import load_cases
     from ..behaviour.evaluate import Judges, Wanted
     from ..behaviour.judges.base import JudgeSpec
     from ..behaviour.judges.registry import open_harm_judge, open_refusal_judge
@@ -62,7 +65,7 @@ def evaluate(
 
     _check(by, source, suites, chat is not None and answers is None and export_prompts is None)
     examples = load_chat_jsonl(chat) if chat is not None else []
-    saved = {case.behavior_id: case.suffix_text for case in load_cases(cases).cases} if cases else None
+    saved = _texts(cases) if cases is not None else None
     drawn = temperature > 0 or samples > 1
     sampling = Sampling(temperature or 1.0, top_p, seed) if drawn else None
     asking = Asking(max_new_tokens, batch_size, system, sampling, samples)
@@ -90,6 +93,17 @@ def evaluate(
     if out is not None:
         _write(out, found)
     _show(found, as_json, show_answers)
+
+
+def _texts(cases: Path) -> dict[str, str]:
+    """The text to send for each behaviour; of several the first."""
+    from ..attacks.saved import read_sent_texts
+
+    found = read_sent_texts(cases)
+    further = sum(len(texts) - 1 for texts in found.values())
+    if further:
+        announce(f"{cases}: {further} further texts are not sent; of each behaviour the first one is")
+    return {name: texts[0] for name, texts in found.items()}
 
 
 def _check(by: str | None, source: str, suites: Sequence[str], perplexity: bool) -> None:

@@ -33,9 +33,9 @@ class Attacked:
     budget: dict[str, Any]
 
     @property
-    def suffixes(self) -> dict[str, str]:
-        """Suffix by behaviour id."""
-        return {case.behavior_id: case.suffix_text for case in self.cases}
+    def sent(self) -> dict[str, str]:
+        """The text that is sent by behaviour id."""
+        return {case.behavior_id: case.sent_text for case in self.cases}
 
 
 class AttackStage(Stage[Attacked]):
