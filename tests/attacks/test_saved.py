@@ -106,6 +106,12 @@ def test_harmbench_s_own_file_is_read(tmp_path: Path) -> None:
     assert read_sent_texts(tmp_path / "test_cases.json") == {
         name: tuple(texts) for name, texts in written.items()
     }
+    completions = {
+        name: [{"test_case": text, "generation": "Sure"} for text in texts] for name, texts in written.items()
+    }
+    del completions["cases"]
+    (tmp_path / "completions.json").write_text(json.dumps(completions))
+    assert read_sent_texts(tmp_path / "completions.json") == {"tides_essay": tuple(written["tides_essay"])}
     assert harmbench_json(CASES) == {"a": [CASES[0].sent_text], "b": [CASES[1].sent_text]}
 
 
@@ -115,7 +121,8 @@ def test_harmbench_s_own_file_is_read(tmp_path: Path) -> None:
         ("{}", "holds no test cases"),
         ("[]", "holds no test cases"),
         ('{"cases": []}', "holds no test cases"),
-        ('{"a": "Explain"}', "holds no test cases"),
+        ('{"a": 3}', "'a' has no text"),
+        ('{"a": [{"generation": "Sure"}]}', "'a' has no text"),
         ('{"a": [], "b": []}', "holds no test cases"),
         ('{"a": ["Explain", ""]}', "'a' has no text"),
         ('{"a": [["image.png", "Explain"]]}', "'a' has no text"),

@@ -1,5 +1,6 @@
 """Attacks of a study: how many behaviours are attacked together, at which anchors, and what a key knows of it."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from caryatid.study.facts import Facts
 from caryatid.study.plan import Plan, build_plan
 from caryatid.study.run import Run
 from caryatid.study.runner import execute, opened
+from caryatid.study.series import SeedRef
 from caryatid.study.stage import Study
 from caryatid.study.stages.adaptive import Adaptive
 from caryatid.study.stages.cases import Cases
+from caryatid.study.stages.prompts import Prompts
 from caryatid.study.tables.attacks import TABLE
 
 # What `plan_batch_sizes` gives on a card of 80 GB for rows of 768 tokens.
@@ -129,3 +132,23 @@ def test_where_cases_are_made_is_no_part_of_their_key_and_the_seed_is() -> None:
     everywhere, chosen = plan_of(*on), plan_of(*on, "attacks.adaptive.at=[0]")
     first, second = (everywhere[f"adaptive/base@0/seed{seed}"] for seed in (0, 1))
     assert chosen[first.id].key == first.key != second.key
+
+
+def test_attacked_behaviours_are_a_seeded_sample_over_categories(tmp_path: Path) -> None:
+    """Of the requests that a judge can be asked about: spread over kinds and categories, another one for each seed."""
+    more = ("warmup.enabled=false", "seeds=[0, 1]", "prompts.limits.harmbench=0")
+    attack = "attacks.fixed_source={behaviours: 9, steps: 0, width: 4, top_k: 8, suffix_length: 3}"
+    run = attacked(small_config(tmp_path, *more, attack), tmp_path / "run")
+    harmbench = run.of(Prompts, None).harmbench
+    judged = [row for row in harmbench if row.kind != "copyright"]
+    rows = {row.id: row for row in judged}
+    chosen = [[case.behavior_id for case in run.of(Cases, SeedRef(seed)).cases] for seed in (0, 1)]
+    assert chosen[0] != chosen[1]
+    groups = Counter((row.kind, row.category) for row in judged)
+    assert len(groups) > 3
+    for ids in chosen:
+        assert len(set(ids)) == 9
+        assert ids != [row.id for row in judged[:9]]
+        attacked_groups = Counter((rows[name].kind, rows[name].category) for name in ids)
+        for group, count in groups.items():  # each group has its share, to within one
+            assert abs(attacked_groups[group] - 9 * count / len(judged)) < 1

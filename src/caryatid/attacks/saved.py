@@ -119,7 +119,8 @@ def read_sent_texts(path: Path) -> dict[str, tuple[str, ...]]:
     """The texts to send, by behaviour id, of any file of test cases.
 
     Three kinds are read: what `save_cases` wrote; the object `{"cases": …}` of `caryatid attack … --json` and of its
-    `results.json`; and HarmBench's `test_cases.json`, `{"behaviour id": ["text", …], …}`.
+    `results.json`; and HarmBench's `test_cases.json`, `{"behaviour id": ["text", …], …}`, or its files of completions,
+    in which an object with `test_case` stands for each text.
 
     Raises:
         DataMissingError: no such file. InputError: none of these, changed since `save_cases` wrote it, or a case whose
@@ -131,8 +132,10 @@ def read_sent_texts(path: Path) -> dict[str, tuple[str, ...]]:
         pairs = [(case.behavior_id, case.sent_text) for case in load_cases(path).cases]
     elif isinstance(value, dict) and _are_rows(value.get("cases")):
         pairs = [(row.get("behavior_id"), row.get("sent_text")) for row in value["cases"]]
-    elif isinstance(value, dict) and all(isinstance(texts, list) for texts in value.values()):
-        pairs = [(name, text) for name, texts in value.items() for text in texts]
+    elif isinstance(value, dict):
+        listed = [(name, texts if isinstance(texts, list) else [texts]) for name, texts in value.items()]
+        given = [(name, one) for name, texts in listed for one in texts]
+        pairs = [(name, one.get("test_case") if isinstance(one, dict) else one) for name, one in given]
     found: dict[str, tuple[str, ...]] = {}
     for name, text in pairs:
         if not isinstance(name, str) or not isinstance(text, str) or not text.strip():

@@ -81,7 +81,11 @@ class AttackConfig(GcgSettings):
     """An attack used for evaluation; the settings of GCG stand beside these."""
 
     enabled: bool = setting(True, "Whether anchors are asked under it.")
-    behaviours: int = setting(32, "Behaviours attacked, taken from the HarmBench set.", gt=0)
+    behaviours: int = setting(
+        32,
+        "Behaviours attacked: a sample of the HarmBench set without copyright, spread over its categories.",
+        gt=0,
+    )
     together: int = setting(
         0, "Behaviours attacked together; 0: chosen from the device and the batch sizes.", ge=0
     )

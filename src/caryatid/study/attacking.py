@@ -72,7 +72,7 @@ class AttackStage(Stage[Attacked]):
     def against(self, work: Work, ref: AnchorRef) -> Attacked:
         """Optimise cases against an anchor; finished cases survive a kill."""
         loaded, attack = work.open(ref), self.attack
-        behaviours = judged_requests(work.of(Prompts, None), attack.behaviours)
+        behaviours = judged_requests(work.of(Prompts, None), attack.behaviours, ref.seed)
         goals = tuple(goals_of(behaviours))
         plan = AttackPlan(attack.method, attack.settings, goals, ref.seed, work.batch.gcg, self.together)
         results = run_attack(

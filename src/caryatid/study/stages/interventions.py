@@ -27,7 +27,7 @@ from ...config.measuring import CausalConfig
 from ...data.prompts import Prompt
 from ..series import AnchorRef, anchors_of, series_of
 from ..stage import AnyStage, Stage, register_stage
-from ..subsets import judged_requests
+from ..subsets import judged_requests, subset
 from ..work import Work, texts_of
 from .activations import Activations
 from .answers import Answers
@@ -81,7 +81,7 @@ class Interventions(Stage[Intervened]):
         model, carrier = work.measured(), work.of(ChosenCarrier).carrier
         chosen = self._conditions(work, carrier, key)
         tokens = work.of(RefusalTokens, None).ids
-        harmful = texts_of(judged_requests(work.of(Prompts, None), config.prompts))
+        harmful = texts_of(judged_requests(work.of(Prompts, None), config.prompts, self.place.seed))
         examples = work.of(Chat, None).heldout[: config.benign_prompts]
         benign = [(row.user, row.answer) for row in examples]
         total = len(chosen.conditions) * (len(harmful) + len(benign))
@@ -139,9 +139,9 @@ class Interventions(Stage[Intervened]):
         """Generated read-outs: refusal of harmful prompts, any-refusal on XSTest, the utility audit, degeneracy."""
         sets, count = work.of(Prompts, None), self.config.causal.prompts
         groups: dict[str, list[Prompt]] = {
-            "harmbench": judged_requests(sets, count),
+            "harmbench": judged_requests(sets, count, self.place.seed),
             **{
-                suite: list(getattr(sets, suite).prompts[:count])
+                suite: subset(getattr(sets, suite), count, self.place.seed)
                 for suite in ("xstest_safe", "xstest_unsafe", "utility")
             },
         }

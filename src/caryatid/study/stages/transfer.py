@@ -91,7 +91,8 @@ class Transfer(Stage[Transferred]):
         return f"{len(self.sources)} carriers × {self.config.causal.transfer_prompts} prompts"
 
     def run(self, work: Work) -> Transferred:
-        chosen = judged_requests(work.of(Prompts, None), self.config.causal.transfer_prompts)
+        causal = self.config.causal
+        chosen = judged_requests(work.of(Prompts, None), causal.transfer_prompts, self.place.seed)
         plain = {row.prompt_id: row for row in work.of(Answers).to("harmbench", "direct")}
         refused = tuple(row.id in plain and plain[row.id].refused for row in chosen)
         asked = [row for row, flag in zip(chosen, refused, strict=True) if flag]
