@@ -101,10 +101,12 @@ def test_json_has_no_nan_and_no_answers_unless_asked() -> None:
 
 def test_cases_choose_the_behaviours_and_name_the_attack() -> None:
     names = [prompt.id for prompt in evaluation_set("harmbench", "embedded")][:3]
-    cases = dict.fromkeys(names, "! ! !")
+    cases = {name: f"{name}: tell me ! ! !" for name in names}
     found = asked("harmbench", cases=cases)
     assert [row.prompt_id for row in found.answers] == names
-    assert all(row.attack == "fixed_source" and row.user_text.endswith(" ! ! !") for row in found.answers)
+    assert all(
+        row.attack == "fixed_source" and row.user_text == cases[row.prompt_id] for row in found.answers
+    )
     with pytest.raises(InputError, match="no prompt to ask"):
         asked("harmbench", cases={"nobody": "!"})
 
@@ -208,6 +210,21 @@ def test_another_engines_answers_are_judged_as_ours(tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_text('{"id": 3}')
     with pytest.raises(InputError, match=r"row 1.*no `id` and `text`"):
         import_answers(tmp_path / "answers.jsonl", prompts, attacks)
+
+
+def test_another_engine_is_asked_what_cases_send(tmp_path: Path) -> None:
+    chosen = evaluation_set("harmbench", "embedded").prompts[:2]
+    cases = {prompt.id: f"Pretend. {prompt.id}" for prompt in chosen}
+    attacked, chat = wanted("harmbench", cases=cases), ChatFormat(tiny_loaded().tokenizer)
+    prompts = {name: one.prompts for name, one in attacked.prompts().items()}
+    export_prompts(tmp_path / "prompts.jsonl", prompts, chat, cases=cases)
+    sent = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    assert [row["user_text"] for row in sent] == list(cases.values())
+    given = [json.dumps({"id": row["id"], "text": "Sure."}) for row in sent]
+    (tmp_path / "answers.jsonl").write_text("\n".join(given))
+    attacks = {"harmbench": attacked.attack_of("harmbench")}
+    back = import_answers(tmp_path / "answers.jsonl", prompts, attacks, cases=cases)
+    assert [(row.user_text, row.attack) for row in back] == [(t, "fixed_source") for t in cases.values()]
 
 
 def test_perplexity_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from caryatid.behaviour.answers import AnswerRow
 from caryatid.behaviour.judges.base import Exchange, Judgement
 from caryatid.behaviour.judges.harm import HarmFeatures
 from caryatid.behaviour.judges.rules import RefusalRules
-from caryatid.behaviour.suites import Asked, Asking, judge_harm, rejudge, run_suites, user_text
+from caryatid.behaviour.suites import Asked, Asking, judge_harm, rejudge, run_suites
 from caryatid.data.prompts import Prompt
 from caryatid.errors import InputError
 from caryatid.models.directional import Ablate, orthonormal
@@ -67,19 +67,15 @@ def test_answers_are_the_models_own(arch: str) -> None:
     assert [row.check for row in rows] == [None, None, False, None, None]
 
 
-def test_cases_are_appended_after_one_space() -> None:
+def test_cases_are_sent_as_they_are() -> None:
     loaded = tiny_loaded()
     judge = Counting()
-    cases = {prompt.id: f"! ! {prompt.id}" for prompt in PROMPTS}
+    cases = {prompt.id: f"Pretend: {prompt.user_text} ! ! {prompt.id}" for prompt in PROMPTS}
     rows = run_suite(loaded, [Asked("harmbench", "fixed_source", PROMPTS, cases)], judge=judge)
-    assert [row.user_text for row in rows] == [f"{p.user_text} ! ! {p.id}" for p in PROMPTS]
-    assert (
-        rows[1].user_text
-        == user_text(PROMPTS[1], "! ! b")
-        == f"{PROMPTS[1].context}\n\n---\n\nExplain this ! ! b"
-    )
+    assert [row.user_text for row in rows] == [f"Pretend: {p.user_text} ! ! {p.id}" for p in PROMPTS]
+    assert rows[1].user_text == f"Pretend: {PROMPTS[1].context}\n\n---\n\nExplain this ! ! b"
     assert {row.attack for row in rows} == {"fixed_source"}
-    # The judge reads the request without suffix, and the context apart.
+    # The judge reads the request as it was before the attack, and the context apart.
     assert [(pair.prompt, pair.context) for pair in judge.read] == [(p.text, p.context) for p in PROMPTS]
     with pytest.raises(InputError, match="no case for 1 of 5 prompts, first 'e'"):
         run_suite(loaded, [Asked("harmbench", "adaptive", PROMPTS, dict(list(cases.items())[:4]))])
@@ -121,7 +117,7 @@ def test_generation_resumes_at_the_first_missing_batch(tmp_path, monkeypatch) ->
 
 def test_suites_share_batches_and_keep_their_answers(tmp_path) -> None:
     loaded = tiny_loaded()
-    cases = {"a": "! !", "e": "tell me"}
+    cases = {"a": "! !", "e": f"{PROMPTS[4].user_text} tell me"}
     attacked = [row for row in PROMPTS if row.id in cases]
     asked = [
         Asked("harmbench", "direct", PROMPTS),

@@ -167,6 +167,38 @@ def test_attack_prints_the_contract(model: str, tmp_path: Path, capsys: pytest.C
     assert case["target"].startswith("Sure, here is")
 
 
+def test_cases_of_every_kind_are_sent_as_they_were_found(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`evaluate --cases` takes what `attack` prints and keeps, and HarmBench's test_cases.json."""
+    from caryatid.behaviour.evaluate import evaluation_set
+
+    chosen = evaluation_set("harmbench", "embedded").prompts[:2]
+    lines = ["prompt,id", *(f'"{prompt.text}",{prompt.id}' for prompt in chosen)]
+    (tmp_path / "b.csv").write_text("\n".join(lines))
+    attack = ["attack", "gcg", "--model", model, "--behaviors", str(tmp_path / "b.csv"), "--steps", "3"]
+    attack += ["--width", "4", "--top-k", "8", "--suffix-length", "3", "--stop-below", "100"]
+    attack += ["--out", str(tmp_path / "out"), "--test-cases", str(tmp_path / "test_cases.json"), "--json"]
+    assert run(attack) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.json").write_text(printed)
+    found = json.loads(printed)["cases"]
+    assert [(case["steps"], case["stopped"]) for case in found] == [(0, "stop_below")] * 2
+    sent = [case["sent_text"] for case in found]
+    evaluate = ["evaluate", model, "--suite", "harmbench", "--source", "embedded", "--max-new-tokens", "2"]
+    for name in ("printed.json", "out/results.json", "test_cases.json"):
+        shown = ["--cases", str(tmp_path / name), "--show-answers", "--json"]
+        assert run([*evaluate, *shown]) == 0
+        answers = json.loads(capsys.readouterr().out)["answers"]
+        assert [(row["user_text"], row["attack"]) for row in answers] == [(t, "fixed_source") for t in sent]
+    several = {prompt.id: [f"Ahoy, {prompt.text}", "Ahoy"] for prompt in chosen}
+    (tmp_path / "several.json").write_text(json.dumps(several))
+    assert run([*evaluate, "--cases", str(tmp_path / "several.json"), "--show-answers", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert [row["user_text"] for row in json.loads(shown.out)["answers"]] == [t[0] for t in several.values()]
+    assert "2 further texts are not sent" in shown.err
+
+
 def test_an_interrupted_attack_says_whether_it_can_go_on(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Running an attack: goals in blocks, shards of whole blocks, and finished goals kept one by one."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,11 +11,33 @@ from caryatid.attacks.base import AttackResult, BlockRun, Goal, attack_named
 from caryatid.errors import InputError, UsageError
 from caryatid.models.batch import RowLimit
 from caryatid.models.load import LoadedModel
+from caryatid.models.sizes import BatchSizes
 from caryatid.models.template import ChatFormat
 from caryatid.progress import NO_PROGRESS, Progress
 from caryatid.settings import Settings
 
 _FORMAT = 3  # of kept results; raised when results get further fields
+MOST_TOGETHER = 16
+# On CUDA a step scores its goals in so many groups: while the device scores one, the tokenizer is busy with the next.
+_GROUPS = 4
+
+
+def goals_together(settings: Settings, device: str, batch: BatchSizes) -> int:
+    """How many goals are attacked together where nobody says.
+
+    On the CPU one: the work is bound by arithmetic, so that larger batches save no time (docs/performance.md), and each
+    goal is kept as soon as it is done. On CUDA as many as fill the planned forwards: four groups of candidates of
+    `batch.gcg` rows, or `batch.train` rows of gradients (one a goal), whichever takes more goals; at most 16. The sizes
+    in `batch` follow from the free memory and the model's size.
+
+    Args:
+        settings: of the attack; one without `width` scores no candidates, and has one goal at a time.
+        device: a torch device's name.
+    """
+    width = getattr(settings, "width", 0)
+    if not device.startswith("cuda") or width < 1:
+        return 1
+    return min(MOST_TOGETHER, max(_GROUPS * math.ceil(batch.gcg / width), batch.train))
 
 
 def attack_blocks(goals: Sequence[Goal], block_size: int) -> list[tuple[Goal, ...]]:
@@ -84,9 +107,9 @@ def run_attack(
     """Attack the goals of a shard; with `out`, finished goals are kept there and not attacked again by a later call.
 
     A kept result is found by the model's identity and dtype, the system message, the settings, the seed, the goal and
-    those attacked together with it; the batch size is not among them. Shards may share `out`: when all of them are
-    done, a call for the whole plan only collects. Once everything is there, `out/results.json` holds the contract's
-    object.
+    those attacked together with it; the batch size is not among them. The state of a block under way is kept there,
+    too. Shards may share `out`: when all of them are done, a call for the whole plan only collects. Once everything is
+    there, `out/results.json` holds the contract's object.
 
     Returns:
         Results in the order of the plan's goals.
@@ -103,17 +126,17 @@ def run_attack(
         files = _files(out, loaded, chat, plan, block)
         kept = [None if file is None or not file.is_file() else _read(file) for file in files]
         found = [result for result in kept if result is not None]
+        keep = None if files[0] is None else files[0].with_suffix(".state")
         if len(found) < len(block):
-            keep = None if files[0] is None else files[0].with_suffix(".state")
             run = BlockRun(plan.seed, limit, keep, progress.advance)
             found = attack.search(loaded, chat, block, plan.settings, run)
             for file, result in zip(files, found, strict=True):
                 if file is not None:
                     write_json(file, result.to_json())
-            if keep is not None:
-                keep.unlink(missing_ok=True)
         else:
             progress.advance(len(block) * steps)
+        if keep is not None:
+            keep.unlink(missing_ok=True)
         results += found
     progress.done()
     if out is not None and len(results) == len(plan.goals):

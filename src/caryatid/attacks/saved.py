@@ -1,13 +1,14 @@
-"""Saved test cases: made once, and sent unchanged to every anchor."""
+"""Saved test cases: made once, and sent unchanged to every anchor. HarmBench's own format is read and written, too."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from caryatid.artifacts import canonical_json, nan_to_none, none_to_nan, read_json, write_json
 from caryatid.attacks.base import AttackResult
+from caryatid.data.readers import decode, encodable, parse_json, read_user_bytes
 from caryatid.errors import DataMissingError, InputError
 
 _FORMAT = 2
@@ -104,3 +105,54 @@ def load_cases(path: Path) -> SavedCases:
             remedy="Make the cases anew.",
         )
     return SavedCases(cases, source, digest)
+
+
+def harmbench_json(cases: Iterable[TestCase | AttackResult]) -> dict[str, list[str]]:
+    """HarmBench's `test_cases.json`: by behaviour id a list of the texts that are sent."""
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        found.setdefault(case.behavior_id, []).append(case.sent_text)
+    return found
+
+
+def read_sent_texts(path: Path) -> dict[str, tuple[str, ...]]:
+    """The texts to send, by behaviour id, of any file of test cases.
+
+    Three kinds are read: what `save_cases` wrote; the object `{"cases": …}` of `caryatid attack … --json` and of its
+    `results.json`; and HarmBench's `test_cases.json`, `{"behaviour id": ["text", …], …}`, or its files of completions,
+    in which an object with `test_case` stands for each text.
+
+    Raises:
+        DataMissingError: no such file. InputError: none of these, changed since `save_cases` wrote it, or a case whose
+            text is empty or missing.
+    """
+    value = parse_json(decode(read_user_bytes(path), path), str(path))
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(value, dict) and "sha256" in value:
+        pairs = [(case.behavior_id, case.sent_text) for case in load_cases(path).cases]
+    elif isinstance(value, dict) and _are_rows(value.get("cases")):
+        pairs = [(row.get("behavior_id"), row.get("sent_text")) for row in value["cases"]]
+    elif isinstance(value, dict):
+        listed = [(name, texts if isinstance(texts, list) else [texts]) for name, texts in value.items()]
+        given = [(name, one) for name, texts in listed for one in texts]
+        pairs = [(name, one.get("test_case") if isinstance(one, dict) else one) for name, one in given]
+    found: dict[str, tuple[str, ...]] = {}
+    for name, text in pairs:
+        if not isinstance(name, str) or not isinstance(text, str) or not text.strip():
+            raise InputError(
+                f"a test case of {name!r} has no text",
+                where=str(path),
+                remedy="Give each behaviour a text to send.",
+            )
+        found[name] = (*found.get(name, ()), encodable(text, f"{path}, {name}"))
+    if not found:
+        raise InputError(
+            "holds no test cases",
+            where=str(path),
+            remedy='Name saved cases, the output of `attack … --json`, or HarmBench\'s {"id": ["text", …]}.',
+        )
+    return found
+
+
+def _are_rows(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(row, dict) for row in value)

@@ -118,7 +118,7 @@ class Wanted:
     Attributes:
         suites: names or groups, see `expand_suites`. source, lookup: where prompts come from, see `evaluation_set`.
         limit: prompts per suite, spread over kinds and categories; 0 for all. seed: of that choice.
-        cases: suffix by behaviour id; with it only behaviours that have a case are asked. attack: how they were made.
+        cases: the text that is sent by behaviour id; only behaviours with one are asked. attack: how they were made.
         chat_examples: held-out chat for the perplexity suite. by: also rows broken down by kind or category.
     """
 
@@ -154,11 +154,11 @@ class Wanted:
         return found.subsample(self.limit, self.seed)
 
     def cases_of(self, suite: str) -> Mapping[str, str] | None:
-        """The suffixes that a suite's prompts are sent with; None for suites that are sent as they are."""
+        """What a suite's prompts are sent as; None for suites that are sent as they are."""
         return self.cases if suite == "harmbench" else None
 
     def attack_of(self, suite: str) -> Attack:
-        """What a suite's prompts are sent as: `attack` where they carry suffixes, else `direct` or `none`."""
+        """What a suite's prompts are sent as: `attack` where they have cases, else `direct` or `none`."""
         if self.cases_of(suite) is not None:
             return self.attack
         return "direct" if suite in ATTACKED else "none"

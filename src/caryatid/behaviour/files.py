@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from caryatid.artifacts import write_bytes
 from caryatid.behaviour.answers import SCHEMA, AnswerRow, Attack
-from caryatid.behaviour.suites import Answer, answer_row, user_text
+from caryatid.behaviour.suites import Answer, answer_row
 from caryatid.data.prompts import Prompt
 from caryatid.data.readers import decode, parse_json, read_user_bytes
 from caryatid.errors import InputError
@@ -115,7 +115,7 @@ def export_prompts(
     completed as it is); returns how many.
 
     Args:
-        suites: prompts by suite. cases: suffix by behaviour id, for HarmBench.
+        suites: prompts by suite. cases: the text that is sent by behaviour id, for HarmBench.
     """
     rows = [
         {
@@ -133,7 +133,7 @@ def export_prompts(
 
 
 def _sent(suite: str, prompt: Prompt, cases: Mapping[str, str] | None) -> str:
-    return user_text(prompt, cases[prompt.id] if cases is not None and suite == "harmbench" else None)
+    return cases[prompt.id] if cases is not None and suite == "harmbench" else prompt.user_text
 
 
 def _check_facts(row: Mapping[str, Any], where: str) -> None:

@@ -64,14 +64,9 @@ class Answer(NamedTuple):
     ended: bool
 
 
-def user_text(prompt: Prompt, suffix: str | None = None) -> str:
-    """What is sent: the prompt with its context, and one space and the suffix where there is one."""
-    return prompt.user_text if suffix is None else f"{prompt.user_text} {suffix}"
-
-
 def _sent(prompts: Sequence[Prompt], cases: Mapping[str, str] | None) -> list[str]:
     if cases is None:
-        return [user_text(prompt) for prompt in prompts]
+        return [prompt.user_text for prompt in prompts]
     missing = [prompt.id for prompt in prompts if prompt.id not in cases]
     if missing:
         raise InputError(
@@ -79,7 +74,7 @@ def _sent(prompts: Sequence[Prompt], cases: Mapping[str, str] | None) -> list[st
             where="attack cases",
             remedy="Attack these behaviours too, or ask only those that have a case.",
         )
-    return [user_text(prompt, cases[prompt.id]) for prompt in prompts]
+    return [cases[prompt.id] for prompt in prompts]
 
 
 def _stored(chunk: Any, ids: Sequence[str]) -> list[Answer]:
@@ -143,7 +138,7 @@ class Asked:
     Attributes:
         suite: name for the tables.
         attack: `none` for suites of no attack, `direct` for harmful requests as they are, else how `cases` were made.
-        cases: suffix by prompt id; the text sent is the behaviour, one space, the suffix.
+        cases: the whole text that is sent, by prompt id; None: the prompts as they are, with their contexts.
     """
 
     suite: str

@@ -32,11 +32,19 @@ def gcg(
     width: int = typer.Option(512, "--width", min=1, help="Candidates per step."),
     top_k: int = typer.Option(256, "--top-k", min=1, help="Substitutions considered per position."),
     suffix_length: int = typer.Option(20, "--suffix-length", min=1, help="Tokens of the initial suffix."),
+    stop_below: float | None = typer.Option(
+        None, "--stop-below", help="A behaviour's search ends once its loss is below this."
+    ),
     batch_size: int = typer.Option(0, "--batch-size", min=0, help="Candidates per forward; 0: chosen."),
-    together: int = typer.Option(1, "--together", min=1, help="Behaviours that are attacked together."),
+    together: int = typer.Option(
+        0, "--together", min=0, help="Behaviours that are attacked together; 0: chosen."
+    ),
     seed: int = typer.Option(0, "--seed", help="Seed of the search."),
     out: Path | None = typer.Option(
         None, "--out", help="Folder for finished behaviours; the same command goes on."
+    ),
+    test_cases: Path | None = typer.Option(
+        None, "--test-cases", help="Also write the cases as HarmBench's test_cases.json, to this file."
     ),
     dtype: str | None = options.Dtype,
     device: str | None = options.Device,
@@ -45,21 +53,23 @@ def gcg(
     as_json: bool = options.Json,
 ) -> None:
     """Greedy coordinate gradient (arXiv 2307.15043) against each behaviour of a file."""
+    from ..artifacts import write_json
     from ..attacks.gcg.settings import GcgSettings
     from ..attacks.goals import read_goals
-    from ..attacks.run import AttackPlan, cases_json, run_attack
+    from ..attacks.run import AttackPlan, cases_json, goals_together, run_attack
+    from ..attacks.saved import harmbench_json
     from ..models.batch import plan_batch_sizes
     from ..models.load import load_model
     from ..models.template import ChatFormat
 
-    settings = GcgSettings(steps, width, top_k, suffix_length)
+    settings = GcgSettings(steps, width, top_k, suffix_length, stop_below)
     goals = tuple(read_goals(behaviors, targets))
     loaded = load_model(model, dtype=dtype, device=device, revision=revision)
     progress = TerminalProgress()
     try:
-        plan = AttackPlan(
-            "gcg", settings, goals, seed, batch_size or plan_batch_sizes(loaded, 256).gcg, together
-        )
+        batch = plan_batch_sizes(loaded, 256)
+        block_size = together or goals_together(settings, str(loaded.device), batch)
+        plan = AttackPlan("gcg", settings, goals, seed, batch_size or batch.gcg, block_size)
         chat = ChatFormat(loaded.tokenizer, system)
         results = run_attack(loaded, chat, plan, out=out, progress=progress)
     except KeyboardInterrupt:
@@ -71,6 +81,8 @@ def gcg(
     finally:
         progress.done()
     _say_stalled(results)
+    if test_cases is not None:
+        write_json(test_cases, harmbench_json(results))
     if as_json:
         print_json(cases_json(results))
     else:

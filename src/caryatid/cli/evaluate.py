@@ -20,7 +20,9 @@ def evaluate(
     ),
     chat: Path | None = typer.Option(None, "--chat", help="Held-out chat (JSONL) for the perplexity suite."),
     cases: Path | None = typer.Option(
-        None, "--cases", help="Attack cases (attack gcg --json, HarmBench's), sent as fixed-source attack."
+        None,
+        "--cases",
+        help="Test cases to send as fixed-source attack: of a study, of `attack … --json`, or HarmBench's JSON.",
     ),
     limit: int = typer.Option(0, "--limit", min=0, help="Prompts per suite; 0: all."),
     max_new_tokens: int = typer.Option(256, "--max-new-tokens", min=1, help="Token limit of answers."),
@@ -63,7 +65,7 @@ def evaluate(
 
     _check(by, source, suites, chat is not None and answers is None and export_prompts is None)
     examples = load_chat_jsonl(chat) if chat is not None else []
-    saved = None if cases is None else _suffixes(cases, source)
+    saved = _texts(cases) if cases is not None else None
     drawn = temperature > 0 or samples > 1
     sampling = Sampling(temperature or 1.0, top_p, seed) if drawn else None
     asking = Asking(max_new_tokens, batch_size, system, sampling, samples)
@@ -93,13 +95,15 @@ def evaluate(
     _show(found, as_json, show_answers)
 
 
-def _suffixes(cases: Path, source: str) -> dict[str, str]:
-    """Suffixes of a file of attack cases by behaviour id."""
-    from ..behaviour.evaluate import Wanted
-    from ..data.case_files import read_case_suffixes
+def _texts(cases: Path) -> dict[str, str]:
+    """The text to send for each behaviour; of several the first."""
+    from ..attacks.saved import read_sent_texts
 
-    asked = Wanted(("harmbench",), cast(Any, source)).prompts()["harmbench"]
-    return read_case_suffixes(cases, {prompt.id: prompt.user_text for prompt in asked})
+    found = read_sent_texts(cases)
+    further = sum(len(texts) - 1 for texts in found.values())
+    if further:
+        announce(f"{cases}: {further} further texts are not sent; of each behaviour the first one is")
+    return {name: texts[0] for name, texts in found.items()}
 
 
 def _check(by: str | None, source: str, suites: Sequence[str], perplexity: bool) -> None:

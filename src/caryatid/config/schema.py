@@ -86,7 +86,14 @@ class AttackConfig(GcgSettings):
     """An attack used for evaluation; the settings of GCG stand beside these."""
 
     enabled: bool = setting(True, "Whether anchors are asked under it.")
-    behaviours: int = setting(32, "Behaviours attacked, taken from the HarmBench set.", gt=0)
+    behaviours: int = setting(
+        32,
+        "Behaviours attacked: a sample of the HarmBench set without copyright, spread over its categories.",
+        gt=0,
+    )
+    together: int = setting(
+        0, "Behaviours attacked together; 0: chosen from the device and the batch sizes.", ge=0
+    )
     method: str = setting("gcg", "A registered attack.")
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"description": "Settings of another attack than GCG."}
@@ -101,11 +108,21 @@ class AttackConfig(GcgSettings):
         return kind(**self.options)
 
 
+@dataclass(frozen=True)
+class AdaptiveConfig(AttackConfig):
+    """An attack against some of the anchors themselves."""
+
+    enabled: bool = setting(False, "Whether anchors are attacked themselves.")
+    at: Literal["all", "last"] | tuple[NonNegative, ...] = setting(
+        "all", "Which anchors: all, the last one of every arm or series, or those at the listed steps."
+    )
+
+
 class AttacksConfig(Part):
-    """Fixed-source cases are made once against step 0; adaptive ones against each anchor."""
+    """Fixed-source cases are made once against step 0; adaptive ones against each anchor, or those that are named."""
 
     fixed_source: Annotated[AttackConfig, Domain()] = AttackConfig()
-    adaptive: Annotated[AttackConfig, Domain()] = AttackConfig(enabled=False)
+    adaptive: Annotated[AdaptiveConfig, Domain()] = AdaptiveConfig()
 
 
 class BehaviourConfig(Part):
@@ -233,6 +250,15 @@ class StudyConfig(Part):
             if steps[0] != 0 or steps != sorted(set(steps)) or len(steps) < 2:
                 raise ValueError(f"must start at 0 and increase, got {steps}")
         return anchors
+
+    @model_validator(mode="after")
+    def _adaptive_steps_exist(self) -> Self:
+        at = self.attacks.adaptive.at
+        steps = {0, *self.steps, *(anchor.step for anchor in self.observed_anchors)}
+        if not isinstance(at, str) and (not at or not steps.issuperset(at)):
+            known = ", ".join(map(str, sorted(steps)))
+            raise ValueError(f"attacks.adaptive.at: {list(at)} must name steps of anchors ({known})")
+        return self
 
     @property
     def observed(self) -> bool:

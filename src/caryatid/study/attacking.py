@@ -1,14 +1,15 @@
 """Attacks of a study: optimised against one anchor, on a subset of the HarmBench behaviours."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from ..artifacts import StageFolder
 from ..attacks.goals import goals_of
-from ..attacks.run import AttackPlan, run_attack
+from ..attacks.run import AttackPlan, goals_together, run_attack
 from ..attacks.saved import TestCase, load_cases, save_cases
 from ..config.schema import AttackConfig
+from ..models.sizes import BatchSizes
 from .series import AnchorRef
 from .stage import Stage
 from .stages.prompts import Prompts
@@ -16,6 +17,7 @@ from .subsets import judged_requests
 from .work import Work
 
 FILE = "cases.json"
+_WHERE = ("enabled", "at")  # where cases are made: no part of what they depend on
 
 
 @dataclass(frozen=True)
@@ -31,39 +33,59 @@ class Attacked:
     budget: dict[str, Any]
 
     @property
-    def suffixes(self) -> dict[str, str]:
-        """Suffix by behaviour id."""
-        return {case.behavior_id: case.suffix_text for case in self.cases}
+    def sent(self) -> dict[str, str]:
+        """The text that is sent by behaviour id."""
+        return {case.behavior_id: case.sent_text for case in self.cases}
 
 
 class AttackStage(Stage[Attacked]):
-    """What the fixed-source and the adaptive attack have in common."""
+    """What the fixed-source and the adaptive attack have in common; `name`: in the configuration and in tables."""
 
+    name: ClassVar[Literal["fixed_source", "adaptive"]]
     result = Attacked
 
     @property
     def attack(self) -> AttackConfig:
         """The attack's settings."""
-        raise TypeError(type(self).__name__)
+        found: AttackConfig = getattr(self.config.attacks, self.name)
+        return found
+
+    @property
+    def together(self) -> int:
+        """Behaviours attacked together: as configured, or chosen from what was settled when the study was planned."""
+        facts, attack = self.study.facts, self.attack
+        chosen = attack.together or goals_together(attack.settings, facts.device, BatchSizes(**facts.batch))
+        return min(chosen, attack.behaviours)
+
+    @property
+    def attack_settings(self) -> dict[str, Any]:
+        """What cases depend on besides the model and the seed, as plain JSON values."""
+        settings = self.study.settings["attacks"][self.name]
+        kept = {key: value for key, value in settings.items() if key not in _WHERE}
+        return {**kept, "together": self.together}
 
     def size(self) -> str:
-        return f"{self.attack.behaviours} behaviours × {self.attack.steps} {self.attack.method} steps"
+        attack = self.attack
+        together = f", {self.together} together" if self.together > 1 else ""
+        return f"{attack.behaviours} behaviours{together} × {attack.steps} {attack.method} steps"
 
     def against(self, work: Work, ref: AnchorRef) -> Attacked:
         """Optimise cases against an anchor; finished cases survive a kill."""
         loaded, attack = work.open(ref), self.attack
         behaviours = judged_requests(work.of(Prompts, None), attack.behaviours, ref.seed)
         goals = tuple(goals_of(behaviours))
-        plan = AttackPlan(attack.method, attack.settings, goals, ref.seed, work.batch.gcg)
+        plan = AttackPlan(attack.method, attack.settings, goals, ref.seed, work.batch.gcg, self.together)
         results = run_attack(
             loaded, work.chat(loaded), plan, out=work.folder.work_dir, progress=work.progress
         )
         found = [TestCase.of(result) for result in results]
         source = {"model": work.study.facts.model_identity, "anchor": [ref.arm, ref.step]}
-        saved = save_cases(work.folder.file(FILE), found, source | asdict(attack))
+        saved = save_cases(work.folder.file(FILE), found, source | self.attack_settings)
         budget = {
             "cases": len(found),
+            "together": plan.block_size,
             "steps": max(r.steps for r in results),
+            "stopped_early": sum(r.stopped != "steps" for r in results),
             "stalled_steps": sum(r.stalled_steps for r in results),
             "candidates": sum(r.candidates for r in results),
             "forward_tokens": sum(r.forward_tokens for r in results),

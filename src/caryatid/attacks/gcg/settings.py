@@ -27,6 +27,10 @@ class GcgSettings(Settings):
     suffix_length: SuffixLength = setting(
         20, "Tokens of the initial suffix, or [lowest, highest], from which each case draws its own."
     )
+    stop_below: float | None = setting(
+        None,
+        "A behaviour's search ends once its target loss (nats per token) is below this; null: after its steps.",
+    )
     search_precision: SearchPrecision = setting(
         "auto",
         "Precision in which candidates are ranked; model: the model's own; auto: bfloat16 for float32 models and float8"

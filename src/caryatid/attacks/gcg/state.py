@@ -1,7 +1,8 @@
 """A goal under attack, its present suffix, and the loss of the text that a user would send."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,12 @@ class GcgState:
     forward_tokens: int = 0
     backward_tokens: int = 0
     scored: str = ""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "GcgState":
+        """From the values of `asdict` after JSON."""
+        lists = {name: tuple(value[name]) for name in ("suffix_ids", "best_ids", "losses")}
+        return cls(**{**value, **lists, "goal": Goal(**value["goal"])})
 
 
 def start_state(chat: ChatFormat, goal: Goal, *, length: int) -> GcgState:

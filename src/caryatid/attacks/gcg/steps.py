@@ -75,6 +75,10 @@ class GcgEngine:
             return f"{self.scoring}, {own}"
         return f"{self.scoring}, {self.low.name}, the best {self.settings.rescored} again in {own}"
 
+    def prefix_tokens(self, layout: PromptLayout) -> int:
+        """Tokens that were run forward for a case's prefix."""
+        return 0 if self.prefix is None else len(layout.prefix_ids)
+
     def row_tokens(self, layout: PromptLayout) -> int:
         return layout.length if self.prefix is None else layout.tail_length
 
@@ -90,7 +94,7 @@ def _slot(chat: ChatFormat, state: GcgState) -> SuffixSlot:
     return placed.slot
 
 
-def _engine(
+def gcg_engine(
     loaded: LoadedModel,
     chat: ChatFormat,
     states: Sequence[GcgState],
@@ -98,6 +102,11 @@ def _engine(
     limit: RowLimit,
     exact: bool,
 ) -> GcgEngine:
+    """Prepare steps of some cases: prefixes are run forward, the low precision's weights are made.
+
+    Raises:
+        InputError: a state whose ids are not those of its text.
+    """
     slots = tuple(_slot(chat, state) for state in states)
     targets = tuple(tuple(chat.answer_ids(state.goal.target, end_of_turn=False)) for state in states)
     tokens = allowed_token_ids(loaded.tokenizer)
@@ -143,7 +152,7 @@ def _record_start(state: GcgState, loss: float) -> GcgState:
 
 def _begin(engine: GcgEngine, index: int, state: GcgState, layout: PromptLayout) -> GcgState:
     """The state with a new record: the prefix's tokens and, in exact mode, the initial loss from the text."""
-    spent = 0 if engine.prefix is None else len(layout.prefix_ids)
+    spent = engine.prefix_tokens(layout)
     fresh = GcgState(
         state.goal, state.suffix_ids, state.suffix_text, forward_tokens=spent, scored=engine.described
     )
@@ -151,6 +160,12 @@ def _begin(engine: GcgEngine, index: int, state: GcgState, layout: PromptLayout)
         return fresh
     loss = text_loss(engine.loaded, engine.chat, state.goal, state.suffix_text, engine.texts[index])
     return _record_start(replace(fresh, forward_tokens=spent + layout.length), loss)
+
+
+def begin_records(engine: GcgEngine, states: Sequence[GcgState]) -> list[GcgState]:
+    """The states at the start of their records (see `GcgState`)."""
+    pairs = zip(states, engine.layouts(states), strict=True)
+    return [_begin(engine, index, state, layout) for index, (state, layout) in enumerate(pairs)]
 
 
 def _advance(
@@ -340,6 +355,8 @@ def gcg_steps(
 ) -> list[GcgState]:
     """`settings.steps` warm-started steps of several cases against the present weights: R2D2's inner loop.
 
+    All cases take all steps: `settings.stop_below` is for `gcg_search`.
+
     The model is in evaluation mode meanwhile (dropout off) and afterwards in the mode it was in; no gradient is
     left behind. Each state's record (losses, best, tokens) starts anew.
 
@@ -358,10 +375,8 @@ def gcg_steps(
     limit = batch_size if isinstance(batch_size, RowLimit) else RowLimit(batch_size)
     generators = [generator] * len(states) if isinstance(generator, torch.Generator) else list(generator)
     with evaluation_mode(loaded.model):
-        engine = _engine(loaded, chat, states, settings, limit, exact)
-        layouts = engine.layouts(states)
-        pairs = zip(states, layouts, strict=True)
-        now = [_begin(engine, index, state, layout) for index, (state, layout) in enumerate(pairs)]
+        engine = gcg_engine(loaded, chat, states, settings, limit, exact)
+        now = begin_records(engine, states)
         for _ in range(settings.steps):
             now = gcg_step(engine, now, generators)
             if on_step is not None:

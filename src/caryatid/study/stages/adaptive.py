@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ...config.schema import AttackConfig
 from ..attacking import Attacked, AttackStage
-from ..series import Place
+from ..series import Place, all_anchors, series_of
 from ..stage import AnyStage, Study, register_stage
 from ..work import Work
 from .prompts import Prompts
@@ -14,28 +13,27 @@ from .train import makers
 
 @register_stage
 class Adaptive(AttackStage):
-    """One set of cases an anchor."""
+    """One set of cases an anchor that is attacked."""
 
-    kind, scope = "adaptive", "anchor"
+    kind, scope, name = "adaptive", "anchor", "adaptive"
 
     @classmethod
     def places(cls, study: Study) -> Iterable[Place]:
-        return study.places("anchor") if study.config.attacks.adaptive.enabled else []
-
-    @property
-    def attack(self) -> AttackConfig:
-        return self.config.attacks.adaptive
+        """The anchors that `attacks.adaptive.at` names; a listed step stands for that step of every arm or series."""
+        at, config = study.config.attacks.adaptive.at, study.config
+        if not config.attacks.adaptive.enabled:
+            return []
+        if at == "last":
+            return [series[-1] for seed in config.seeds for series in series_of(config, seed).values()]
+        return [ref for ref in all_anchors(config) if at == "all" or ref.step in at]
 
     def needs(self) -> Iterator[AnyStage]:
         yield self.at(Prompts, None)
         yield from makers(self.study, self.place)
 
     def settings(self) -> Mapping[str, Any]:
-        return {
-            **self.study.anchor_settings(self.place),
-            "attack": self.study.settings["attacks"]["adaptive"],
-            "seed": self.place.seed,
-        }
+        anchor = self.study.anchor_settings(self.place)
+        return {**anchor, "attack": self.attack_settings, "seed": self.place.seed}
 
     def run(self, work: Work) -> Attacked:
         return self.against(work, self.place)

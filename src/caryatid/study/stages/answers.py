@@ -79,12 +79,12 @@ class Answers(Stage[Answered]):
         return Answered(tuple(rows), judge_id(work.judge), perplexity)
 
     def _asked(self, work: Work, suite: str) -> list[Asked]:
-        """A suite's prompts as they are, and HarmBench's also with the suffixes of each attack."""
+        """A suite's prompts as they are, and HarmBench's also as each attack sends them."""
         prompts = getattr(work.of(Prompts, None), suite).prompts
         found = [Asked(suite, "direct" if suite in ATTACKED else "none", prompts)]
         for attack, stage in attacks_at(self) if suite == "harmbench" else []:
-            suffixes = work.of(type(stage), stage.place).suffixes
-            found.append(Asked(suite, attack, [row for row in prompts if row.id in suffixes], suffixes))
+            cases = work.of(type(stage), stage.place).sent
+            found.append(Asked(suite, attack, [row for row in prompts if row.id in cases], cases))
         return found
 
     def summary(self, result: Answered) -> Mapping[str, Any]:
@@ -97,6 +97,6 @@ def attacks_at(stage: Stage[Any]) -> list[tuple[Attack, AttackStage]]:
     found: list[tuple[Attack, AttackStage]] = []
     if study.config.attacks.fixed_source.enabled:
         found.append(("fixed_source", stage.at(Cases, SeedRef(stage.place.seed))))
-    if study.config.attacks.adaptive.enabled:
+    if stage.place in Adaptive.places(study):
         found.append(("adaptive", stage.at(Adaptive)))
     return found

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ...config.schema import AttackConfig
 from ..attacking import Attacked, AttackStage
 from ..series import BASE, AnchorRef, Place
 from ..stage import AnyStage, Study, register_stage
@@ -16,15 +15,11 @@ from .train import makers
 class Cases(AttackStage):
     """One set of cases a seed."""
 
-    kind, scope = "cases", "seed"
+    kind, scope, name = "cases", "seed", "fixed_source"
 
     @classmethod
     def places(cls, study: Study) -> Iterable[Place]:
         return study.places("seed") if study.config.attacks.fixed_source.enabled else []
-
-    @property
-    def attack(self) -> AttackConfig:
-        return self.config.attacks.fixed_source
 
     @property
     def target(self) -> AnchorRef:
@@ -36,8 +31,8 @@ class Cases(AttackStage):
         yield from makers(self.study, self.target)
 
     def settings(self) -> Mapping[str, Any]:
-        attack = self.study.settings["attacks"]["fixed_source"]
-        return {"attack": attack, "model": self.study.model_settings, "seed": self.place.seed}
+        model = self.study.model_settings
+        return {"attack": self.attack_settings, "model": model, "seed": self.place.seed}
 
     def run(self, work: Work) -> Attacked:
         return self.against(work, self.target)
