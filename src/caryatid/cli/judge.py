@@ -1,7 +1,7 @@
 """`caryatid judge …`: judges over files of answers."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import typer
 
@@ -23,16 +23,19 @@ def refusal(
     judge_model: str | None = options.JudgeModel,
     base_url: str | None = options.BaseUrl,
     per_minute: float = options.PerMinute,
+    judge_set: list[str] = options.JudgeSet,
     dtype: str | None = options.Dtype,
     device: str | None = options.Device,
     as_json: bool = options.Json,
 ) -> None:
     """Add `verdict` (full_compliance, full_refusal, partial_refusal, or empty = unscored) and `verdict_judge`."""
-    from ..behaviour.judges.base import JudgeSpec
     from ..behaviour.judges.files import judge_refusal_file
     from ..behaviour.judges.registry import open_refusal_judge
 
-    used = open_refusal_judge(JudgeSpec(judge, judge_model, base_url, per_minute, cast(Any, dtype), device))
+    spec = options.judge_spec(
+        judge, judge_set, per_minute, model=judge_model, base_url=base_url, dtype=dtype, device=device
+    )
+    used = open_refusal_judge(spec)
     done = judge_refusal_file(
         file, prompt_column=prompt_column, completion_column=completion_column, output=output, judge=used
     )
@@ -47,17 +50,20 @@ def harmful(
     judge_model: str | None = options.JudgeModel,
     base_url: str | None = options.BaseUrl,
     per_minute: float = options.PerMinute,
+    judge_set: list[str] = options.JudgeSet,
     dtype: str | None = options.Dtype,
     device: str | None = options.Device,
     as_json: bool = options.Json,
 ) -> None:
     """Add `harmful` (0, 1, null = unscored), `harmful_score` and `judge`; rates of the offline judge are proxies."""
-    from ..behaviour.judges.base import JudgeSpec
     from ..behaviour.judges.files import judge_harmful_file
-    from ..behaviour.judges.registry import open_harm_judge
+    from ..behaviour.judges.registry import open_copyright_hashes, open_harm_judge
 
-    used = open_harm_judge(JudgeSpec(judge, judge_model, base_url, per_minute, cast(Any, dtype), device))
-    done = judge_harmful_file(file, output=output, judge=used)
+    spec = options.judge_spec(
+        judge, judge_set, per_minute, model=judge_model, base_url=base_url, dtype=dtype, device=device
+    )
+    used = open_harm_judge(spec)
+    done = judge_harmful_file(file, output=output, judge=used, hashes=open_copyright_hashes(spec))
     _show(done, used.usage, as_json)
 
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Literal
 
 import torch
 
@@ -25,7 +26,13 @@ from caryatid.behaviour.judges.base import (
     judge_id,
     prompt_hash,
 )
-from caryatid.behaviour.judges.templates import formatted, inert, template_hash, with_context
+from caryatid.behaviour.judges.templates import (
+    formatted,
+    harmbench_template,
+    inert,
+    template_hash,
+    with_context,
+)
 from caryatid.errors import InputError
 from caryatid.models.batch import with_backoff
 from caryatid.models.forward import last_logits
@@ -110,8 +117,13 @@ class _Prompted:
         return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in found]
 
     @property
+    def _template(self) -> str:
+        """Name of the prompt in `templates.json`."""
+        return self.name
+
+    @property
     def _prompt_hash(self) -> str:
-        return template_hash(self.name)
+        return template_hash(self._template)
 
     def _judgement(
         self, verdict: Verdict, *, score: float = math.nan, probability: float = math.nan
@@ -132,14 +144,33 @@ class _Prompted:
 
 
 class HarmBenchClassifier(_Prompted):
-    """HarmBench's classifier: one greedy token, `yes` or `no` (arXiv 2402.04249), with P(yes | yes or no)."""
+    """HarmBench's classifier: one greedy token, `yes` or `no` (arXiv 2402.04249), with P(yes | yes or no).
 
-    def __init__(self, name: str, loaded: LoadedModel, batch_size: int = 8) -> None:
+    Args:
+        name: as registered. prompt: `pipeline`, that of HarmBench's released code for any classifier, or `model_card`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loaded: LoadedModel,
+        batch_size: int = 8,
+        prompt: Literal["pipeline", "model_card"] = "pipeline",
+    ) -> None:
         super().__init__(loaded, batch_size)
-        self.name = name
+        self.name, self.prompt = name, prompt
+
+    @property
+    def version(self) -> str:
+        """Which prompt, and the first digits of the model's identity."""
+        return f"{self.prompt}-{super().version}"
+
+    @property
+    def _template(self) -> str:
+        return harmbench_template(self.name, self.prompt)
 
     def _judged(self, pairs: Sequence[Exchange]) -> list[Judgement]:
-        rows = [self._ids(formatted(self.name, self._inert(pair))) for pair in pairs]
+        rows = [self._ids(formatted(self._template, self._inert(pair))) for pair in pairs]
         words = [
             str(self.loaded.tokenizer.decode([token])).strip().lower()
             for token in range(len(self.loaded.tokenizer))
@@ -188,6 +219,7 @@ class StrongRejectFinetuned(_Prompted):
     """
 
     name = "strongreject-finetuned"
+    graded = True
     reads_end = True
 
     def _judged(self, pairs: Sequence[Exchange]) -> list[Judgement]:

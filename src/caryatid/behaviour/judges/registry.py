@@ -5,8 +5,10 @@ register_judge("my-judge", lambda spec: MyJudge(spec.model), kind="refusal")
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from caryatid.behaviour.judges.base import Judge, JudgeSpec, Kind
+from caryatid.behaviour.judges.copyright import CopyrightHashes
 from caryatid.errors import InputError, UsageError
 
 Opener = Callable[[JudgeSpec], Judge]
@@ -78,6 +80,15 @@ def open_harm_judge(spec: JudgeSpec | None = None) -> Judge:
     return _opened(spec or JudgeSpec(HARM_JUDGE), "harm")
 
 
+def open_copyright_hashes(spec: JudgeSpec | None) -> CopyrightHashes | None:
+    """The rule for copyright behaviours beside a harmfulness judge; None where the specification names no folder.
+
+    Raises:
+        DataMissingError: no such folder, or datasketch or spaCy is not installed.
+    """
+    return CopyrightHashes(Path(spec.copyright_hashes)) if spec and spec.copyright_hashes else None
+
+
 def _opened(spec: JudgeSpec, kind: Kind) -> Judge:
     entry = judge_entry(spec.name, kind)
     judge = entry.opener(replace(spec, model=spec.model or entry.model))
@@ -107,7 +118,7 @@ def _harm_features(_: JudgeSpec) -> Judge:
 def _harmbench(spec: JudgeSpec) -> Judge:
     from caryatid.behaviour.judges.prompted import HarmBenchClassifier, load_judge_model
 
-    return HarmBenchClassifier(spec.name, load_judge_model(spec), spec.batch_size)
+    return HarmBenchClassifier(spec.name, load_judge_model(spec), spec.batch_size, spec.prompt)
 
 
 def _strongreject_finetuned(spec: JudgeSpec) -> Judge:
