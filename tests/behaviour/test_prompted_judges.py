@@ -19,9 +19,8 @@ from caryatid.behaviour.judges.prompted import (
     StrongRejectFinetuned,
     WildGuard,
     expected_score,
-    parse_llama_guard,
-    parse_wildguard,
 )
+from caryatid.behaviour.judges.replies import parse_llama_guard, parse_wildguard
 from caryatid.behaviour.judges.templates import filled, template, template_hash
 from tiny import tiny_loaded, tiny_tokenizer
 

@@ -84,7 +84,7 @@ def evaluate(
     )
     judges = Judges(open_refusal_judge(), open_harm_judge(spec), open_copyright_hashes(spec))
     if answers is not None:
-        found = _judged(answers, wanted, samples, judges)
+        found = _judged(answers, wanted, samples, judges, out)
     else:
         found = _asked(model, wanted, asking, judges, out, (dtype, device, revision))
     if judges.harm is not None and judges.harm.usage is not None:
@@ -142,7 +142,8 @@ def _asked(
         progress.done()
 
 
-def _judged(file: Path, wanted: Any, samples: int, judges: Any) -> Any:
+def _judged(file: Path, wanted: Any, samples: int, judges: Any, out: Path | None) -> Any:
+    from ..artifacts import Chunks
     from ..behaviour.evaluate import evaluated
     from ..behaviour.files import import_answers
     from ..behaviour.suites import rejudge
@@ -151,7 +152,9 @@ def _judged(file: Path, wanted: Any, samples: int, judges: Any) -> Any:
     prompts = {suite: one.prompts for suite, one in sets.items()}
     attacks = {suite: wanted.attack_of(suite) for suite in sets}
     rows = import_answers(file, prompts, attacks, cases=wanted.cases, samples=samples)
-    return evaluated(rejudge(rows, judges.refusal), sets, judges, seed=wanted.seed, by=wanted.by)
+    chunks = (lambda suite: Chunks(out / "partial" / "answers" / suite)) if out is not None else None
+    found = rejudge(rows, judges.refusal)
+    return evaluated(found, sets, judges, seed=wanted.seed, by=wanted.by, chunks=chunks)
 
 
 def _export(model: str, wanted: Any, asking: Any, path: Path, revision: str | None) -> None:

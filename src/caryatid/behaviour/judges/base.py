@@ -103,7 +103,10 @@ class JudgeSpec:
         name: as registered (`caryatid.behaviour.judges.registry`).
         model: hub id, folder or adapter folder of a judge that is a model, or its name at an endpoint; None: the
             published one.
-        base_url: of an OpenAI-compatible endpoint; None: `OPENAI_BASE_URL`. per_minute: requests to it, 0 = no limit.
+        base_url: of an OpenAI-compatible endpoint that the judge's model is asked at; None: the model is loaded here,
+            and StrongREJECT's rubric is asked at `OPENAI_BASE_URL`.
+        per_minute: requests to it, 0 = no limit. retries: attempts after the first. prompt_price, completion_price: per
+            million tokens, for the cost that is shown.
         dtype, device: of a judge that is a model; None: the device's default. batch_size: its exchanges at once.
         prompt: how HarmBench's classifiers are asked: as its released pipeline does, or as their model cards say.
         copyright_hashes: folder of HarmBench's hashes, by which answers to copyright behaviours are judged; None leaves
@@ -122,6 +125,9 @@ class JudgeSpec:
     batch_size: int = 8
     prompt: Literal["pipeline", "model_card"] = "pipeline"
     copyright_hashes: str | None = None
+    retries: int = 5
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
 
     def __post_init__(self) -> None:
         if self.prompt not in PROMPTS:
@@ -130,11 +136,11 @@ class JudgeSpec:
                 where=f"judge {self.name}",
                 remedy=f"Use {' or '.join(PROMPTS)}.",
             )
-        if self.batch_size < 1 or not self.per_minute >= 0:
+        if self.batch_size < 1 or min(self.per_minute, self.retries) < 0:
             raise UsageError(
-                f"batch size {self.batch_size}, {self.per_minute} requests a minute",
+                f"batch size {self.batch_size}, {self.per_minute} requests a minute, {self.retries} retries",
                 where=f"judge {self.name}",
-                remedy="Give a batch size of 1 or more, and 0 or more requests a minute.",
+                remedy="Give a batch size of 1 or more, and 0 or more of the others.",
             )
 
 
