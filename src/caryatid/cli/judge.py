@@ -86,6 +86,8 @@ def sample(
     ),
     size: int = typer.Option(200, "-n", "--size", min=1, help="Answers to draw."),
     suite: list[str] = typer.Option([], "--suite", help="Only this suite; may be repeated."),
+    arm: list[str] = typer.Option([], "--arm", help="Only this arm; may be repeated."),
+    step: list[int] = typer.Option([], "--step", help="Only this step; may be repeated."),
     seed: int = typer.Option(0, "--seed", help="Seed of the draw."),
     as_json: bool = options.Json,
 ) -> None:
@@ -96,7 +98,8 @@ def sample(
     from ..artifacts import RunDirectory
     from ..behaviour.labelling import draw_sample
 
-    count, key = draw_sample(RunDirectory.existing(run_dir).path, output, size=size, seed=seed, suites=suite)
+    run = RunDirectory.existing(run_dir).path
+    count, key = draw_sample(run, output, size=size, seed=seed, suites=suite, arms=arm, steps=step)
     facts = {"answers": count, "sheet": str(output), "key": str(key)}
     if as_json:
         print_json(facts)
@@ -131,15 +134,68 @@ def score(
         ],
     )
     announce(f"{found.judge}: {whole.n} labelled answers, {whole.unscored} unscored by the judge")
+    print_table(
+        ("arm", "step", "labelled", "accuracy", "lo", "hi", "sensitivity", "of", "specificity", "of"),
+        [
+            (
+                *(one.arm, "all" if one.step is None else one.step, part.n, *_three(part.accuracy)),
+                *(f"{part.sensitivity.value:.3f}", part.sensitivity.n),
+                *(f"{part.specificity.value:.3f}", part.specificity.n),
+            )
+            for one in found.by_anchor
+            for part in [one.agreement]
+        ],
+    )
     if whole.n < LEAST_LABELS:
         announce(f"rates are corrected from {LEAST_LABELS} labelled answers on")
         return
-    rows = [
-        (r.seed, r.arm, r.step, r.suite, r.attack, r.judged.n, *_three(r.judged), *_three(r.corrected))
-        for r in found.rates
-    ]
     print_table(
-        ("seed", "arm", "step", "suite", "attack", "n", "judged", "lo", "hi", "corrected", "lo", "hi"), rows
+        (
+            "seed",
+            "arm",
+            "step",
+            "suite",
+            "attack",
+            "n",
+            "judged",
+            "lo",
+            "hi",
+            "corrected",
+            "lo",
+            "hi",
+            "errors of",
+        ),
+        [
+            (
+                *(r.seed, r.arm, r.step, r.suite, r.attack, r.judged.n, *_three(r.judged)),
+                *(*_three(r.corrected), r.errors_of or "all arms"),
+            )
+            for r in found.rates
+        ],
+    )
+    announce("since step 0, and if the judge erred as on these labels:")
+    print_table(
+        (
+            "seed",
+            "arm",
+            "step",
+            "suite",
+            "attack",
+            "judged",
+            "lo",
+            "hi",
+            "if it erred",
+            "lo",
+            "hi",
+            "survives",
+        ),
+        [
+            (
+                *(d.seed, d.arm, d.step, d.suite, d.attack, *_three(d.found.judged)),
+                *(*_three(d.found.corrected), "yes" if d.found.survives else f"no: {d.found.shown_if_erred}"),
+            )
+            for d in found.differences
+        ],
     )
 
 
