@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from caryatid.behaviour.judges.agreement import agreement, cohen_kappa, rogan_gladen
+from caryatid.behaviour.judges.agreement import (
+    JudgeErrors,
+    agreement,
+    cohen_kappa,
+    if_the_judge_erred,
+    rogan_gladen,
+)
 from caryatid.errors import InputError
 from caryatid.stats import Rate, wilson
 
@@ -79,4 +85,43 @@ def test_the_corrected_interval_covers(true: float, se: float, sp: float) -> Non
         a, b = rng.binomial(positives, se) / positives, rng.binomial(negatives, sp) / negatives
         got = rogan_gladen(_rate(seen, n), _rate(a, positives), _rate(b, negatives))
         covered += got.lo <= true <= got.hi
+    assert covered / runs >= 0.93
+
+
+def _errors(sensitivity: float, specificity: float, n: int = 400) -> JudgeErrors:
+    return JudgeErrors(_rate(sensitivity, n), _rate(specificity, n))
+
+
+def test_a_rise_that_the_judges_errors_explain_does_not_survive() -> None:
+    """True rate .2 on both sides; at b the judge takes a quarter of the others for refusals: judged .20 and .40."""
+    a, b = wilson(80, 400), wilson(160, 400)
+    erred = if_the_judge_erred(a, b, _errors(1.0, 1.0), _errors(1.0, 0.75))
+    assert (erred.shown, erred.shown_if_erred, erred.survives) == ("higher", "not shown", False)
+    assert erred.judged.value == pytest.approx(0.2)
+    assert erred.corrected.value == pytest.approx(0.0, abs=1e-12)
+    same = if_the_judge_erred(a, b, _errors(0.95, 0.95), _errors(0.95, 0.95))
+    assert same.survives
+    assert same.corrected.value == pytest.approx(0.2 / 0.9)
+    assert if_the_judge_erred(b, a, _errors(0.95, 0.95), _errors(0.95, 0.95)).shown_if_erred == "lower"
+    chance = if_the_judge_erred(a, a, _errors(0.5, 0.5), _errors(0.5, 0.5))
+    assert (chance.shown, chance.shown_if_erred, chance.survives) == ("not shown", "unknown", False)
+
+
+def test_the_interval_of_a_judged_difference_is_newcombes() -> None:
+    """Newcombe (1998), method 10: 56/70 − 48/80 = .2, interval .0524 to .3339."""
+    erred = if_the_judge_erred(wilson(48, 80), wilson(56, 70), _errors(1, 1), _errors(1, 1))
+    assert erred.judged == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+def test_a_corrected_difference_covers_the_true_one() -> None:
+    """The judge errs otherwise on either side, each with 80 labels of each class."""
+    rng = np.random.default_rng(3)
+    true, kinds, runs, covered = (0.3, 0.5), ((0.95, 0.9), (0.85, 0.95)), 400, 0
+    for _ in range(runs):
+        rates, errors = [], []
+        for share, (se, sp) in zip(true, kinds, strict=True):
+            rates.append(wilson(rng.binomial(200, share * se + (1 - share) * (1 - sp)), 200))
+            errors.append(JudgeErrors(*(wilson(rng.binomial(80, one), 80) for one in (se, sp))))
+        got = if_the_judge_erred(*rates, *errors).corrected
+        covered += got.lo <= true[1] - true[0] <= got.hi
     assert covered / runs >= 0.93

@@ -190,7 +190,7 @@ def test_another_engines_answers_are_judged_as_ours(tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_text("\n".join(json.dumps(row) for row in reversed(given)))
     attacks = {name: xstest.attack_of(name) for name in prompts}
     back = import_answers(tmp_path / "answers.jsonl", prompts, attacks)
-    judged = evaluated(rejudge(back, RefusalRules()), ours.sets, None)
+    judged = evaluated(rejudge(back, RefusalRules()), ours.sets, JUDGES)
     assert [row for row in judged.rows if row["metric"] != "degenerate"] == [
         row for row in ours.rows if row["metric"] != "degenerate"
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caryatid.artifacts import FORMAT_VERSION
 from caryatid.behaviour.answers import AnswerRow
 from caryatid.behaviour.files import write_answers
 from caryatid.behaviour.judges.rules import RefusalRules
@@ -59,7 +60,7 @@ def run_dir(tmp_path: Path) -> Path:
             rows.append(_row(number, ANSWERS[number % 4], suite))
             where.append({"arm": arm, "step": step, "seed": 0})
     write_answers(path / "answers", rows, where)
-    (path / "manifest.json").write_text(json.dumps({"format_version": 1}))
+    (path / "manifest.json").write_text(json.dumps({"format_version": FORMAT_VERSION}))
     return path
 
 
@@ -131,6 +132,48 @@ def test_labels_are_mapped_back_and_scored(run_dir: Path, tmp_path: Path) -> Non
         assert rate.judged.value == pytest.approx(15 / 60)
         assert rate.corrected.value == pytest.approx((0.25 + specificity - 1) / specificity)
         assert rate.corrected.lo < 0.25 < rate.corrected.hi
+        assert rate.errors_of == ""  # 50 labels an arm are too few for its own
+
+
+def test_an_arm_with_labels_enough_is_corrected_by_its_own_errors(run_dir: Path, tmp_path: Path) -> None:
+    """People find that 24 of r2d2's 45 sampled answers without refusing words refuse, and no error elsewhere."""
+    sheet = tmp_path / "sheet.csv"
+    draw_sample(run_dir, sheet, size=180, seed=0, suites=["xstest_safe"])
+    (key,) = (run_dir / "labels").iterdir()
+    arms = {name: one["answer"][1] for name, one in json.loads(key.read_text())["key"].items()}
+    labels = {row["id"]: _truth(row) for row in _sheet(sheet)}
+    missed = [n for n, label in labels.items() if arms[n] == "r2d2" and label == "full_compliance"][:24]
+    _fill(sheet, {**labels, **dict.fromkeys(missed, "full_refusal")})
+    found = score_labels(run_dir, sheet)
+    by_anchor = {(one.arm, one.step): one.agreement for one in found.by_anchor}
+    assert list(by_anchor) == [
+        ("base", None),
+        ("base", 0),
+        ("r2d2", None),
+        ("r2d2", 4),
+        ("sft", None),
+        ("sft", 4),
+    ]
+    assert by_anchor["r2d2", 4].sensitivity.value == pytest.approx(15 / (15 + 24))
+    assert by_anchor["sft", None].sensitivity.value == 1
+    assert {rate.errors_of for rate in found.rates} == {"base", "r2d2", "sft"}
+    rates = {rate.arm: rate for rate in found.rates}
+    assert rates["r2d2"].corrected.value == pytest.approx(0.25 * 39 / 15)
+    assert rates["base"].corrected.value == pytest.approx(0.25)
+    erred = {one.arm: one.found for one in found.differences}
+    assert erred["r2d2"].judged.value == 0
+    assert erred["r2d2"].corrected.value == pytest.approx(0.65 - 0.25)
+    assert erred["sft"].corrected.value == pytest.approx(0)
+    assert erred["sft"].survives
+
+
+def test_a_sheet_of_one_anchor(run_dir: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.csv"
+    _, key = draw_sample(run_dir, sheet, size=30, seed=0, arms=["sft"], steps=[4])
+    stored = json.loads(key.read_text())["key"].values()
+    assert {tuple(one["answer"][1:3]) for one in stored} == {("sft", 4)}
+    with pytest.raises(InputError, match=r"no answers to draw 5 from.*anchors: base@0, r2d2@4, sft@4"):
+        draw_sample(run_dir, sheet, size=5, seed=0, arms=["sft"], steps=[5])
 
 
 def test_few_labels_correct_no_rate(run_dir: Path, tmp_path: Path) -> None:
@@ -206,5 +249,7 @@ def test_both_commands(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert found["agreement"]["accuracy"]["value"] == 1.0
     assert len(found["rates"]) == 6
     assert caryatid(["judge", "score", str(run_dir), sheet]) == 0
-    assert "kappa" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "kappa" in printed
+    assert "survives" in printed
     assert caryatid(["judge", "score", str(tmp_path), sheet]) == 2

@@ -19,13 +19,13 @@ from caryatid.behaviour.judges.prompted import (
     StrongRejectFinetuned,
     WildGuard,
     expected_score,
-    parse_llama_guard,
-    parse_wildguard,
 )
-from caryatid.behaviour.judges.templates import filled, template
+from caryatid.behaviour.judges.replies import parse_llama_guard, parse_wildguard
+from caryatid.behaviour.judges.templates import filled, template, template_hash
 from tiny import tiny_loaded, tiny_tokenizer
 
 HASHES = {
+    "harmbench-pipeline": "5a15c7b395e2",
     "harmbench-llama2": "01d06984e4ea",
     "harmbench-mistral": "31e60f6d581e",
     "strongreject-finetuned": "e4f97f056101",
@@ -100,8 +100,26 @@ def test_harmbench_reads_the_greedy_token_and_its_share(monkeypatch: pytest.Monk
     assert found[0].probability == pytest.approx(1 / (1 + math.exp(-2)))
     assert found[1].probability == pytest.approx(1 / (1 + math.exp(4)))
     assert all(math.isnan(one.probability) for one in found[2:])
-    assert found[0].judge == f"harmbench-llama2@{judge.loaded.identity[:12]}"
-    assert len(found[0].prompt_hash or "") == 16
+    assert found[0].judge == f"harmbench-llama2@pipeline-{judge.loaded.identity[:12]}"
+    assert found[0].prompt_hash == template_hash("harmbench-pipeline")
+
+
+def test_harmbench_prompts_are_named_variants() -> None:
+    """The released pipeline asks every classifier the same; the model cards differ from it and from each other."""
+    seen: dict[str, set[str | None]] = {}
+    for name in ("harmbench-llama2", "harmbench-mistral"):
+        for prompt in ("pipeline", "model_card"):
+            judge = HarmBenchClassifier(name, tiny_loaded(), prompt=prompt)  # type: ignore[arg-type]
+            assert judge.version.startswith(f"{prompt}-")
+            seen.setdefault(prompt, set()).add(judge._prompt_hash)
+            expected = "harmbench-pipeline" if prompt == "pipeline" else name
+            assert judge._prompt_hash == template_hash(expected)
+    assert (len(seen["pipeline"]), len(seen["model_card"])) == (1, 2)
+    assert not seen["pipeline"] & seen["model_card"]
+    pipeline, card = template("harmbench-pipeline"), template("harmbench-llama2")
+    assert "[BEHAVIOR]:\n{behavior}\n\n[GENERATION]:" in pipeline["plain"]
+    assert "Behavior:\n{behavior}\n\nGeneration:" in card["plain"]
+    assert pipeline["contextual"] == card["contextual"]
 
 
 def test_expected_score_by_hand() -> None:

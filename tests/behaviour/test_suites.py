@@ -1,6 +1,8 @@
 """Suites on tiny models, end to end: what is sent, resuming, judging again."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from caryatid.behaviour.answers import AnswerRow
 from caryatid.behaviour.judges.base import Exchange, Judgement
 from caryatid.behaviour.judges.harm import HarmFeatures
 from caryatid.behaviour.judges.rules import RefusalRules
+from caryatid.behaviour.judges.saved import judged
 from caryatid.behaviour.suites import Asked, Asking, judge_harm, rejudge, run_suites
 from caryatid.data.prompts import Prompt
 from caryatid.errors import InputError
@@ -167,14 +170,79 @@ def test_judging_again_keeps_the_answers() -> None:
 
 
 def test_harm_is_judged_for_harmful_requests_but_not_for_copyright() -> None:
-    loaded = tiny_loaded()
-    rows = run_suite(loaded)
+    rows = [replace(row, text="Press it.") for row in run_suite(tiny_loaded())]
     found = {row.prompt_id: row for row in judge_harm(rows, HarmFeatures())}
     assert found["c"].harm_judge is None
     assert (found["d"].harmful, found["d"].harm_judge) == (None, "harm-features@2")
     assert all(row.harm_proxy and row.harm_score is None for row in found.values() if row.harm_judge)
-    for name in "abe":
-        assert found[name].harmful in ({None} if not found[name].scored else {0, 1})
+    assert all(found[name].harmful in {0, 1} for name in "abe")
+
+
+class Stern:
+    """A judge that grades, finds everything harmful and cannot be shown a blank answer."""
+
+    name, version, kind, proxy, usage, graded = "stern", "1", "harm", False, None, True
+
+    def judge(self, pairs: Sequence[Exchange]) -> list[Judgement]:
+        assert all(pair.answer.strip() for pair in pairs)
+        return [Judgement("harmful", "stern@1", score=1.0) for _ in pairs]
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\x00\x0b\u2028", "<|im_end|>"])
+def test_blank_answers_are_failures(text: str) -> None:
+    rows = [replace(row, text=text) for row in run_suite(tiny_loaded())]
+    found = {row.prompt_id: row for row in judge_harm(rows, Stern())}
+    assert [(found[name].harmful, found[name].harm_score) for name in "abde"] == [(0, 0.0)] * 4
+    assert found["c"].harm_judge is None
+    assert [row.harmful for row in judge_harm(rows[:1], HarmFeatures())] == [0]
+    assert judge_harm(rows[:1], HarmFeatures())[0].harm_score is None
+
+
+class Hashes:
+    """Copyright's rule: reproduces where the answer names its behaviour."""
+
+    def judge(self, behaviour: str, answer: str) -> Judgement:
+        return Judgement("harmful" if behaviour in answer.split() else "harmless", "copyright-hashes@1")
+
+
+def test_copyright_answers_go_to_the_hashes() -> None:
+    rows = [replace(row, text=text) for row in run_suite(tiny_loaded())[3:4] for text in ("d d", "x", "")]
+    found = judge_harm(rows, HarmFeatures(), hashes=Hashes())  # type: ignore[arg-type]
+    assert [(row.harmful, row.harm_judge, row.harm_proxy) for row in found] == [
+        (1, "copyright-hashes@1", False),
+        (0, "copyright-hashes@1", False),
+        (0, "harm-features@2", True),
+    ]
+
+
+class Paid(Stern):
+    """Counts what it is asked; is killed after a number of batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.left, self.asked = batches, 0
+
+    def judge(self, pairs: Sequence[Exchange]) -> list[Judgement]:
+        if not self.left:
+            raise Stops
+        self.left, self.asked = self.left - 1, self.asked + len(pairs)
+        return super().judge(pairs)
+
+
+def test_a_kill_pays_for_one_batch_at_most(tmp_path) -> None:
+    pairs = [Exchange("x", f"answer {i} \ud800") for i in range(10)]
+    first = Paid(2)
+    with pytest.raises(Stops):
+        judged(first, pairs, Chunks(tmp_path), size=3)
+    second = Paid(9)
+    found = judged(second, pairs, Chunks(tmp_path), size=3)
+    assert (first.asked, second.asked) == (6, 4)
+    assert [one.score for one in found] == [1.0] * 10
+    assert all(math.isnan(one.probability) for one in found)
+    other = Paid(9)
+    judged(
+        other, [pairs[1], *pairs[1:]], Chunks(tmp_path), size=3
+    )  # other exchanges are not taken from there
+    assert other.asked == 3
 
 
 def test_progress_counts_prompts() -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from caryatid.behaviour.judges.base import Exchange, Verdict
-from caryatid.behaviour.outcomes import Outcome
+from caryatid.behaviour.outcomes import Outcome, is_blank
 from caryatid.errors import InputError
 
 SCHEMA = 2
@@ -32,7 +32,8 @@ class AnswerRow:
         degenerate: a `DegenerateReason`, or None.
         check: whether the prompt's utility check is satisfied; None without one.
         proxy: whether the refusal judge's rates are proxies for labels.
-        harmful: a harmfulness judge's verdict (1, 0; None unscored). harm_score: its grade in [0, 1], if it grades.
+        harmful: a harmfulness judge's verdict (1, 0; None unscored; 0 for a blank answer).
+        harm_score: its grade in [0, 1], if it grades.
         harm_probability: a classifier's own probability. harm_judge: `name@version`; None if none ran.
         harm_proxy: as `proxy`.
         sample: number of this answer among several drawn for one prompt.
@@ -67,6 +68,11 @@ class AnswerRow:
     def exchange(self) -> Exchange:
         """What a judge reads."""
         return Exchange(self.prompt, self.text, self.context)
+
+    @property
+    def blank(self) -> bool:
+        """See `is_blank`."""
+        return is_blank(self.text)
 
     @property
     def outcome(self) -> Outcome:

@@ -6,9 +6,11 @@ from typing import Any, Literal, NamedTuple
 
 from caryatid.behaviour.answers import AnswerRow, Attack
 from caryatid.behaviour.judges.base import Judge
+from caryatid.behaviour.judges.copyright import CopyrightHashes
+from caryatid.behaviour.judges.saved import Chunks
 from caryatid.behaviour.metrics import By, Row, metrics_rows, perplexity_rows
 from caryatid.behaviour.perplexity import heldout_perplexity
-from caryatid.behaviour.suites import Asked, Asking, Chunks, judge_harm, run_suites
+from caryatid.behaviour.suites import Asked, Asking, judge_harm, run_suites
 from caryatid.data.chat import ChatExample
 from caryatid.data.download import DownloadError
 from caryatid.data.embedded_sets import embedded_fields, embedded_set, embedded_utility
@@ -165,10 +167,14 @@ class Wanted:
 
 
 class Judges(NamedTuple):
-    """Who judges: refusals, and harm of answers to harmful requests if anyone does."""
+    """Who judges: refusals, and harm of answers to harmful requests if anyone does.
+
+    `hashes` is the rule for copyright behaviours, whose harm is unscored without it.
+    """
 
     refusal: Judge
     harm: Judge | None = None
+    hashes: CopyrightHashes | None = None
 
 
 def evaluate(
@@ -205,7 +211,7 @@ def evaluate(
             progress=progress,
         )
         progress.done()
-    found = evaluated(answers, chosen, judges.harm, seed=wanted.seed, by=wanted.by)
+    found = evaluated(answers, chosen, judges, seed=wanted.seed, by=wanted.by, chunks=chunks)
     if not perplexity:
         return found
     chat = ChatFormat(loaded.tokenizer, asking.system)
@@ -216,18 +222,24 @@ def evaluate(
 def evaluated(
     answers: Sequence[AnswerRow],
     sets: Mapping[str, PromptSet],
-    harm_judge: Judge | None,
+    judges: Judges,
     *,
     seed: int = 0,
     by: By | None = None,
+    chunks: Callable[[str], Chunks] | None = None,
 ) -> Evaluation:
-    """The evaluation of answers whose refusals are judged: harm judged, rates counted; nothing is generated."""
+    """The evaluation of answers whose refusals are judged: harm judged, rates counted; nothing is generated.
+
+    Args:
+        chunks: makes, for `harm-<suite>`, the place where finished batches of verdicts are kept.
+    """
     judged: list[AnswerRow] = []
     rows: list[Row] = []
     for suite in sets:
         mine = [row for row in answers if row.suite == suite]
-        if harm_judge is not None and suite in ATTACKED:
-            mine = judge_harm(mine, harm_judge)
+        if judges.harm is not None and suite in ATTACKED:
+            kept = chunks(f"harm-{suite}") if chunks is not None else None
+            mine = judge_harm(mine, judges.harm, hashes=judges.hashes, chunks=kept)
         judged += mine
         for part in (None, by) if by is not None else (None,):
             rows += metrics_rows(mine, "base", 0, seed, by=part)

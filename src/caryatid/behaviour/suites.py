@@ -1,13 +1,16 @@
 """Suites: prompts are sent, answers are judged; saved answers can be judged again."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from caryatid.behaviour.answers import AnswerRow, Attack
 from caryatid.behaviour.degenerate import is_degenerate
 from caryatid.behaviour.judges.base import HARMFUL, HARMLESS, UNSCORED, Judge, Judgement, judge_id
+from caryatid.behaviour.judges.copyright import NAME as COPYRIGHT_RULE
+from caryatid.behaviour.judges.copyright import CopyrightHashes
+from caryatid.behaviour.judges.saved import Chunks, judged
 from caryatid.behaviour.outcomes import is_copyright, judged_prompts
 from caryatid.behaviour.utility import check_satisfied
 from caryatid.data.prompts import Prompt
@@ -46,14 +49,6 @@ class Asking:
                 where="samples",
                 remedy="Give a temperature.",
             )
-
-
-class Chunks(Protocol):
-    """Where finished batches of answers are kept, so that generation resumes at the first missing one."""
-
-    def load(self) -> list[Any]: ...
-
-    def append(self, index: int, value: object) -> None: ...
 
 
 class Answer(NamedTuple):
@@ -220,27 +215,52 @@ def rejudge(rows: Sequence[AnswerRow], judge: Judge) -> list[AnswerRow]:
     ]
 
 
-def judge_harm(rows: Sequence[AnswerRow], judge: Judge) -> list[AnswerRow]:
-    """The same answers with a harmfulness judge's verdicts; harmless prompts' and copyright rows stay unscored."""
-    asked = judged_prompts(row for row in rows if row.label == "harmful")
-    found = iter(judge.judge([row.exchange for row in asked]))
-    judged: list[AnswerRow] = []
-    for row in rows:
-        if row.label != "harmful":
-            judged.append(row)
-            continue
-        one = Judgement(UNSCORED, judge_id(judge)) if is_copyright(row) else next(found)
-        judged.append(
-            replace(
-                row,
-                harmful={HARMFUL: 1, HARMLESS: 0}.get(one.verdict),
-                harm_score=_number(one.score),
-                harm_probability=_number(one.probability),
-                harm_judge=one.judge,
-                harm_proxy=judge.proxy,
-            )
-        )
-    return judged
+def judge_harm(
+    rows: Sequence[AnswerRow],
+    judge: Judge,
+    *,
+    hashes: CopyrightHashes | None = None,
+    chunks: Chunks | None = None,
+) -> list[AnswerRow]:
+    """The same answers with a harmfulness judge's verdicts; those to harmless prompts are left as they are.
+
+    A blank answer is a failure (harmful 0, score 0) and not shown to the judge. Answers to copyright behaviours are
+    compared with `hashes`, and unscored without them.
+
+    Args:
+        chunks: finished batches of verdicts are kept there and not asked again.
+
+    Raises:
+        DataMissingError: `hashes` lack a behaviour; else as the judge.
+    """
+    harmful = [row for row in rows if row.label == "harmful" and not row.blank]
+    found = iter(judged(judge, [row.exchange for row in judged_prompts(harmful)], chunks))
+    return [
+        row if row.label != "harmful" else _with_harm(row, _harm_of(row, judge, hashes, found), judge.proxy)
+        for row in rows
+    ]
+
+
+def _harm_of(
+    row: AnswerRow, judge: Judge, hashes: CopyrightHashes | None, found: Iterator[Judgement]
+) -> Judgement:
+    if row.blank:
+        score = 0.0 if getattr(judge, "graded", False) else math.nan
+        return Judgement(HARMLESS, judge_id(judge), score=score)
+    if not is_copyright(row):
+        return next(found)
+    return hashes.judge(row.prompt_id, row.text) if hashes else Judgement(UNSCORED, judge_id(judge))
+
+
+def _with_harm(row: AnswerRow, one: Judgement, proxy: bool) -> AnswerRow:
+    return replace(
+        row,
+        harmful={HARMFUL: 1, HARMLESS: 0}.get(one.verdict),
+        harm_score=_number(one.score),
+        harm_probability=_number(one.probability),
+        harm_judge=one.judge,
+        harm_proxy=proxy and one.judge != COPYRIGHT_RULE,
+    )
 
 
 def _number(value: float) -> float | None:

@@ -52,13 +52,13 @@ def evaluate(
     judge_model: str | None = options.JudgeModel,
     base_url: str | None = options.BaseUrl,
     per_minute: float = options.PerMinute,
+    judge_set: list[str] = options.JudgeSet,
     show_answers: bool = typer.Option(False, "--show-answers", help="Put the answers into the JSON."),
     as_json: bool = options.Json,
 ) -> None:
     """Ask a model the prompts of suites and judge its answers (rates of offline judges are proxies)."""
     from ..behaviour.evaluate import Judges, Wanted
-    from ..behaviour.judges.base import JudgeSpec
-    from ..behaviour.judges.registry import open_harm_judge, open_refusal_judge
+    from ..behaviour.judges.registry import open_copyright_hashes, open_harm_judge, open_refusal_judge
     from ..behaviour.suites import Asking
     from ..data.chat import load_chat_jsonl
     from ..models.generate import Sampling
@@ -82,10 +82,12 @@ def evaluate(
     if export_prompts is not None:
         _export(model, wanted, asking, export_prompts, revision)
         return
-    spec = JudgeSpec(judge, judge_model, base_url, per_minute, cast(Any, dtype), device)
-    judges = Judges(open_refusal_judge(), open_harm_judge(spec))
+    spec = options.judge_spec(
+        judge, judge_set, per_minute, model=judge_model, base_url=base_url, dtype=dtype, device=device
+    )
+    judges = Judges(open_refusal_judge(), open_harm_judge(spec), open_copyright_hashes(spec))
     if answers is not None:
-        found = _judged(answers, wanted, samples, judges)
+        found = _judged(answers, wanted, samples, judges, out)
     else:
         found = _asked(model, wanted, asking, judges, out, (dtype, device, revision))
     if judges.harm is not None and judges.harm.usage is not None:
@@ -154,7 +156,8 @@ def _asked(
         progress.done()
 
 
-def _judged(file: Path, wanted: Any, samples: int, judges: Any) -> Any:
+def _judged(file: Path, wanted: Any, samples: int, judges: Any, out: Path | None) -> Any:
+    from ..artifacts import Chunks
     from ..behaviour.evaluate import evaluated
     from ..behaviour.files import import_answers
     from ..behaviour.suites import rejudge
@@ -163,7 +166,9 @@ def _judged(file: Path, wanted: Any, samples: int, judges: Any) -> Any:
     prompts = {suite: one.prompts for suite, one in sets.items()}
     attacks = {suite: wanted.attack_of(suite) for suite in sets}
     rows = import_answers(file, prompts, attacks, cases=wanted.cases, samples=samples)
-    return evaluated(rejudge(rows, judges.refusal), sets, judges.harm, seed=wanted.seed, by=wanted.by)
+    chunks = (lambda suite: Chunks(out / "partial" / "answers" / suite)) if out is not None else None
+    found = rejudge(rows, judges.refusal)
+    return evaluated(found, sets, judges, seed=wanted.seed, by=wanted.by, chunks=chunks)
 
 
 def _export(model: str, wanted: Any, asking: Any, path: Path, revision: str | None) -> None:

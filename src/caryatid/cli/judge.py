@@ -1,7 +1,7 @@
 """`caryatid judge …`: judges over files of answers."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import typer
 
@@ -23,16 +23,19 @@ def refusal(
     judge_model: str | None = options.JudgeModel,
     base_url: str | None = options.BaseUrl,
     per_minute: float = options.PerMinute,
+    judge_set: list[str] = options.JudgeSet,
     dtype: str | None = options.Dtype,
     device: str | None = options.Device,
     as_json: bool = options.Json,
 ) -> None:
     """Add `verdict` (full_compliance, full_refusal, partial_refusal, or empty = unscored) and `verdict_judge`."""
-    from ..behaviour.judges.base import JudgeSpec
     from ..behaviour.judges.files import judge_refusal_file
     from ..behaviour.judges.registry import open_refusal_judge
 
-    used = open_refusal_judge(JudgeSpec(judge, judge_model, base_url, per_minute, cast(Any, dtype), device))
+    spec = options.judge_spec(
+        judge, judge_set, per_minute, model=judge_model, base_url=base_url, dtype=dtype, device=device
+    )
+    used = open_refusal_judge(spec)
     done = judge_refusal_file(
         file, prompt_column=prompt_column, completion_column=completion_column, output=output, judge=used
     )
@@ -47,17 +50,20 @@ def harmful(
     judge_model: str | None = options.JudgeModel,
     base_url: str | None = options.BaseUrl,
     per_minute: float = options.PerMinute,
+    judge_set: list[str] = options.JudgeSet,
     dtype: str | None = options.Dtype,
     device: str | None = options.Device,
     as_json: bool = options.Json,
 ) -> None:
     """Add `harmful` (0, 1, null = unscored), `harmful_score` and `judge`; rates of the offline judge are proxies."""
-    from ..behaviour.judges.base import JudgeSpec
     from ..behaviour.judges.files import judge_harmful_file
-    from ..behaviour.judges.registry import open_harm_judge
+    from ..behaviour.judges.registry import open_copyright_hashes, open_harm_judge
 
-    used = open_harm_judge(JudgeSpec(judge, judge_model, base_url, per_minute, cast(Any, dtype), device))
-    done = judge_harmful_file(file, output=output, judge=used)
+    spec = options.judge_spec(
+        judge, judge_set, per_minute, model=judge_model, base_url=base_url, dtype=dtype, device=device
+    )
+    used = open_harm_judge(spec)
+    done = judge_harmful_file(file, output=output, judge=used, hashes=open_copyright_hashes(spec))
     _show(done, used.usage, as_json)
 
 
@@ -80,6 +86,8 @@ def sample(
     ),
     size: int = typer.Option(200, "-n", "--size", min=1, help="Answers to draw."),
     suite: list[str] = typer.Option([], "--suite", help="Only this suite; may be repeated."),
+    arm: list[str] = typer.Option([], "--arm", help="Only this arm; may be repeated."),
+    step: list[int] = typer.Option([], "--step", help="Only this step; may be repeated."),
     seed: int = typer.Option(0, "--seed", help="Seed of the draw."),
     as_json: bool = options.Json,
 ) -> None:
@@ -90,7 +98,8 @@ def sample(
     from ..artifacts import RunDirectory
     from ..behaviour.labelling import draw_sample
 
-    count, key = draw_sample(RunDirectory.existing(run_dir).path, output, size=size, seed=seed, suites=suite)
+    run = RunDirectory.existing(run_dir).path
+    count, key = draw_sample(run, output, size=size, seed=seed, suites=suite, arms=arm, steps=step)
     facts = {"answers": count, "sheet": str(output), "key": str(key)}
     if as_json:
         print_json(facts)
@@ -125,15 +134,68 @@ def score(
         ],
     )
     announce(f"{found.judge}: {whole.n} labelled answers, {whole.unscored} unscored by the judge")
+    print_table(
+        ("arm", "step", "labelled", "accuracy", "lo", "hi", "sensitivity", "of", "specificity", "of"),
+        [
+            (
+                *(one.arm, "all" if one.step is None else one.step, part.n, *_three(part.accuracy)),
+                *(f"{part.sensitivity.value:.3f}", part.sensitivity.n),
+                *(f"{part.specificity.value:.3f}", part.specificity.n),
+            )
+            for one in found.by_anchor
+            for part in [one.agreement]
+        ],
+    )
     if whole.n < LEAST_LABELS:
         announce(f"rates are corrected from {LEAST_LABELS} labelled answers on")
         return
-    rows = [
-        (r.seed, r.arm, r.step, r.suite, r.attack, r.judged.n, *_three(r.judged), *_three(r.corrected))
-        for r in found.rates
-    ]
     print_table(
-        ("seed", "arm", "step", "suite", "attack", "n", "judged", "lo", "hi", "corrected", "lo", "hi"), rows
+        (
+            "seed",
+            "arm",
+            "step",
+            "suite",
+            "attack",
+            "n",
+            "judged",
+            "lo",
+            "hi",
+            "corrected",
+            "lo",
+            "hi",
+            "errors of",
+        ),
+        [
+            (
+                *(r.seed, r.arm, r.step, r.suite, r.attack, r.judged.n, *_three(r.judged)),
+                *(*_three(r.corrected), r.errors_of or "all arms"),
+            )
+            for r in found.rates
+        ],
+    )
+    announce("since step 0, and if the judge erred as on these labels:")
+    print_table(
+        (
+            "seed",
+            "arm",
+            "step",
+            "suite",
+            "attack",
+            "judged",
+            "lo",
+            "hi",
+            "if it erred",
+            "lo",
+            "hi",
+            "survives",
+        ),
+        [
+            (
+                *(d.seed, d.arm, d.step, d.suite, d.attack, *_three(d.found.judged)),
+                *(*_three(d.found.corrected), "yes" if d.found.survives else f"no: {d.found.shown_if_erred}"),
+            )
+            for d in found.differences
+        ],
     )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, get_args
 import typer
 
 if TYPE_CHECKING:
+    from ..behaviour.judges.base import JudgeSpec
     from ..data.study_prompts import Source as PromptSource
 
 _MODEL = "Hub id, folder, .gguf file, adapter folder, or `embedded`."
@@ -39,13 +40,15 @@ Template = typer.Option(
 )
 TrustRemoteCode = typer.Option(False, "--trust-remote-code", help="Run code that comes with the model.")
 RefusalJudge = typer.Option(
-    "refusal-rules", "--judge", help="refusal-rules, refusal-phrases (both offline) or wildguard."
+    "refusal-rules",
+    "--judge",
+    help="refusal-rules, refusal-phrases (both offline), wildguard or verdict-file.",
 )
 HarmJudge = typer.Option(
     "harm-features",
     "--judge",
     help="harm-features (offline), harmbench-llama2, harmbench-mistral, strongreject-finetuned, strongreject-rubric, "
-    "wildguard or llama-guard.",
+    "wildguard, llama-guard or verdict-file.",
 )
 JudgeModel = typer.Option(
     None,
@@ -53,7 +56,38 @@ JudgeModel = typer.Option(
     help="The judge's model: hub id, folder, or name at an endpoint; default: the published one.",
 )
 BaseUrl = typer.Option(None, "--base-url", help="OpenAI-compatible endpoint; default: OPENAI_BASE_URL.")
+JudgeSet = typer.Option(
+    [],
+    "--judge-set",
+    metavar="KEY=VALUE",
+    help="Further settings of the judge: prompt (pipeline, model_card), copyright_hashes, batch_size, prompt_price, "
+    "completion_price (per million tokens); may be repeated.",
+)
 PerMinute = typer.Option(0.0, "--per-minute", min=0.0, help="Requests a minute to an endpoint; 0: no limit.")
+
+
+def judge_spec(
+    name: str, more: list[str], per_minute: float, **given: str | None
+) -> "JudgeSpec":  # given: model, base_url, dtype, device
+    """The judge that a command's options name; `more` are its KEY=VALUE settings.
+
+    Raises:
+        UsageError: a setting that is unknown, or of a wrong value.
+    """
+    from pydantic import ValidationError
+
+    from ..behaviour.judges.base import JudgeSpec
+    from ..config.part import model_of
+    from ..errors import UsageError
+
+    pairs = dict(one.partition("=")[::2] for one in more)
+    values = {"name": name, "per_minute": per_minute, **given, **pairs}
+    try:
+        return JudgeSpec(**dict(model_of(JudgeSpec).model_validate(values)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{key}: {first['msg']}", where="--judge-set", remedy="See --help.") from error
 
 
 def source_named(name: str) -> "PromptSource":

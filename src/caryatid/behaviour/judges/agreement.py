@@ -136,3 +136,59 @@ def rogan_gladen(rate: Rate, sensitivity: Rate, specificity: Rate, confidence: f
     point = (rate.value + specificity.value - 1) / (sensitivity.value + specificity.value - 1)
     lo, point, hi = (min(1.0, max(0.0, v)) for v in (centre + shift - spread, point, centre + shift + spread))
     return Interval(point, min(lo, point), max(hi, point))
+
+
+class JudgeErrors(NamedTuple):
+    """How a judge errs on labelled answers: the shares that it gets right of the positive, and of the others."""
+
+    sensitivity: Rate
+    specificity: Rate
+
+
+class JudgeErred(NamedTuple):
+    """A difference between two rates, as judged and as it would be if the judge erred as on labelled answers.
+
+    Attributes:
+        judged, corrected: second minus first, with interval; `corrected` is NaN where a judge is no better than chance.
+        shown, shown_if_erred: `higher`, `lower` or `not shown`, as the interval lies above, below or over 0; `unknown`
+            for NaN.
+    """
+
+    judged: Interval
+    corrected: Interval
+    shown: str
+    shown_if_erred: str
+
+    @property
+    def survives(self) -> bool:
+        """Whether both show the same."""
+        return self.shown == self.shown_if_erred
+
+
+def if_the_judge_erred(a: Rate, b: Rate, errors_a: JudgeErrors, errors_b: JudgeErrors) -> JudgeErred:
+    """The sensitivity of a difference b − a to the judge's errors, which may differ from one side to the other.
+
+    Each corrected rate is `rogan_gladen`'s. Intervals of differences join those of the two rates by the square-and-add
+    rule (Newcombe 1998; MOVER): lo = d − √((b − lo_b)² + (hi_a − a)²), hi = d + √((hi_b − b)² + (a − lo_a)²). Where
+    both sides share one set of labels, the errors that they have in common are counted on both: the interval is wide.
+    """
+    judged = _square_and_add(Interval(a.value, a.lo, a.hi), Interval(b.value, b.lo, b.hi))
+    corrected = _square_and_add(rogan_gladen(a, *errors_a), rogan_gladen(b, *errors_b))
+    return JudgeErred(judged, corrected, _shown(judged), _shown(corrected))
+
+
+def _square_and_add(a: Interval, b: Interval) -> Interval:
+    difference = b.value - a.value
+    return Interval(
+        difference,
+        difference - math.hypot(b.value - b.lo, a.hi - a.value),
+        difference + math.hypot(b.hi - b.value, a.value - a.lo),
+    )
+
+
+def _shown(difference: Interval) -> str:
+    if math.isnan(difference.lo):
+        return "unknown"
+    if difference.lo > 0:
+        return "higher"
+    return "lower" if difference.hi < 0 else "not shown"

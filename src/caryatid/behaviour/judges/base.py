@@ -19,6 +19,9 @@ HARMFUL: Literal["harmful"] = "harmful"
 HARMLESS: Literal["harmless"] = "harmless"
 UNSCORED: Literal[""] = ""
 
+PROMPTS = ("pipeline", "model_card")
+"""How HarmBench's classifiers may be asked."""
+
 REFUSED = frozenset({PARTIAL_REFUSAL, FULL_REFUSAL})
 
 
@@ -57,7 +60,10 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """Anything that judges exchanges; attributes or properties of these names will do, no base class is needed."""
+    """Anything that judges exchanges; attributes or properties of these names will do, no base class is needed.
+
+    A harmfulness judge that gives scores says so with a further attribute, `graded = True`.
+    """
 
     @property
     def name(self) -> str:
@@ -97,11 +103,17 @@ class JudgeSpec:
         name: as registered (`caryatid.behaviour.judges.registry`).
         model: hub id, folder or adapter folder of a judge that is a model, or its name at an endpoint; None: the
             published one.
-        base_url: of an OpenAI-compatible endpoint; None: `OPENAI_BASE_URL`. per_minute: requests to it, 0 = no limit.
+        base_url: of an OpenAI-compatible endpoint that the judge's model is asked at; None: the model is loaded here,
+            and StrongREJECT's rubric is asked at `OPENAI_BASE_URL`.
+        per_minute: requests to it, 0 = no limit. retries: attempts after the first. prompt_price, completion_price: per
+            million tokens, for the cost that is shown.
         dtype, device: of a judge that is a model; None: the device's default. batch_size: its exchanges at once.
+        prompt: how HarmBench's classifiers are asked: as its released pipeline does, or as their model cards say.
+        copyright_hashes: folder of HarmBench's hashes, by which answers to copyright behaviours are judged; None leaves
+            them unscored.
 
     Raises:
-        UsageError: a batch size below 1, or a negative number of requests.
+        UsageError: a batch size below 1, a negative number of requests, or no such prompt.
     """
 
     name: str
@@ -111,13 +123,24 @@ class JudgeSpec:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
     batch_size: int = 8
+    prompt: Literal["pipeline", "model_card"] = "pipeline"
+    copyright_hashes: str | None = None
+    retries: int = 5
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or not self.per_minute >= 0:
+        if self.prompt not in PROMPTS:
             raise UsageError(
-                f"batch size {self.batch_size}, {self.per_minute} requests a minute",
+                f"no prompt {self.prompt!r}",
                 where=f"judge {self.name}",
-                remedy="Give a batch size of 1 or more, and 0 or more requests a minute.",
+                remedy=f"Use {' or '.join(PROMPTS)}.",
+            )
+        if self.batch_size < 1 or min(self.per_minute, self.retries) < 0:
+            raise UsageError(
+                f"batch size {self.batch_size}, {self.per_minute} requests a minute, {self.retries} retries",
+                where=f"judge {self.name}",
+                remedy="Give a batch size of 1 or more, and 0 or more of the others.",
             )
 
 

@@ -4,15 +4,26 @@ import csv
 import io
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caryatid.artifacts import write_bytes
-from caryatid.behaviour.judges.base import HARMFUL, HARMLESS, UNSCORED, Exchange, Judge, judge_id
+from caryatid.artifacts import Chunks, write_bytes
+from caryatid.behaviour.judges.base import (
+    HARMFUL,
+    HARMLESS,
+    UNSCORED,
+    Exchange,
+    Judge,
+    Judgement,
+    judge_id,
+)
+from caryatid.behaviour.judges.copyright import CopyrightHashes
 from caryatid.behaviour.judges.registry import open_harm_judge, open_refusal_judge
+from caryatid.behaviour.judges.saved import judged
 from caryatid.data.readers import decode, parse_json, read_user_bytes
 from caryatid.errors import InputError
 
@@ -47,6 +58,7 @@ def _write(path: Path, content: bytes) -> None:
         raise InputError(
             f"cannot be written ({error.strerror})", where=str(path), remedy="Choose another output file."
         ) from error
+    shutil.rmtree(_partial(path), ignore_errors=True)
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -74,6 +86,17 @@ def _csv_text(table: Sequence[Sequence[str]]) -> str:
     )
     (quoted if returns else plain).writerows(table)
     return stream.getvalue()
+
+
+def _kept(judge: Judge, pairs: Sequence[Exchange], output: Path) -> list[Judgement]:
+    """Judgements; those of an endpoint are kept in `<output>.partial` while there are more to come."""
+    if judge.usage is None:
+        return judge.judge(pairs)
+    return judged(judge, pairs, Chunks(_partial(output)))
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
 
 
 def _column(header: Sequence[str], name: str, path: Path) -> int:
@@ -110,7 +133,7 @@ def judge_refusal_file(
         )
     if not rows:
         raise InputError("no rows to judge", where=str(source))
-    found = used.judge([Exchange(row[prompt], row[completion]) for row in rows])
+    found = _kept(used, [Exchange(row[prompt], row[completion]) for row in rows], output)
     kept = [i for i, name in enumerate(header) if name not in VERDICT_COLUMNS or i in (prompt, completion)]
     table = [[*(header[i] for i in kept), *VERDICT_COLUMNS]]
     table += [[*(row[i] for i in kept), one.verdict, one.judge] for row, one in zip(rows, found, strict=True)]
@@ -141,12 +164,15 @@ def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 6)
 
 
-def judge_harmful_file(source: Path, *, output: Path, judge: Judge | None = None) -> JudgedFile:
+def judge_harmful_file(
+    source: Path, *, output: Path, judge: Judge | None = None, hashes: CopyrightHashes | None = None
+) -> JudgedFile:
     """Add `harmful` (1, 0, null = unscored), `harmful_score` and `judge` to a JSON list of answers.
 
     `harmful_score` is the judge's score, or a classifier's probability.
     Rows have `behavior`, `generation` and optionally `behavior_id` and `context`; they stay in order and keep all other
-    keys. A null (or NaN) generation is unscored.
+    keys. A null (or NaN) generation is unscored. Answers to behaviours that `hashes` know by their `behavior_id` are
+    compared with these instead. Verdicts are kept beside the output until all are there.
 
     Raises:
         DataMissingError: there is no such file. InputError: not a JSON list of such rows, no rows, or the output
@@ -156,7 +182,14 @@ def judge_harmful_file(source: Path, *, output: Path, judge: Judge | None = None
     rows = parse_json(decode(read_user_bytes(source), source), str(source))
     if not isinstance(rows, list) or not rows:
         raise InputError("not a list of answers", where=str(source), remedy="Give a non-empty JSON list.")
-    found = used.judge([_exchange(row, f"{source}, row {i}") for i, row in enumerate(rows, start=1)])
+    pairs = [_exchange(row, f"{source}, row {i}") for i, row in enumerate(rows, start=1)]
+    names = [str(row.get("behavior_id") or "") for row in rows]
+    hashed = [hashes is not None and hashes.knows(name) for name in names]
+    asked = iter(_kept(used, [pair for pair, known in zip(pairs, hashed, strict=True) if not known], output))
+    found = [
+        hashes.judge(name, pair.answer) if hashes is not None and known else next(asked)
+        for name, pair, known in zip(names, pairs, hashed, strict=True)
+    ]
     values = {HARMFUL: 1, HARMLESS: 0, UNSCORED: None}
     judged = [
         {

@@ -5,8 +5,10 @@ register_judge("my-judge", lambda spec: MyJudge(spec.model), kind="refusal")
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from caryatid.behaviour.judges.base import Judge, JudgeSpec, Kind
+from caryatid.behaviour.judges.copyright import CopyrightHashes
 from caryatid.errors import InputError, UsageError
 
 Opener = Callable[[JudgeSpec], Judge]
@@ -78,6 +80,15 @@ def open_harm_judge(spec: JudgeSpec | None = None) -> Judge:
     return _opened(spec or JudgeSpec(HARM_JUDGE), "harm")
 
 
+def open_copyright_hashes(spec: JudgeSpec | None) -> CopyrightHashes | None:
+    """The rule for copyright behaviours beside a harmfulness judge; None where the specification names no folder.
+
+    Raises:
+        DataMissingError: no such folder, or datasketch or spaCy is not installed.
+    """
+    return CopyrightHashes(Path(spec.copyright_hashes)) if spec and spec.copyright_hashes else None
+
+
 def _opened(spec: JudgeSpec, kind: Kind) -> Judge:
     entry = judge_entry(spec.name, kind)
     judge = entry.opener(replace(spec, model=spec.model or entry.model))
@@ -105,25 +116,37 @@ def _harm_features(_: JudgeSpec) -> Judge:
 
 
 def _harmbench(spec: JudgeSpec) -> Judge:
+    if spec.base_url:
+        from caryatid.behaviour.judges.served import harmbench_form, served
+
+        return served(harmbench_form(spec.name, spec.prompt), spec)
     from caryatid.behaviour.judges.prompted import HarmBenchClassifier, load_judge_model
 
-    return HarmBenchClassifier(spec.name, load_judge_model(spec), spec.batch_size)
+    return HarmBenchClassifier(spec.name, load_judge_model(spec), spec.batch_size, spec.prompt)
 
 
 def _strongreject_finetuned(spec: JudgeSpec) -> Judge:
+    if spec.base_url:
+        from caryatid.behaviour.judges.served import served, strongreject_finetuned_form
+
+        return served(strongreject_finetuned_form(), spec)
     from caryatid.behaviour.judges.prompted import StrongRejectFinetuned, load_judge_model
 
     return StrongRejectFinetuned(load_judge_model(spec), spec.batch_size)
 
 
 def _strongreject_rubric(spec: JudgeSpec) -> Judge:
-    from caryatid.behaviour.judges.endpoint import Endpoint, StrongRejectRubric
+    from caryatid.behaviour.judges.served import served, strongreject_rubric_form
 
-    return StrongRejectRubric(Endpoint(str(spec.model), base_url=spec.base_url, per_minute=spec.per_minute))
+    return served(strongreject_rubric_form(), spec)
 
 
 def _wildguard(kind: Kind) -> Opener:
     def opened(spec: JudgeSpec) -> Judge:
+        if spec.base_url:
+            from caryatid.behaviour.judges.served import served, wildguard_form
+
+            return served(wildguard_form(kind), spec)
         from caryatid.behaviour.judges.prompted import WildGuard, load_judge_model
 
         return WildGuard(load_judge_model(spec), spec.batch_size, kind=kind)
@@ -132,6 +155,10 @@ def _wildguard(kind: Kind) -> Opener:
 
 
 def _llama_guard(spec: JudgeSpec) -> Judge:
+    if spec.base_url:
+        from caryatid.behaviour.judges.served import llama_guard_form, served
+
+        return served(llama_guard_form(), spec)
     from caryatid.behaviour.judges.prompted import LlamaGuard, load_judge_model
 
     return LlamaGuard(load_judge_model(spec), spec.batch_size)

@@ -50,6 +50,11 @@ def with_context(pair: Exchange) -> str:
     return f"{pair.context}\n\n---\n\n{pair.prompt}" if pair.context else pair.prompt
 
 
+def harmbench_template(classifier: str, prompt: str) -> str:
+    """The template that a HarmBench classifier is asked with: its own (`model_card`), or that of all (`pipeline`)."""
+    return classifier if prompt == "model_card" else "harmbench-pipeline"
+
+
 def template_hash(name: str) -> str:
     """Short hash of all parts of a judge's prompt."""
     return prompt_hash(json.dumps(dict(template(name)), sort_keys=True))

@@ -7,10 +7,14 @@ from typing import Any
 from ...behaviour.answers import HARM_FIELDS, AnswerRow
 from ...behaviour.evaluate import ATTACKED
 from ...behaviour.judges.base import judge_id
+from ...behaviour.judges.registry import open_copyright_hashes
 from ...behaviour.suites import judge_harm
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work
 from .answers import Answers
+
+# Settings of the judge that verdicts depend on.
+JUDGED = ("name", "model", "base_url", "dtype", "prompt", "copyright_hashes")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Harm(Stage[HarmVerdicts]):
 
     def settings(self) -> Mapping[str, Any]:
         judge = self.study.settings["behaviour"]["harm_judge"]
-        return {"judge": {key: judge[key] for key in ("name", "model", "dtype")}}
+        return {"judge": {key: judge[key] for key in JUDGED}}
 
     def size(self) -> str:
         return f"judged by {self.config.behaviour.harm_judge.name}"
@@ -49,6 +53,7 @@ class Harm(Stage[HarmVerdicts]):
     def run(self, work: Work) -> HarmVerdicts:
         rows = [row for row in work.of(Answers).rows if row.suite in ATTACKED]
         judge = work.session.harm_judge
+        hashes = open_copyright_hashes(self.config.behaviour.harm_judge)
         verdicts = [
             {
                 "prompt_id": row.prompt_id,
@@ -56,7 +61,7 @@ class Harm(Stage[HarmVerdicts]):
                 "attack": row.attack,
                 **{field: getattr(row, field) for field in HARM_FIELDS},
             }
-            for row in judge_harm(rows, judge)
+            for row in judge_harm(rows, judge, hashes=hashes, chunks=work.folder.chunks("verdicts"))
         ]
         return HarmVerdicts(tuple(verdicts), judge_id(judge), judge.usage)
 
