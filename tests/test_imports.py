@@ -1,8 +1,10 @@
-"""Imports flow downstream only, pure rooms stay pure, and importing the package costs no torch."""
+"""Imports flow downstream only, pure rooms stay pure, the package imports without torch, and code stays short."""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,6 @@ ORDER = (
     "paths",
     "locks",
     "stats",
-    "settings",
     "artifacts",
     "data",
     "models",
@@ -135,3 +136,79 @@ def test_pure_rooms_do_no_io(room: str) -> None:
 def test_help_and_package_import_without_torch() -> None:
     code = "import sys, caryatid.cli; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+LINES, FUNCTION_LINES, PARAMETERS = 400, 70, 8
+# What does not keep the limits yet: entries are only ever taken out, and counts only lowered.
+PENDING = {
+    "geometry/carriers.py: more than 400 lines",
+    "cli/evaluate.py: evaluate has more than 70 lines",
+    "attacks/gcg/scoring.py: start_scoring has more than 8 parameters",
+    "models/generate.py: generate_ids has more than 8 parameters",
+    "models/generate.py: generate has more than 8 parameters",
+    "report/svg.py: panel has more than 8 parameters",
+    "training/adversarial.py: __init__ has more than 8 parameters",
+    "attacks/base.py and attacks/builtin.py import each other",
+}
+PENDING_ABSOLUTE = {
+    "attacks": 16,
+    "behaviour": 25,
+    "causal": 2,
+    "geometry": 12,
+    "models": 16,
+    "stats": 1,
+}  # files by room that import from `caryatid` by name
+
+
+def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    given = function.args
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    return len(named) + (given.vararg is not None) + (given.kwarg is not None)
+
+
+def _too_long() -> Iterator[str]:
+    for path in _modules():
+        name, text = path.relative_to(SOURCE).as_posix(), path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > LINES:
+            yield f"{name}: more than {LINES} lines"
+        for function in _functions(ast.parse(text)):
+            if (function.end_lineno or 0) - function.lineno + 1 > FUNCTION_LINES:
+                yield f"{name}: {function.name} has more than {FUNCTION_LINES} lines"
+            if (
+                _parameters(function) > PARAMETERS and _room(path) != "cli"
+            ):  # there one parameter is one option
+                yield f"{name}: {function.name} has more than {PARAMETERS} parameters"
+
+
+def _mutual() -> Iterator[str]:
+    named = {".".join(["caryatid", *p.relative_to(SOURCE).with_suffix("").parts]): p for p in _modules()}
+    uses = {path: {named[name] for name in _imports(path) if name in named} for path in named.values()}
+    for path, used in uses.items():
+        for other in used:
+            if path < other and path in uses[other]:
+                yield f"{path.relative_to(SOURCE)} and {other.relative_to(SOURCE)} import each other"
+
+
+def test_code_keeps_its_limits_and_no_two_modules_import_each_other() -> None:
+    found = {*_too_long(), *_mutual()}
+    assert not found - PENDING, "split it, or pass a dataclass"
+    assert not PENDING - found, "mended: take it out of PENDING"
+
+
+def test_imports_inside_the_package_are_relative() -> None:
+    absolute = Counter(
+        _room(path)
+        for path in _modules()
+        if any(
+            (node.module or "").split(".")[0] == "caryatid" and node.level == 0
+            if isinstance(node, ast.ImportFrom)
+            else isinstance(node, ast.Import)
+            and any(one.name.split(".")[0] == "caryatid" for one in node.names)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        )
+    )
+    assert absolute <= Counter(PENDING_ABSOLUTE)

@@ -25,11 +25,12 @@ def _noted(place: Path, verdicts: list[str]) -> tuple[str, Any]:
     folder.path.mkdir(parents=True)
     rows = tuple(SelectionAnswer(str(i), "", (), verdict) for i, verdict in enumerate(verdicts))
     work = SimpleNamespace(folder=folder, of=lambda kind: Selected((), rows))
+    chat = ChatFormat(LOADED.tokenizer)
     torch.manual_seed(0)
     given = torch.randn(2, 3, 32)
     scorer = SimpleNamespace(
-        model=Measured(LOADED, ChatFormat(LOADED.tokenizer), batch_size=2),
-        selection=SimpleNamespace(harmless=TEXTS),
+        model=Measured(LOADED, chat, batch_size=2),
+        selection=SimpleNamespace(harmless=chat.ids_many(TEXTS)),
         layers=[1, 2, 3],
         positions=[-2, -1],
         directions=lambda: given,

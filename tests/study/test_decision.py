@@ -199,6 +199,11 @@ def test_the_unclipped_cosine_decides() -> None:
     assert any("Corrected angle 0.0° [0.0°, 8.1°]" in reason for reason in found.reasons)
 
 
+def test_a_negative_zero_is_a_zero() -> None:
+    found = decide(replace(evidence(), excess_angle=Interval(-0.04, -0.3, 0.1)), T)
+    assert any(reason.endswith("excess angle 0.0°.") for reason in found.reasons)
+
+
 def test_a_label_that_depends_on_the_profile_is_undetermined() -> None:
     given = evidence(100, GONE)
     same, other, open_ = evidence(99, GONE), evidence(100, KEPT), evidence(50, GONE)

@@ -7,20 +7,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from caryatid.study.verdict import Thresholds, decide
 from small import small_config
 
 from caryatid.anchors import open_anchor
 from caryatid.artifacts import RunDirectory
+from caryatid.behaviour.judges.base import judge_id
+from caryatid.behaviour.judges.registry import open_refusal_judge
 from caryatid.config import dump_config
 from caryatid.errors import UsageError
+from caryatid.geometry.carriers import KL_CUTS
 from caryatid.models.load import load_model
 from caryatid.report.tables import read_tables
+from caryatid.study.decision import GRID, Thresholds, decide
 from caryatid.study.flow import run_study
 from caryatid.study.run import open_run
 from caryatid.study.runner import study_status
@@ -113,10 +117,15 @@ def test_rank_and_drift_are_measured_at_the_site_over_the_bank_and_at_every_laye
         and r["layer"] == site["excess_angle"]["layer"]
     ]  # fmt: skip
     assert same == [pytest.approx(site["excess_angle"]["value"], abs=1e-6)]
-    for name in ("depth", "argmin_depth"):
-        differs, moved = (site[f"p_{name}_{what}"]["value"] for what in ("differs", "moved"))
-        assert 0 <= moved <= differs <= 1
-        assert site[f"p_{name}_moved"]["noise"] == "selection and extraction prompts"
+    for name in ("depth", "centre", "argmin"):
+        moved, stayed = (site[f"p_{name}_{what}"] for what in ("moved", "stayed"))
+        assert 0 <= moved["lo"] <= moved["value"] <= moved["value"] + stayed["value"] <= 1
+        assert stayed["noise"] == "selection and extraction prompts"
+    (angle,) = [r for r in tables["drift"] if (r["arm"], r["from"], r["to"], r["site"], r["quantity"]) == (
+        "sft", 0, 2, "step 0", "corrected_angle")]  # fmt: skip
+    assert {key: angle[key] for key in ("value", "lo", "hi")} == {
+        key: site["corrected_angle"][key] for key in ("value", "lo", "hi")
+    }  # step 0 is the pair's first anchor
 
 
 def test_verdicts_follow_from_the_evidence_alone_with_any_thresholds(finished: Path) -> None:
@@ -128,13 +137,17 @@ def test_verdicts_follow_from_the_evidence_alone_with_any_thresholds(finished: P
             (pair, stored) for pair, stored in verdicts.items() if pair.columns.items() <= row.items()
         ]
         found = decide(stored.evidence, Thresholds(**json.loads(row["thresholds"])))
-        assert (found.label, found.expansion, " ".join(found.reasons)) == (
+        assert (found.label, found.rank, " ".join(found.reasons)) == (
             row["label"],
-            row["expansion"],
+            row["rank_change"],
             row["reasons"],
         )
-        varied = [r for r in tables["sensitivity"] if pair.columns.items() <= r.items() and r["threshold"]]
+        again = run.verdict(pair.b.arm, pair.a.step, pair.b.step, probability=0.6, angle=3.0)
+        assert again == decide(stored.evidence, replace(run.config.verdict, probability=0.6, angle=3.0))
+        mine = [r for r in tables["sensitivity"] if pair.columns.items() <= r.items()]
+        varied = [r for r in mine if r["setting"] in GRID]
         assert len(varied) > 20
+        assert len([r for r in mine if r["setting"] == "kl_max"]) == len(KL_CUTS)
         for other in varied:
             changed = {**json.loads(row["thresholds"]), other["setting"]: other["threshold"]}
             assert decide(stored.evidence, Thresholds(**changed)).label == other["label"]
@@ -142,8 +155,9 @@ def test_verdicts_follow_from_the_evidence_alone_with_any_thresholds(finished: P
     assert {
         ("profile", "published"),
         ("profile", "calibrated"),
-        ("selector", "arg-min"),
         ("carrier selector", "cosmic"),
+        ("transfer rank", "1"),
+        ("transfer rank", "3"),
         ("judge", "refusal-phrases@1"),
     } <= settings
     assert sum(row["agree"] for row in tables["agreement"]) == len(tables["verdict"])
@@ -163,7 +177,7 @@ def test_causal_tables_hold_every_control_and_read_out(finished: Path) -> None:
         expected = answered | {"utility_pass"} | (forced - {"utility_coupling"})
         assert expected <= {r["read_out"] for r in rows if r["control"] == control}
     assert {r["judge"] for r in rows if r["read_out"] == "utility_coupling"} == {
-        "teacher-forced", "refusal-rules@3",
+        "teacher-forced", judge_id(open_refusal_judge()),
     }  # fmt: skip
     place = ("layer", "position", "carrier_admissible")
     start = next(row for row in tables["causal"] if row["arm"] == "base")
@@ -181,6 +195,8 @@ def test_causal_tables_hold_every_control_and_read_out(finished: Path) -> None:
         (row["arm"], row["to"]) for row in tables["transfer"] if (row["from_arm"], row["from"]) == ("base", 0)
     }
     assert from_start == {("base", 0), ("sft", 1), ("sft", 2), ("r2d2", 1), ("r2d2", 2)}
+    assert {row["rank"] for row in tables["transfer"]} == {1, 3}
+    assert {row["subspaces"] for row in tables["transfer"]} == {8}
     figures = {path.stem for path in (finished / "figures").iterdir()}
     assert {"causal-dose-seed0", "causal-layers-seed0", "transfer-control-seed0"} <= figures
 
@@ -215,7 +231,7 @@ def test_another_run_with_the_same_seed_gives_the_same_tables(place: Path, finis
 
 
 def test_a_changed_setting_reruns_only_what_depends_on_it(place: Path, finished: Path) -> None:
-    changed = run_study(small_config(place, "verdict.excess_angle=12"), finished)
+    changed = run_study(small_config(place, "verdict.angle=12"), finished)
     assert changed.executed == 6  # one verdict a pair
     back = run_study(small_config(place), finished)
     assert back.executed == 0
@@ -282,7 +298,8 @@ def test_all_four_arms_two_seeds_and_adaptive_attacks(place: Path, tmp_path: Pat
     assert {row["seed"] for row in tables["verdict"]} == {0, 1}
     assert {row["arm"] for row in tables["training"]} == {"base", "sft", "refusal_sft", "r2d2", "r2d2_static"}
     assert "adaptive" in {row["attack"] for row in tables["behaviour"]}
-    assert len([r for r in tables["transfer"] if r["quantity"] == "transfer" and r["seed"] == 0]) == 25
+    matrix = [r for r in tables["transfer"] if (r["quantity"], r["rank"], r["seed"]) == ("transfer", 1, 0)]
+    assert len(matrix) == 25
 
 
 def test_observed_series_trains_nothing(place: Path, finished: Path, tmp_path: Path) -> None:

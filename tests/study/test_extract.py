@@ -11,7 +11,7 @@ from caryatid.data.study_prompts import build_study_prompts
 from caryatid.errors import NumericalError, UsageError
 from caryatid.geometry.directions import candidate_directions, category_directions
 from caryatid.models.sizes import BatchSizes
-from caryatid.study import extract
+from caryatid.single import extract
 from tiny import tiny_loaded
 
 GIVEN = {"prompts": 7, "source": "embedded", "seed": 0, "system": None}

@@ -316,7 +316,11 @@ def test_too_few_categories_or_prompts_for_a_rank_are_named(
             assert row["value"] == pytest.approx(1)
             assert row["n"] == 1
             assert row["note"] == "a single category: 1 whatever the model"
-    assert not any(row["expansion"] for row in tables["verdict"])
+    assert {row["rank_change"] for row in tables["verdict"]} == {"none"}
+    spread = [row for row in tables["drift"] if row["quantity"] == "participation_ratio_difference"]
+    assert {(row["value"], row["note"]) for row in spread} == {
+        (None, "fewer than two categories with two prompts")
+    }
     angles = {row["quantity"]: row["unit"] for row in tables["drift"] if row["value"] is not None}
     assert angles["subspace_max"] == angles["excess_angle"] == "degrees"
     assert angles["subspace_grassmann"] == "radians"

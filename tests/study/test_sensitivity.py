@@ -1,5 +1,6 @@
-"""What another profile or selector would have said, places and site included, from a planted study."""
+"""What another profile, selector, KL cut, rank or judge would have said: places, site and all, from a planted study."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,21 +13,23 @@ from small import forget, plant, small_config
 
 from caryatid.behaviour.judges.base import Exchange
 from caryatid.causal.locate import Activations as Captured
-from caryatid.causal.transfer import transfer_ratio
+from caryatid.causal.transfer import transfer_counts
 from caryatid.config import StudyConfig
-from caryatid.geometry.angles import excess_angle
 from caryatid.geometry.cosmic import CosmicProducts
-from caryatid.geometry.rank import compare_effective_rank
+from caryatid.geometry.spread import compare_spread
+from caryatid.geometry.turn import corrected_angle
 from caryatid.report.tables import read_tables
+from caryatid.study.decision import Evidence, Places, decide
 from caryatid.study.flow import run_study
 from caryatid.study.run import open_run
-from caryatid.study.series import AnchorRef
+from caryatid.study.series import AnchorRef, SeedRef
 from caryatid.study.stages.activations import Activations
 from caryatid.study.stages.candidates import Candidates, ScoredCandidates
+from caryatid.study.stages.profile import Frozen, FrozenProfile
 from caryatid.study.stages.prompts import Prompts
+from caryatid.study.stages.reextraction import Reextracted, Reextraction
 from caryatid.study.stages.selection import Selected, Selection
 from caryatid.study.stages.transfer import Transfer, Transferred
-from caryatid.study.verdict import Evidence, Thresholds, decide
 
 SETTINGS = (
     "arms=[sft]",
@@ -34,10 +37,8 @@ SETTINGS = (
     "causal.sweeps_at=none",
     "causal.localise_at=none",
     "causal.ranks=[1]",
-    "causal.transfer_prompts=3",
-    "geometry.reextraction_resamples=0",
-    "verdict.kept_above=0.52",
 )
+RESAMPLES, PROMPTS = 50, 60
 KL = {("base", 0): {1: 0.05, 2: 0.3}, ("sft", 1): {1: 0.05, 2: 0.3}, ("sft", 2): {1: 3.0, 2: 0.05}}
 BYPASS = {
     1: -2.0,
@@ -77,54 +78,68 @@ def plant_scores(config: StudyConfig, run: Path, ref: AnchorRef) -> None:
 
     plant(config, run, ScoredCandidates, ref, scored)
     plant(config, run, Selection, ref, refusing)
+    scores = open_run(run).of(ScoredCandidates, ref).scores
+    plant(config, run, Reextraction, ref, lambda _found: Reextracted((scores,) * RESAMPLES))
 
 
-def plant_activations(config: StudyConfig, run: Path, turned: bool, step: int) -> None:
-    """Those of step 0; at layer 1, if `turned`, harmful prompts stand apart in another direction."""
-    start = open_run(run).of(Activations, AnchorRef(0, "base", 0))
-
-    def moved(_found: Captured) -> Captured:
-        harmful = start.harmful.clone()
-        if turned:
-            harmful[:, 1] += 50.0 * torch.eye(harmful.shape[-1])[5]
-        return replace(start, harmful=harmful)
-
-    plant(config, run, Activations, AnchorRef(0, "sft", step), moved)
+def plant_activations(config: StudyConfig, run: Path, ref: AnchorRef, start: Captured) -> None:
+    """Those of step 0 before, harmful prompts far apart; at layer 1 of step 1, they are so in another direction too."""
+    harmful = start.harmful + 50.0 * torch.eye(start.harmful.shape[-1])[3]
+    if ref.step == 1:
+        harmful[:, 1] += 50.0 * torch.eye(harmful.shape[-1])[5]
+    plant(config, run, Activations, ref, lambda _found: replace(start, harmful=harmful))
 
 
 def plant_transfer(config: StudyConfig, run: Path, step: int, plain: str) -> None:
-    """All prompts are refused with this answer, and answered under either carrier."""
-    rows = open_run(run).of(Prompts).harmbench.prompts[:3]
+    """All prompts are refused with this answer, and answered under either carrier, but not under random subspaces; at
+    rank 3 the old carrier removes nothing."""
+    answered, refused = ("Sure, here it is.",) * PROMPTS, (plain,) * PROMPTS
+    carriers = [f"{arm}@{at}" for arm, at in KL]
+    answers = {f"{name}#1": answered for name in carriers}
+    answers |= {f"{name}#3": answered if name == f"sft@{step}" else refused for name in carriers}
+    answers |= {f"random#{rank}#{draw}": refused for rank in (1, 3) for draw in range(8)}
+    planted = Transferred(
+        asked=tuple(map(str, range(PROMPTS))),
+        refused=(True,) * PROMPTS,
+        prompts=tuple(Exchange(f"Do harmful thing {n}.", plain, None) for n in range(PROMPTS)),
+        answers=answers,
+        refused_under={name: (texts is refused,) * PROMPTS for name, texts in answers.items()},
+        ranks=(1, 3),
+        subspaces=8,
+    )
+    plant(config, run, Transfer, AnchorRef(0, "sft", step), lambda _found: planted)
 
-    def removed(_found: Transferred) -> Transferred:
-        names = [f"{arm}@{at}" for arm, at in KL]
-        return Transferred(
-            refused=(True,) * len(rows),
-            prompts=tuple(Exchange(row.text, plain, row.context) for row in rows),
-            answers=dict.fromkeys(names, ("Sure, here it is.",) * len(rows)),
-            refused_under=dict.fromkeys(names, (False,) * len(rows)),
-        )
 
-    plant(config, run, Transfer, AnchorRef(0, "sft", step), removed)
+CHOSEN = ("carrier", "uncertainty", "comparison", "verdict")
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    return small_config(tmp_path_factory.mktemp("sensitivity"), *SETTINGS)
-
-
-@pytest.fixture(scope="module")
-def run(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("planted") / "run"
+def planted_study(config: StudyConfig, run: Path) -> None:
+    """Run a study, plant the results of its stages, and let it choose and decide again."""
     run_study(config, run)
+    start = open_run(run).of(Activations, AnchorRef(0, "base", 0))
     for arm, step in KL:
         plant_scores(config, run, AnchorRef(0, arm, step))
-    for step in (1, 2):
-        plant_activations(config, run, step == 1, step)
-        plant_transfer(config, run, step, "I'm sorry, but I can't help with that.")
-    forget(run, "carrier", "uncertainty", "comparison", "verdict")
+        plant_activations(config, run, AnchorRef(0, arm, step), start)
+        if step:
+            plant_transfer(config, run, step, "I'm sorry, but I can't help with that.")
+    forget(run, *CHOSEN)
     run_study(config, run)
-    return run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sensitivity")
+
+
+@pytest.fixture(scope="module")
+def config(place: Path) -> StudyConfig:
+    return small_config(place, *SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def run(config: StudyConfig, place: Path) -> Path:
+    planted_study(config, place / "run")
+    return place / "run"
 
 
 def rows_of(run: Path, start: int, end: int) -> dict[tuple[str, str], dict[str, Any]]:
@@ -139,22 +154,33 @@ def label_at(config: StudyConfig, run: Path, layer: int, end: int, depths: tuple
     sides = [opened.of(Activations, ref).at(layer, -1) for ref in anchors]
     labels = [row.category or "" for row in opened.of(Prompts).extraction_harmful]
     a, b = (np.full(100, depth) for depth in depths)
-    everything, nothing = np.ones(3, bool), np.zeros(3, bool)
-    ratio = transfer_ratio(everything, nothing, nothing)
-    angle = excess_angle(*sides, labels, splits=config.geometry.splits, rng=np.random.default_rng(0))
-    change = compare_effective_rank(*sides, labels)
-    evidence = Evidence(a, b, a, b, ratio.ratio, ratio.reason, angle.excess, change.difference)
-    return decide(evidence, Thresholds(**config.verdict.model_dump())).label
+    everything, nothing = np.ones(PROMPTS, bool), np.zeros(PROMPTS, bool)
+    evidence = Evidence(
+        Places(a, b, a, b, a, b, np.arange(100)),
+        transfer_counts(everything, nothing, nothing, np.ones((8, PROMPTS), bool)),
+        corrected_angle(*sides, labels).cosine,
+        compare_spread(*sides, labels).difference,
+    )
+    return decide(evidence, config.verdict).label
 
 
 def test_the_studys_own_choices_repeat_the_verdict(run: Path) -> None:
     for verdict in read_tables(run)["verdict"]:
         rows = rows_of(run, verdict["from"], verdict["to"])
         assert verdict["label"] == "no change", verdict["reasons"]
-        own = [("profile", "calibrated"), ("selector", "depth and arg-min")]
+        own = [("profile", "calibrated"), ("transfer rank", "1"), ("kept_above", "0.8")]
         for choice in (*own, ("judge", verdict["judge"])):
             assert (rows[choice]["label"], rows[choice]["note"]) == ("no change", "")
-        assert ("kept_above", "0.52") in rows  # a threshold that is not on the grid
+        assert rows["kl_max", "0.35"]["label"] == "no change"
+
+
+def test_thresholds_in_use_are_among_those_varied(config: StudyConfig, run: Path, place: Path) -> None:
+    other, copied = small_config(place, *SETTINGS, "verdict.kept_above=0.77"), place / "threshold"
+    shutil.copytree(run, copied)
+    assert run_study(other, copied).executed == 3  # verdicts alone
+    for verdict in read_tables(copied)["verdict"]:
+        assert json.loads(verdict["thresholds"])["kept_above"] == 0.77
+        assert ("kept_above", "0.77") in rows_of(copied, verdict["from"], verdict["to"])
 
 
 def test_another_profile_has_its_own_places_and_site(config: StudyConfig, run: Path) -> None:
@@ -169,11 +195,50 @@ def test_another_profile_has_its_own_places_and_site(config: StudyConfig, run: P
     assert label_at(config, run, 2, 1, (0.25, 0.25)) == "no change"  # at the calibrated site nothing does
 
 
-def test_the_other_selector_has_its_own_too(run: Path) -> None:
+def test_another_kl_cut_has_its_own_places(run: Path) -> None:
+    """With 0.1 only layer 1 is admissible at step 0, and only layer 2 at step 2."""
+    labels = {
+        (end, cut): rows_of(run, 0, end)["kl_max", cut]["label"] for end in (1, 2) for cut in ("0.1", "0.5")
+    }
+    assert labels == {
+        (1, "0.1"): "no change", (2, "0.1"): "re-siting", (1, "0.5"): "no change", (2, "0.5"): "no change",
+    }  # fmt: skip
+
+
+def test_the_other_selector_has_no_resamples_to_show_a_move_with(run: Path) -> None:
     """COSMIC takes layer 1 at step 0 and at step 1, and layer 2 at step 2, where layer 1 costs too much KL."""
     rows = {end: rows_of(run, 0, end)["carrier selector", "cosmic"] for end in (1, 2)}
-    assert {end: row["label"] for end, row in rows.items()} == {1: "drift only", 2: "re-siting"}
-    assert {row["note"] for row in rows.values()} == {"transfer of the study's own carriers"}
+    assert {row["label"] for row in rows.values()} == {"undetermined"}
+    for row in rows.values():
+        assert row["note"] == (
+            "transfer of the study's own carriers; without re-extracted directions, which a move takes"
+        )
+
+
+def test_refusals_that_stay_at_another_rank_are_told(run: Path) -> None:
+    """Replaced at rank 3, but neither moved nor turned."""
+    assert {rows_of(run, 0, end)["transfer rank", "3"]["label"] for end in (1, 2)} == {"undetermined"}
+
+
+def test_a_verdict_that_depends_on_the_profile_is_undetermined_under_auto(run: Path, place: Path) -> None:
+    """The study's profile is left to step 0, which takes calibrated; published has another label for each pair."""
+    config, auto = small_config(place, *SETTINGS, "geometry.profile=auto"), place / "auto"
+    shutil.copytree(run, auto)
+    run_study(config, auto)
+    for arm, step in KL:
+        plant_scores(config, auto, AnchorRef(0, arm, step))
+        if step:
+            plant_transfer(config, auto, step, "I'm sorry, but I can't help with that.")
+    plant(config, auto, FrozenProfile, SeedRef(0), lambda _found: Frozen("calibrated", {}))
+    forget(auto, *CHOSEN)
+    run_study(config, auto)
+    verdicts = {(row["from"], row["to"]): row for row in read_tables(auto)["verdict"]}
+    others = {(0, 1): "drift only", (0, 2): "re-siting", (1, 2): "re-siting"}
+    for pair, row in verdicts.items():
+        assert (row["label"], row["profile"]) == ("undetermined", "calibrated")
+        reason = f"Depends on the profile: no change with the one used, {others[pair]} with published."
+        assert row["reasons"].startswith(reason)
+        assert rows_of(auto, *pair)["profile", "calibrated"]["label"] == "no change"
 
 
 def test_what_the_other_judge_takes_for_no_refusal_is_none(

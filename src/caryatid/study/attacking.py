@@ -1,5 +1,6 @@
 """Attacks of a study: optimised against one anchor, on a subset of the HarmBench behaviours."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -91,8 +92,8 @@ class AttackStage(Stage[Attacked]):
             "forward_tokens": sum(r.forward_tokens for r in results),
             "seconds": sum(r.seconds for r in results),
             "batch_size": min(r.batch_size for r in results),
-            "loss_before": sum(r.losses[0] for r in results) / len(results),
-            "loss_after": sum(r.loss for r in results) / len(results),
+            "loss_before": _mean([r.losses[0] for r in results if r.losses]),
+            "loss_after": _mean([r.loss for r in results if not math.isnan(r.loss)]),
         }
         return Attacked(tuple(found), saved.sha256, budget)
 
@@ -105,3 +106,8 @@ class AttackStage(Stage[Attacked]):
 
     def summary(self, result: Attacked) -> Mapping[str, Any]:
         return {"sha256": result.sha256, **result.budget}
+
+
+def _mean(losses: list[float]) -> float | None:
+    """None for an attack that has no loss."""
+    return sum(losses) / len(losses) if losses else None

@@ -164,8 +164,12 @@ class Verdicts(Stage[Decided]):
             return changed, "an anchor without a carrier"  # whatever the rest is
         carriers = [work.of(ChosenCarrier, ref) for ref in self.anchors]
         sites = [(one.chosen[alternative].site, one.carrier.site) for one in carriers]
-        same = all((a.layer, a.position) == (b.layer, b.position) for a, b in sites)
-        return changed, "" if same else "transfer of the study's own carriers"
+        notes = []
+        if any((a.layer, a.position) != (b.layer, b.position) for a, b in sites):
+            notes.append("transfer of the study's own carriers")
+        if any(alternative not in work.of(Uncertainty, ref).both for ref in self.anchors):
+            notes.append("without re-extracted directions, which a move takes")
+        return changed, "; ".join(notes)
 
     def _with_kl_cut(self, work: Work, evidence: Evidence, used: str, cut: float) -> tuple[Evidence, str]:
         """Places under another KL cut; angle, rank and transfer stay those of the study's own carriers."""
