@@ -126,10 +126,8 @@ def test_given_ids_that_do_not_survive_become_those_of_their_text(chat: ChatForm
 
 
 def test_a_template_that_changes_the_message_is_refused() -> None:
-    chat = ChatFormat(tiny_tokenizer())
-    chat.tokenizer.chat_template = CHATML.replace(
-        "message['content']", "message['content'] | replace('!', '?')"
-    )
+    changing = CHATML.replace("message['content']", "message['content'] | replace('!', '?')")
+    chat = ChatFormat(tiny_tokenizer(template=changing))
     with pytest.raises(InputError, match="changes"):
         place_suffix(chat, "Explain the tides", "! ! !")
 
