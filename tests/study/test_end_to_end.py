@@ -149,7 +149,7 @@ def test_causal_tables_hold_every_control_and_read_out(finished: Path) -> None:
         expected = answered | {"utility_pass"} | (forced - {"utility_coupling"})
         assert expected <= {r["read_out"] for r in rows if r["control"] == control}
     assert {r["judge"] for r in rows if r["read_out"] == "utility_coupling"} == {
-        "teacher-forced", "refusal-rules@4",
+        "teacher-forced", "refusal-rules@5",
     }  # fmt: skip
     place = ("layer", "position", "carrier_admissible")
     start = next(row for row in tables["causal"] if row["arm"] == "base")
