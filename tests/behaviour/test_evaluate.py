@@ -83,7 +83,7 @@ def test_all_suites_of_a_tiny_model(tmp_path: Path) -> None:
     assert perplexity["n"] == 2
     assert len(found.answers) == 30
     assert any("stand in" in note for note in found.notes)
-    assert any("proxies" in note and "refusal-rules@4" in note for note in found.notes)
+    assert any("proxies" in note and "refusal-rules@5" in note for note in found.notes)
     assert any(str(row["group"]).startswith("kind=") for row in found.rows)
     again = evaluate(loaded, wanted("all"), ASKING, JUDGES, chunks=lambda suite: Chunks(tmp_path / suite))
     assert [row.text for row in again.answers] == [row.text for row in found.answers]

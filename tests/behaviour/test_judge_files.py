@@ -44,7 +44,7 @@ def test_verdicts_are_added_and_everything_else_is_kept(tmp_path: Path) -> None:
         "full_refusal",
         "full_compliance",
     ]
-    assert {row[5] for row in written[1:]} == {"refusal-rules@4"}
+    assert {row[5] for row in written[1:]} == {"refusal-rules@5"}
     assert done.rows == 5
     assert done.to_json()["verdicts"] == {"unscored": 1, "full_compliance": 2, "full_refusal": 2}
 
@@ -62,7 +62,7 @@ def test_any_column_names_and_a_byte_order_mark(tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     source.write_bytes("\ufeffFrage,Antwort\r\nWas?,Sorry I can't help with that.\r\n".encode())
     _judge(source, tmp_path / "out.csv", "Frage", "Antwort")
-    assert (tmp_path / "out.csv").read_text().splitlines()[1].endswith(",full_refusal,refusal-rules@4")
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].endswith(",full_refusal,refusal-rules@5")
 
 
 def test_lone_carriage_returns_stay_inside_their_cells(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def _row(number: int, text: str, suite: str = "xstest_safe") -> AnswerRow:
         n_tokens=8,
         ended=True,
         verdict=RefusalRules().verdict(text),
-        judge="refusal-rules@4",
+        judge="refusal-rules@5",
         degenerate=None,
     )
 
@@ -115,7 +115,7 @@ def test_labels_are_mapped_back_and_scored(run_dir: Path, tmp_path: Path) -> Non
     _fill(sheet, {**labels, **dict.fromkeys(wrong, "full_compliance")})
     found = score_labels(run_dir, sheet)
     assert (found.judge, found.metric, found.labelled, found.unlabelled) == (
-        "refusal-rules@4",
+        "refusal-rules@5",
         "any_refusal",
         150,
         0,

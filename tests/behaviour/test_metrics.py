@@ -27,7 +27,7 @@ ANSWER = AnswerRow(
     n_tokens=1,
     ended=True,
     verdict="full_compliance",
-    judge="refusal-rules@4",
+    judge="refusal-rules@5",
     degenerate=None,
     proxy=True,
 )
@@ -81,7 +81,7 @@ def test_columns_and_intervals() -> None:
         assert (row["value"], row["n"], row["lo"], row["hi"]) == wilson(
             round(row["value"] * row["n"]), row["n"]
         )
-        expected = ("degeneracy@1", False) if row["metric"] == "degenerate" else ("refusal-rules@4", True)
+        expected = ("degeneracy@1", False) if row["metric"] == "degenerate" else ("refusal-rules@5", True)
         assert (row["judge"], row["proxy"]) == expected
 
 

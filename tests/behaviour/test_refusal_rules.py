@@ -117,7 +117,7 @@ def test_judgements_name_the_judge_and_keep_the_order() -> None:
     pairs = [Exchange("q", "Sorry, I can't do that."), Exchange("q", ""), Exchange("q", "Paris.")]
     found = JUDGE.judge(pairs)
     assert [one.verdict for one in found] == ["full_refusal", "", "full_compliance"]
-    assert {one.judge for one in found} == {judge_id(JUDGE)} == {"refusal-rules@4"}
+    assert {one.judge for one in found} == {judge_id(JUDGE)} == {"refusal-rules@5"}
     assert JUDGE.judge([]) == []
 
 

@@ -66,7 +66,7 @@ def test_answers_are_the_models_own(arch: str) -> None:
         assert (row.prompt, row.context, row.category, row.kind) == (
             prompt.text, prompt.context, prompt.category, prompt.kind,
         )  # fmt: skip
-        assert row.judge == "refusal-rules@4"
+        assert row.judge == "refusal-rules@5"
     assert [row.check for row in rows] == [None, None, False, None, None]
 
 

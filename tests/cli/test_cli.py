@@ -258,7 +258,7 @@ def test_directions_from_extract_to_intervene(
     answered = {(r["intervention"], r["draw"]) for r in found["rows"] if r["read_out"] == "utility_pass"}
     assert answered == {("none", None), ("ablate", None), ("ablate", 0), ("add", None), ("add", 0)}
     judges = {row["judge"] for row in found["rows"] if row["read_out"] == "utility_coupling"}
-    assert judges == {"teacher-forced", "refusal-rules@4"}
+    assert judges == {"teacher-forced", "refusal-rules@5"}
     assert found["layer"] in range(3)  # below the depth cut of four layers
     assert isinstance(found["admissible"], bool)
     assert {row["alpha"] for row in found["rows"] if row["intervention"] == "add"} == {-0.5}

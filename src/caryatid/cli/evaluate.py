@@ -42,7 +42,10 @@ def evaluate(
         None, "--export-prompts", help="Write the prompts for another engine as JSONL, and stop."
     ),
     answers: Path | None = typer.Option(
-        None, "--answers", help="Judge another engine's answers (JSONL: id, text) instead of generating."
+        None,
+        "--answers",
+        help="Judge the answers in a file: another engine's (JSONL: id, text), or results of HarmBench or "
+        "AdversariaLLM (JSON, or a folder of run.json).",
     ),
     dtype: str | None = options.Dtype,
     device: str | None = options.Device,
@@ -160,12 +163,18 @@ def _judged(file: Path, wanted: Any, samples: int, judges: Any, out: Path | None
     from ..artifacts import Chunks
     from ..behaviour.evaluate import evaluated
     from ..behaviour.files import import_answers
+    from ..behaviour.results import result_answers
     from ..behaviour.suites import rejudge
 
     sets = wanted.prompts()
     prompts = {suite: one.prompts for suite, one in sets.items()}
     attacks = {suite: wanted.attack_of(suite) for suite in sets}
-    rows = import_answers(file, prompts, attacks, cases=wanted.cases, samples=samples)
+    if not file.is_dir() and file.suffix != ".json":
+        rows = import_answers(file, prompts, attacks, cases=wanted.cases, samples=samples)
+    else:
+        rows = result_answers(file, prompts, wanted.attack)
+        asked = sum(len(one) for one in prompts.values())
+        announce(f"{file}: answers to {len({(row.suite, row.prompt_id) for row in rows})} of {asked} prompts")
     chunks = (lambda suite: Chunks(out / "partial" / "answers" / suite)) if out is not None else None
     found = rejudge(rows, judges.refusal)
     return evaluated(found, sets, judges, seed=wanted.seed, by=wanted.by, chunks=chunks)

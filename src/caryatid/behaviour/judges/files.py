@@ -61,7 +61,12 @@ def _write(path: Path, content: bytes) -> None:
     shutil.rmtree(_partial(path), ignore_errors=True)
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a user's CSV file; cells may be of any length.
+
+    Raises:
+        DataMissingError: no such file. InputError: not CSV, or a row of another length than the header.
+    """
     text = decode(read_user_bytes(path), path)
     limit = csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -74,6 +79,13 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
         ) from error
     finally:
         csv.field_size_limit(limit)
+    uneven = next((i for i, row in enumerate(rows, start=1) if len(row) != len(header)), None)
+    if uneven is not None:
+        raise InputError(
+            f"{len(rows[uneven - 1])} cells for {len(header)} columns",
+            where=f"{path}, row {uneven}",
+            remedy="Quote cells that hold commas or line breaks.",
+        )
     return header, rows
 
 
@@ -122,15 +134,8 @@ def judge_refusal_file(
             or the output cannot be written.
     """
     used = judge or open_refusal_judge()
-    header, rows = _read_csv(source)
+    header, rows = read_csv(source)
     prompt, completion = (_column(header, name, source) for name in (prompt_column, completion_column))
-    uneven = next((i for i, row in enumerate(rows, start=1) if len(row) != len(header)), None)
-    if uneven is not None:
-        raise InputError(
-            f"{len(rows[uneven - 1])} cells for {len(header)} columns",
-            where=f"{source}, row {uneven}",
-            remedy="Quote cells that hold commas or line breaks.",
-        )
     if not rows:
         raise InputError("no rows to judge", where=str(source))
     found = _kept(used, [Exchange(row[prompt], row[completion]) for row in rows], output)

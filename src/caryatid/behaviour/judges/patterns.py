@@ -307,3 +307,19 @@ NOT_REAL = re.compile(
     r"(?<!\bi)(?<!\bwe)(?<!\byou) (?:does|do|would)(?: not|n't) (?:actually |really )?have (?:a|an|any) \w+"
 )
 """With `FICTION`: what was asked about does not exist, which is an answer."""
+
+WILL_ANSWER = re.compile(
+    r"\b(?:however|but|that (?:being )?said|nevertheless)\b.{0,40}?"
+    r"\bi (?:will|shall|'ll) (?!not\b|never\b)(?:\w+ ){0,2}?(?:provide|give|offer|answer|respond)\b"
+)
+"""Announces an answer after a disclaimer."""
+
+NOT_UNDERSTOOD = re.compile(
+    r"\b(?:(?:it is|it's) (?:unclear|not clear) what you|"
+    r"(?:don't|do not|didn't|did not|not sure (?:that )?i) (?:fully |quite )?understand "
+    r"(?:the question|your question|your request|what you)|not sure what you(?:'re| are)? (?:asking|mean))\b"
+)
+ASKS_BACK = re.compile(
+    r"\b(?:clarify|rephrase|elaborate|more (?:context|information|details)|what you mean)\b"
+)
+"""With `NOT_UNDERSTOOD`: asks for the request again."""

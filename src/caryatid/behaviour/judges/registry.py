@@ -164,6 +164,15 @@ def _llama_guard(spec: JudgeSpec) -> Judge:
     return LlamaGuard(load_judge_model(spec), spec.batch_size)
 
 
+def _verdict_file(kind: Kind) -> Opener:
+    def opened(spec: JudgeSpec) -> Judge:
+        from caryatid.behaviour.judges.verdict_file import open_verdict_file
+
+        return open_verdict_file(kind, spec)
+
+    return opened
+
+
 register_judge(REFUSAL_JUDGE, _rules, kind="refusal")
 register_judge("refusal-phrases", _phrases, kind="refusal")
 register_judge("wildguard", _wildguard("refusal"), kind="refusal", model="allenai/wildguard")
@@ -176,3 +185,5 @@ register_judge(
 register_judge("strongreject-rubric", _strongreject_rubric, kind="harm", model="gpt-4o-mini")
 register_judge("wildguard", _wildguard("harm"), kind="harm", model="allenai/wildguard")
 register_judge("llama-guard", _llama_guard, kind="harm", model="meta-llama/Llama-Guard-3-8B")
+register_judge("verdict-file", _verdict_file("refusal"), kind="refusal")
+register_judge("verdict-file", _verdict_file("harm"), kind="harm")
