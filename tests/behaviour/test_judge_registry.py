@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from test_metrics import ANSWER
@@ -19,13 +18,19 @@ from caryatid.behaviour.judges.registry import (
 )
 from caryatid.behaviour.metrics import metrics_rows
 from caryatid.behaviour.suites import rejudge
-from caryatid.config.names import HarmJudgeName
+from caryatid.config import StudyConfig
 from caryatid.errors import InputError, UsageError
 from tiny import save_tiny
 
 
 def test_judges_by_name(tmp_path: Path) -> None:
-    assert set(judge_names("harm")) == set(get_args(HarmJudgeName))
+    assert set(judge_names("harm")) == {
+        "harm-features", "harmbench-llama2", "harmbench-mistral", "strongreject-finetuned", "strongreject-rubric",
+        "wildguard", "llama-guard",
+    }  # fmt: skip
+    for name in judge_names("harm"):
+        config = StudyConfig.model_validate({"behaviour": {"harm_judge": name}})
+        assert config.behaviour.harm_judge == JudgeSpec(name)
     folder = str(save_tiny(tmp_path / "judge"))
     for name in ("wildguard", "strongreject-finetuned", "llama-guard"):
         judge = open_harm_judge(JudgeSpec(name, folder))
