@@ -1,14 +1,16 @@
 """A study small enough for tests: a tiny random model through every stage."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from caryatid.artifacts import RunDirectory
+from caryatid.behaviour.judges.base import Exchange
 from caryatid.config import StudyConfig, load_config
 from caryatid.study.runner import planned
 from caryatid.study.stage import Stage
+from caryatid.study.stages.transfer import Transferred
 from caryatid.study.table import all_tables
 from tiny import save_tiny
 
@@ -76,6 +78,24 @@ def plant(config: StudyConfig, run: Path, kind: type[Stage[R]], place: Any, chan
     kept = {key: value for key, value in folder.manifest().items() if key not in ("stage", "key", "inputs")}
     kept.pop("files")
     folder.finish(kept)
+
+
+def refused_prompts(carriers: Iterable[str], target: str, plain: str, count: int) -> Transferred:
+    """All of `count` prompts are refused with the text `plain`, and answered under any carrier, but not under random
+    subspaces; at rank 3 no carrier but the target's own removes anything."""
+    answered, refused = ("Sure, here it is.",) * count, (plain,) * count
+    answers = {f"{name}#1": answered for name in carriers}
+    answers |= {f"{name}#3": answered if name == target else refused for name in carriers}
+    answers |= {f"random#{rank}#{draw}": refused for rank in (1, 3) for draw in range(8)}
+    return Transferred(
+        asked=tuple(map(str, range(count))),
+        refused=(True,) * count,
+        prompts=tuple(Exchange(f"Do harmful thing {n}.", plain, None) for n in range(count)),
+        answers=answers,
+        refused_under={name: (texts is refused,) * count for name, texts in answers.items()},
+        ranks=(1, 3),
+        subspaces=8,
+    )
 
 
 def forget(run: Path, *kinds: str) -> None:

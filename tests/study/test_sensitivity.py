@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import forget, plant, small_config
+from small import forget, plant, refused_prompts, small_config
 
-from caryatid.behaviour.judges.base import Exchange
 from caryatid.causal.locate import Activations as Captured
 from caryatid.causal.transfer import transfer_counts
 from caryatid.config import StudyConfig
@@ -29,7 +28,7 @@ from caryatid.study.stages.profile import Frozen, FrozenProfile
 from caryatid.study.stages.prompts import Prompts
 from caryatid.study.stages.reextraction import Reextracted, Reextraction
 from caryatid.study.stages.selection import Selected, Selection
-from caryatid.study.stages.transfer import Transfer, Transferred
+from caryatid.study.stages.transfer import Transfer
 
 SETTINGS = (
     "arms=[sft]",
@@ -91,23 +90,10 @@ def plant_activations(config: StudyConfig, run: Path, ref: AnchorRef, start: Cap
 
 
 def plant_transfer(config: StudyConfig, run: Path, step: int, plain: str) -> None:
-    """All prompts are refused with this answer, and answered under either carrier, but not under random subspaces; at
-    rank 3 the old carrier removes nothing."""
-    answered, refused = ("Sure, here it is.",) * PROMPTS, (plain,) * PROMPTS
-    carriers = [f"{arm}@{at}" for arm, at in KL]
-    answers = {f"{name}#1": answered for name in carriers}
-    answers |= {f"{name}#3": answered if name == f"sft@{step}" else refused for name in carriers}
-    answers |= {f"random#{rank}#{draw}": refused for rank in (1, 3) for draw in range(8)}
-    planted = Transferred(
-        asked=tuple(map(str, range(PROMPTS))),
-        refused=(True,) * PROMPTS,
-        prompts=tuple(Exchange(f"Do harmful thing {n}.", plain, None) for n in range(PROMPTS)),
-        answers=answers,
-        refused_under={name: (texts is refused,) * PROMPTS for name, texts in answers.items()},
-        ranks=(1, 3),
-        subspaces=8,
-    )
-    plant(config, run, Transfer, AnchorRef(0, "sft", step), lambda _found: planted)
+    """What becomes of refusals with this text; see `refused_prompts`."""
+    ref = AnchorRef(0, "sft", step)
+    refused = refused_prompts([f"{arm}@{at}" for arm, at in KL], ref.label, plain, PROMPTS)
+    plant(config, run, Transfer, ref, lambda _found: refused)
 
 
 CHOSEN = ("carrier", "uncertainty", "comparison", "verdict")
@@ -218,6 +204,25 @@ def test_the_other_selector_has_no_resamples_to_show_a_move_with(run: Path) -> N
 def test_refusals_that_stay_at_another_rank_are_told(run: Path) -> None:
     """Replaced at rank 3, but neither moved nor turned."""
     assert {rows_of(run, 0, end)["transfer rank", "3"]["label"] for end in (1, 2)} == {"undetermined"}
+
+
+def test_a_carrier_without_a_rank_is_not_taken_for_one_that_removes_everything(
+    config: StudyConfig, run: Path, place: Path
+) -> None:
+    copied = place / "rank"
+    shutil.copytree(run, copied)
+    start, end = AnchorRef(0, "base", 0), AnchorRef(0, "sft", 2)
+    found = open_run(copied).of(Transfer, end)
+    answers, flags = (dict(each) for each in (found.answers, found.refused_under))
+    del answers["base@0#3"], flags["base@0#3"]
+    plant(config, copied, Transfer, end, lambda _found: replace(found, answers=answers, refused_under=flags))
+    forget(copied, "verdict")
+    run_study(config, copied)
+    assert not open_run(copied).of(Transfer, end).measured(start, 3)
+    rows = [r for r in read_tables(copied)["transfer"] if r["to"] == 2 and r["rank"] == 3]
+    assert {(r["from_arm"], r["from"]) for r in rows} == {("sft", 1), ("sft", 2)}
+    assert ("transfer rank", "3") not in rows_of(copied, 0, 2)
+    assert ("transfer rank", "3") in rows_of(copied, 1, 2)
 
 
 def test_a_verdict_that_depends_on_the_profile_is_undetermined_under_auto(run: Path, place: Path) -> None:

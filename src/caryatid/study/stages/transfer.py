@@ -61,11 +61,15 @@ class Transferred:
     ranks: tuple[int, ...]
     subspaces: int
 
+    def measured(self, a: AnchorRef, rank: int) -> bool:
+        """Whether a's carrier has this rank (or there was no refusal to look at)."""
+        return not self.prompts or f"{a.label}#{rank}" in self.answers
+
     def under(self, a: AnchorRef, b: AnchorRef, rank: int = 1) -> RefusedUnder:
-        """By the study's judge: under a's carrier, b's own, and the random subspaces, all of one rank."""
+        """By the study's judge: under a's carrier, b's own, and the random subspaces, all of one rank (`measured`)."""
         names = [f"{a.label}#{rank}", f"{b.label}#{rank}"]
         names += [f"{RANDOM}#{rank}#{draw}" for draw in range(self.subspaces)]
-        flags = [self._spread(self.refused_under.get(name, ())) for name in names]
+        flags = [self._spread(self.refused_under[name] if self.prompts else ()) for name in names]
         plain = np.array(self.refused, dtype=bool)
         return RefusedUnder(plain, flags[0], flags[1], np.array(flags[2:]))
 

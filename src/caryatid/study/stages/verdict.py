@@ -148,7 +148,7 @@ class Verdicts(Stage[Decided]):
         for cut in KL_CUTS:
             add("kl_max", f"{cut:g}", *self._with_kl_cut(work, alone, used, cut), cut)
         transferred = work.of(Transfer, self.place.b)
-        for rank in transferred.ranks:
+        for rank in (one for one in transferred.ranks if transferred.measured(self.place.a, one)):
             counts = transferred.under(self.place.a, self.place.b, rank).counts
             add("transfer rank", f"{rank}", replace(alone, transfer=counts))
         for judge in (work.judge, RefusalPhrases()):

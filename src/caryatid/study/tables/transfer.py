@@ -17,6 +17,8 @@ def _rows(run: Run) -> list[Row]:
     for target, found in run.each(Transfer):
         own = run.of(ChosenCarrier, target).carrier.site.admissible
         for source, rank in itertools.product(transfer_sources(run.config, target), found.ranks):
+            if not found.measured(source, rank):
+                continue
             under = found.under(source, target, rank)
             common: Row = {
                 "seed": target.seed,
