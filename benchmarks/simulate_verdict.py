@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from caryatid.study.nulls import Planted
-from study.simulation import BASES, LEVELS, Cell, Simulation, cells, limited_by_noise, powered, right_labels
+from study.simulation import BASES, LEVELS, Cell, Simulation, cells, powered, right_labels
 
 BLOCK = 50
 SHORT = {
@@ -66,14 +66,13 @@ def summary(everything: Sequence[Cell]) -> str:
         [getattr(cell, name) / cell.draws for cell in everything] for name in ("wrong", "wrong_flags")
     )
     asked = [cell for cell in everything if powered(cell.truth)]
-    power = [cell.right / cell.draws for cell in asked if not limited_by_noise(cell.truth)]
-    limited = [cell.right / cell.draws for cell in asked if limited_by_noise(cell.truth)]
+    power = min(cell.right / cell.draws for cell in asked)
+    sure = sum(cell.wrong_flags_fail for cell in everything)
     return (
         f"{len(everything)} cells of {everything[0].draws} draws: {sum(wrong) / len(wrong):.2%} wrong labels, worst "
         f"cell {max(wrong):.1%}, {sum(cell.failed for cell in everything)} cells fail; {sum(flags) / len(flags):.2%} "
-        f"wrong rank flags, worst cell {max(flags):.1%}, {sum(share > 0.05 for share in flags)} cells above 5 %. Power "
-        f"is asked for in {len(asked)} cells; {sum(map(weak, asked))} have less than 80 %; least {min(power):.2f}, and "
-        f"{min(limited):.2f} in the {len(limited)} cells with a turn of 20° and r of half its length."
+        f"wrong rank flags, worst cell {max(flags):.1%}, in {sure} cells above 5 % beyond doubt. Power is asked for in "
+        f"{len(asked)} cells; {sum(map(weak, asked))} have less than 80 %, least {power:.2f}."
     )
 
 

@@ -68,6 +68,11 @@ class Cell:
         """Whether the 95 % lower bound of the wrong share is above 5 %."""
         return clopper_pearson(self.wrong, self.draws).lo > 0.05
 
+    @property
+    def wrong_flags_fail(self) -> bool:
+        """The same of the rank flags."""
+        return clopper_pearson(self.wrong_flags, self.draws).lo > 0.05
+
 
 def cells(base: Planted) -> Iterator[Planted]:
     """The base, all main effects, and all two-way cells of the factors' levels; impossible ones left out."""
@@ -117,14 +122,6 @@ def powered(truth: Planted) -> bool:
     turned = truth.turn >= 20 or (truth.turn == 0 and truth.shared > 0 and truth.scale >= 1)
     far = truth.move in (0.0, 0.5) and truth.control in (0.0, 1.0)
     return turned and far and truth.prompts >= 128 and truth.refusals >= 64 and bool(right_labels(truth))
-
-
-def limited_by_noise(truth: Planted) -> bool:
-    """Where no rule could have that power: a turn of 20° and r of half its length (docs/verdict.md says why).
-
-    The turn decides only between labels without a move.
-    """
-    return truth.turn == 20 and truth.scale <= 0.5 and truth.move == 0
 
 
 class Simulation:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from ..causal.transfer import TransferCounts
 from ..config.thresholds import Thresholds
-from ..geometry.bootstrap import SHIFT_TOLERANCE
+from ..geometry.bootstrap import SHIFT_TOLERANCE, CarrierBootstrap
 from ..stats import Interval, Rate, clopper_pearson
 
 Label = Literal["relocation", "replacement in place", "re-siting", "drift only", "no change", "undetermined"]
@@ -49,6 +49,19 @@ class Places:
     argmin_a: Float[np.ndarray, "draws"]
     argmin_b: Float[np.ndarray, "draws"]
     resample: Int[np.ndarray, "draws"]
+
+    @classmethod
+    def between(cls, a: CarrierBootstrap, b: CarrierBootstrap) -> "Places":
+        """The draws of two anchors; paired where they were taken with the same generator and the same prompts."""
+        return cls(
+            depth_a=a.depth_draws,
+            depth_b=b.depth_draws,
+            centre_a=a.centre_draws,
+            centre_b=b.centre_draws,
+            argmin_a=a.argmin_draws,
+            argmin_b=b.argmin_draws,
+            resample=a.resample,
+        )
 
     @cached_property
     def _units(self) -> tuple[Int[np.ndarray, "draws"], Int[np.ndarray, "resamples"]]:
