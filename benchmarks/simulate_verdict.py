@@ -42,18 +42,22 @@ def block(number: int, keep: Path) -> dict[str, list[Cell]]:
     }
 
 
+def outcome(cell: Cell) -> list[str]:
+    """What is right, the share of each label, of wrong ones, and of each flag."""
+    right = "/".join(SHORT[label] for label in SHORT if label in right_labels(cell.truth)) or "und"
+    counts = [*(cell.labels.get(label, 0) for label in COLUMNS), cell.wrong]
+    counts += [cell.flags.get(flag, 0) for flag in ("expansion", "contraction")]
+    return [right, *(f"{count / cell.draws:.2f}" if count else "·" for count in counts)]
+
+
 def row(cell: Cell) -> str:
     values = [f"{getattr(cell.truth, name):g}" for name in LEVELS]
-    shares = [f"{cell.labels.get(label, 0) / cell.draws:.2f}".replace("0.00", "·") for label in COLUMNS]
-    right = "/".join(SHORT[label] for label in SHORT if label in right_labels(cell.truth)) or "und"
-    flags = [
-        f"{cell.flags.get(flag, 0) / cell.draws:.2f}".replace("0.00", "·")
-        for flag in ("expansion", "contraction")
-    ]
     marks = "**fails**" if cell.failed else "low power" if weak(cell) else ""
-    return (
-        "| " + " | ".join([*values, right, *shares, f"{cell.wrong / cell.draws:.3f}", *flags, marks]) + " |"
-    )
+    return line([*values, *outcome(cell), marks])
+
+
+def line(values: Sequence[str]) -> str:
+    return f"| {' | '.join(values)} |"
 
 
 def weak(cell: Cell) -> bool:
@@ -76,13 +80,31 @@ def summary(everything: Sequence[Cell]) -> str:
     )
 
 
-def table(found: dict[str, list[Cell]]) -> str:
-    header = [
-        *LEVELS, "right", *(SHORT.get(label, "und") for label in COLUMNS), "wrong", "expansion", "contraction", "",
-    ]  # fmt: skip
-    lines = [summary([cell for rows in found.values() for cell in rows]), ""]
+OUTCOME = ("right", *(SHORT.get(label, "und") for label in COLUMNS), "wrong", "expansion", "contraction")
+
+
+def main_effects(found: dict[str, list[Cell]]) -> list[str]:
+    """The rows that docs/verdict.md shows: one factor away from a base point."""
+    lines = [line(["around", "changed", *OUTCOME]), "|---" * (len(OUTCOME) + 2) + "|"]
     for name, rows in found.items():
-        lines += [f"### Around “{name}”", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        for cell in rows:
+            values = {key: getattr(cell.truth, key) for key in LEVELS}
+            changed = [f"{key} {v:g}" for key, v in values.items() if v != getattr(BASES[name], key)]
+            if len(changed) < 2:
+                lines.append(line([name, *(changed or ["nothing"]), *outcome(cell)]))
+    return lines
+
+
+def table(found: dict[str, list[Cell]]) -> str:
+    lines = [summary([cell for rows in found.values() for cell in rows]), "", "## One factor changed", ""]
+    lines += [*main_effects(found), "", "## All cells", ""]
+    for name, rows in found.items():
+        lines += [
+            f"### Around “{name}”",
+            "",
+            line([*LEVELS, *OUTCOME, ""]),
+            "|---" * (len(LEVELS) + len(OUTCOME) + 1) + "|",
+        ]
         lines += [*map(row, rows), ""]
     return "\n".join(lines)
 

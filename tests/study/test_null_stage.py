@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from small import forget, plant, small_config
 
+from caryatid.cli import run as cli
 from caryatid.config import StudyConfig, load_config
 from caryatid.errors import InputError
 from caryatid.report.tables import read_tables
 from caryatid.study.decision import LABELS, decide
-from caryatid.study.flow import run_study
+from caryatid.study.flow import RunResult, run_study
 from caryatid.study.plan import build_plan
 from caryatid.study.run import Run, open_run
 from caryatid.study.runner import planned
@@ -133,3 +134,26 @@ def test_too_few_prompts_for_halves_are_one_line(tmp_path: Path) -> None:
     assert planned(config)
     with pytest.raises(InputError, match="half of the extraction prompts has 2 of 4"):
         run_study(config, tmp_path / "run")
+
+
+def test_the_command_asks_for_ten_redraws_and_keeps_a_number_that_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def instead(config: StudyConfig, out: Path, **_options: object) -> RunResult:
+        asked.append(config.nulls.redraws)
+        return RunResult(out, out / "index.html", 0, 0, 0.0)
+
+    monkeypatch.setattr("caryatid.study.flow.run_study", instead)
+    for options in ([], ["--null"], ["--null", "--set", "nulls.redraws=3"]):
+        assert cli(["study", "run", "--preset", "quick", "--out", str(tmp_path), "--json", *options]) == 0
+    assert asked == [0, 10, 3]
+
+
+def test_the_plan_says_what_is_in_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_config(tmp_path)
+    assert cli(["study", "plan", "--config", str(tmp_path / "small.yaml"), "--refusal-rate", "0.75"]) == 0
+    printed = capsys.readouterr().out
+    assert "refuses 75% of 4 requests (assumed)" in printed
+    assert "r2d2 0 → 2: No label can be reached: 2 re-extraction resamples" in printed

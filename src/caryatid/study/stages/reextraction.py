@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ...artifacts import StageFolder
@@ -97,10 +97,10 @@ class Reextraction(Stage[Reextracted]):
         return {"resamples": len(result.resamples)}
 
 
-def likeliest(work: Work) -> Int[np.ndarray, "kept"]:
+def likeliest(work: Work) -> list[int]:
     """The candidates of the anchor in hand that are scored anew with other directions (see `most_likely`)."""
     geometry, seed = work.study.config.geometry, work.entry.stage.place.seed
-    return most_likely(
+    found = most_likely(
         work.of(ScoredCandidates).scores,
         profiles_of(work.study.config, profile_name(work, work.study, seed)),
         geometry.reextraction_candidates,
@@ -108,6 +108,7 @@ def likeliest(work: Work) -> Int[np.ndarray, "kept"]:
         rng=np.random.default_rng(seed),
         min_gap=geometry.min_gap,
     )
+    return [int(index) for index in found]
 
 
 def scored_together(

@@ -10,7 +10,7 @@ from ...causal.conditions import Condition
 from ...causal.transfer import TransferCounts, transfer_counts
 from ..decision import Evidence, Places, decide
 from ..profiles import labels_of
-from ..series import AnchorRef, Place
+from ..series import AnchorRef, Place, all_anchors
 from ..stage import AnyStage, Stage, Study, register_stage
 from ..work import Work
 from .activations import Activations
@@ -50,7 +50,7 @@ class Regime(Stage[Regimes]):
     @classmethod
     def places(cls, study: Study) -> Iterable[Place]:
         first, trained = study.config.seeds[0], not study.config.observed
-        return [ref for ref in study.places("anchor") if trained and ref.step and ref.seed != first]
+        return [ref for ref in all_anchors(study.config) if trained and ref.step and ref.seed != first]
 
     @property
     def others(self) -> list[AnchorRef]:

@@ -17,8 +17,8 @@ def _rows(run: Run) -> list[Row]:
             for label, count in counts.items()
         ]
     shift = run.config.verdict.depth_shift
-    for ref, found in run.each(Regime):
-        for pair in found.pairs:
+    for ref, regimes in run.each(Regime):
+        for pair in regimes.pairs:
             angle = pair.change.angle.degrees
             rows.append(
                 {
