@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ...causal.conditions import Condition
 from ...causal.transfer import TransferCounts, transfer_counts
 from ..decision import Evidence, Places, decide
@@ -18,7 +16,7 @@ from .answers import Answers
 from .carrier import ChosenCarrier
 from .comparison import Change, Measure
 from .prompts import Prompts
-from .transfer import RANDOM, Transfer, answers_under, still_refused, transfer_requests
+from .transfer import Transfer, answers_under, still_refused, transfer_requests
 from .uncertainty import Uncertainty
 
 
@@ -106,17 +104,14 @@ class Regime(Stage[Regimes]):
             ref.name: Condition("ablate", ref.name, work.of(ChosenCarrier, ref).carrier.span(1))
             for ref in self.others
         }
-        asked = requests.asked
+        asked, here = requests.asked, measured.under(self.place, self.place)
         answers = answers_under(work, conditions, asked) if asked else dict.fromkeys(conditions, ())
-        names = [f"{self.place.label}#1", *(f"{RANDOM}#1#{draw}" for draw in range(measured.subspaces))]
-        own, *rest = (np.array(measured.refused_under.get(name, ()), dtype=bool) for name in names)
-        everything = np.ones(len(asked), dtype=bool)
         return {
             ref: transfer_counts(
-                everything,
-                np.array(still_refused(work.judge, requests.exchanges, answers[ref.name]), dtype=bool),
-                own,
-                np.stack(rest),
+                here.plain,
+                measured.spread(still_refused(work.judge, requests.exchanges, answers[ref.name])),
+                here.own,
+                here.random,
             )
             for ref in self.others
         }
