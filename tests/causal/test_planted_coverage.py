@@ -10,10 +10,10 @@ import torch
 from caryatid.causal.activations import at_site, prompt_activations
 from caryatid.causal.scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
 from caryatid.geometry.angles import excess_angle
-from caryatid.geometry.bootstrap import bypass_effect_interval
-from caryatid.geometry.carriers import CandidateScores, average, effects
+from caryatid.geometry.bootstrap import best_bypass_interval
+from caryatid.geometry.carriers import CandidateScores, Profile, average, effects
 from caryatid.geometry.directions import candidate_directions
-from caryatid.geometry.rank import SiteActivations, site_effective_rank
+from caryatid.geometry.rank import SiteActivations, compare_ranks
 from caryatid.models.generate import generate
 from caryatid.models.template import ChatFormat
 from caryatid.stats import Interval
@@ -21,6 +21,7 @@ from planted import Plant, axis, categories, harmful_texts, harmless_texts, plan
 
 pytestmark = pytest.mark.slow
 POOL, SAMPLES, PROMPTS = 1200, 200, 32
+ANY = Profile("any", kl_max=1e9)
 SITE = 4  # after the writer, before the reader has written
 PLANTS = {"plant": Plant(), "turned": Plant(direction=rotated(30)), "two": Plant(second=axis(1))}
 
@@ -98,7 +99,7 @@ def test_the_bypass_effect_of_the_pool_is_covered() -> None:
             scores.kl[:, down],
             scores.kl_answer[:, down],
         )
-        found.append(bypass_effect_interval(one, 0, draws=500, rng=np.random.default_rng(seed)))
+        found.append(best_bypass_interval(one, ANY, draws=500, rng=np.random.default_rng(seed)))
     truth = float(effects(average(scores)).bypass[0, 0])
     assert 0.5 < truth < 1.1
     assert 0.91 <= coverage(found, truth) <= 0.99
@@ -106,7 +107,8 @@ def test_the_bypass_effect_of_the_pool_is_covered() -> None:
 
 @pytest.mark.parametrize("name", ["plant", "two"])
 def test_the_expected_effective_rank_is_covered(name: str) -> None:
-    found = [site_effective_rank(at(name, one), labels(one)) for one in map(sample, range(SAMPLES))]
+    sites = [(at(name, one), labels(one)) for one in map(sample, range(SAMPLES))]
+    found = [compare_ranks(site, site, names)["effective_rank"].a for site, names in sites]
     assert 0.91 <= coverage(found, float(np.mean([each.value for each in found]))) <= 0.99
 
 

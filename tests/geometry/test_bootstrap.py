@@ -6,17 +6,18 @@ import torch
 from bank import bank
 
 from caryatid.geometry.bootstrap import (
+    best_bypass_interval,
     bootstrap_carrier,
     bootstrap_reextracted,
-    bypass_effect_interval,
     most_likely,
-    shift_shares,
 )
 from caryatid.geometry.carriers import CALIBRATED, PUBLISHED, CandidateScores, Profile, select
 from caryatid.geometry.cosmic import cosmic_products
 from caryatid.stats import bootstrap_indices
 
 CLOSE = [(-1, 2, -5.0, 4.0, 0.05), (-2, 5, -5.1, 4.0, 0.05), (-1, 7, 1.0, 4.0, 0.05)]
+
+ANY = Profile("any", kl_max=1e9)
 
 
 def test_every_draw_is_the_selection_on_the_resampled_prompts() -> None:
@@ -98,24 +99,14 @@ def test_no_carrier_in_any_draw() -> None:
 def test_the_same_seed_pairs_two_anchors() -> None:
     scores = bank(CLOSE, noise=1.5, seed=3)
     draws = [bootstrap_carrier(scores, CALIBRATED, draws=50, rng=np.random.default_rng(9)) for _ in range(2)]
-    shares = shift_shares(draws[0].depth_draws, draws[1].depth_draws, 0.25)
-    assert shares.stayed == pytest.approx(1 - draws[0].none_share)
+    np.testing.assert_array_equal(draws[0].depth_draws, draws[1].depth_draws)
 
 
-def test_shift_shares_hand_made() -> None:
-    a = np.array([0.7, 0.8, 0.5, np.nan])
-    b = np.array([0.45, 0.6, 0.5, 0.2])  # 0.7 − 0.45 < 0.25 in floating point
-    assert shift_shares(a, b, 0.25) == pytest.approx((0.25, 0.5, 0.25))
-    assert shift_shares(b, a, 0.25) == pytest.approx((0.25, 0.5, 0.25))
-    assert shift_shares(a, np.full(4, np.nan), 0.25).undefined == pytest.approx(1)
-    assert shift_shares(np.array([]), np.array([]), 0.25).undefined == 1
-
-
-def test_bypass_effect_interval_is_a_bootstrap_of_the_effect() -> None:
-    scores = bank(CLOSE, noise=1.0, n=20)
-    found = bypass_effect_interval(scores, 1, draws=300, rng=np.random.default_rng(0))
+def test_the_interval_of_a_single_candidate_is_a_bootstrap_of_its_effect() -> None:
+    scores = bank(CLOSE[:1], noise=1.0, n=20)
+    found = best_bypass_interval(scores, ANY, draws=300, rng=np.random.default_rng(0))
     h, s = scores.harmful.mean(), scores.harmless.mean()
-    assert found.value == pytest.approx((h - scores.bypass[1].mean()) / (h - s))
+    assert found.value == pytest.approx((h - scores.bypass[0].mean()) / (h - s))
     assert found.lo < found.value < found.hi
     assert found.hi - found.lo < 0.4
 
@@ -125,7 +116,7 @@ def test_coverage_of_the_interval_of_the_bypass_effect() -> None:
     covered = 0
     for seed in range(200):
         scores = bank([(-1, 2, -1.0, 4.0, 0.05)], noise=2.0, n=32, seed=seed)
-        found = bypass_effect_interval(scores, 0, draws=500, rng=np.random.default_rng(seed))
+        found = best_bypass_interval(scores, ANY, draws=500, rng=np.random.default_rng(seed))
         covered += found.lo <= 0.5 <= found.hi
     assert 0.91 <= covered / 200 <= 0.99
 

@@ -13,12 +13,10 @@ from caryatid.errors import DataMissingError, InputError, NumericalError
 from caryatid.geometry.rank import (
     SiteActivations,
     bank_ranks,
-    compare_effective_rank,
     compare_ranks,
     effective_rank,
     participation_ratio,
     rank_figures,
-    site_effective_rank,
     stable_rank,
 )
 from caryatid.geometry_files import metrics_file
@@ -116,12 +114,12 @@ def planted(n: int, spread: float, seed: int, noise: float = 0.3) -> tuple[SiteA
 def test_comparison_sees_a_planted_second_dimension_and_not_a_mere_rotation() -> None:
     narrow, labels = planted(32, 0.2, seed=0)
     wide, _ = planted(32, 3.0, seed=0)
-    grown = compare_effective_rank(narrow, wide, labels)
+    grown = compare_ranks(narrow, wide, labels)["effective_rank"]
     assert grown.difference.lo > 0
     assert grown.difference.value == pytest.approx(grown.b.value - grown.a.value)
     turn = torch.linalg.qr(random_matrix(5, (24, 24))).Q
     turned = SiteActivations(narrow.harmful @ turn, narrow.harmless @ turn)
-    same = compare_effective_rank(narrow, turned, labels).difference
+    same = compare_ranks(narrow, turned, labels)["effective_rank"].difference
     assert same.value == pytest.approx(0, abs=1e-9)
     assert 0 < same.hi - same.lo < 1e-5  # the same prompts are left out at both anchors: the noise cancels
 
@@ -131,7 +129,7 @@ def test_point_estimates_are_the_effective_rank_of_category_directions() -> None
     means = np.stack([site.harmful.numpy()[[i for i in range(12) if labels[i] == c]].mean(0) for c in "0123"])
     rows = means - site.harmless.numpy().mean(0)
     normed = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    found = site_effective_rank(site, labels)
+    found = compare_ranks(site, site, labels)["effective_rank"].a
     assert found.value == pytest.approx(by_definition(normed)[0], rel=1e-9)
     assert found.lo < found.value < found.hi
 
@@ -139,18 +137,18 @@ def test_point_estimates_are_the_effective_rank_of_category_directions() -> None
 def test_categories_of_one_prompt_are_left_out_by_name() -> None:
     site, labels = planted(9, 1.0, seed=2)
     labels[0] = "alone"
-    found = compare_effective_rank(site, site, labels)
+    found = compare_ranks(site, site, labels)["effective_rank"]
     assert found.left_out == ("alone",)
     kept = SiteActivations(site.harmful[1:], site.harmless)
-    assert found.a.value == pytest.approx(site_effective_rank(kept, labels[1:]).value)
-    nothing = compare_effective_rank(site, site, [str(i) for i in range(9)])
+    assert found.a.value == pytest.approx(compare_ranks(kept, kept, labels[1:])["effective_rank"].a.value)
+    nothing = compare_ranks(site, site, [str(i) for i in range(9)])["effective_rank"]
     assert math.isnan(nothing.difference.value)
     assert len(nothing.left_out) == 9
 
 
 def test_a_single_category_has_rank_one_and_no_difference() -> None:
     site, _ = planted(8, 1.0, seed=3)
-    found = compare_effective_rank(site, planted(8, 3.0, seed=4)[0], ["only"] * 8)
+    found = compare_ranks(site, planted(8, 3.0, seed=4)[0], ["only"] * 8)["effective_rank"]
     assert found.a.value == pytest.approx(1)
     assert found.difference == pytest.approx((0, -1e-6, 1e-6), abs=1e-12)
 
@@ -159,7 +157,7 @@ def test_other_prompts_are_an_error() -> None:
     site, labels = planted(8, 1.0, seed=3)
     other, _ = planted(12, 1.0, seed=3)
     with pytest.raises(InputError, match="same labelled prompts"):
-        compare_effective_rank(site, other, labels)
+        compare_ranks(site, other, labels)
 
 
 def jackknife(values: list[np.ndarray], strata: list[str]) -> np.ndarray:
@@ -218,7 +216,7 @@ def test_a_banks_ranks_are_those_of_its_directions_with_jackknife_intervals(unit
 @pytest.mark.slow
 def test_coverage_of_the_intervals_of_effective_rank() -> None:
     samples = [planted(32, 1.0, seed) for seed in range(200)]
-    found = [site_effective_rank(site, labels) for site, labels in samples]
+    found = [compare_ranks(site, site, labels)["effective_rank"].a for site, labels in samples]
     truth = np.mean([interval.value for interval in found])
     covered = np.mean([interval.lo <= truth <= interval.hi for interval in found])
     assert 0.91 <= covered <= 0.99

@@ -10,7 +10,7 @@ import torch
 from caryatid.errors import InputError, NumericalError
 from caryatid.geometry.forms import AA, AB, BB, Form, Groups
 from caryatid.geometry.rank import SiteActivations
-from caryatid.geometry.turn import corrected_angle, small_groups_joined
+from caryatid.geometry.turn import contrast_angle, corrected_angle, small_groups_joined
 
 
 def planted(
@@ -164,3 +164,57 @@ def test_errors() -> None:
         corrected_angle(*(SiteActivations(s.harmful[:3], s.harmless) for s in (a, b)))
     with pytest.raises(NumericalError):
         corrected_angle(a, SiteActivations(b.harmful * math.nan, b.harmless))
+
+
+ALL, FILTERED = np.array([0.5, 0.5, -1.0]), np.array([1.0, 0.0, -1.0])  # refused, answered, harmless
+
+
+def behaving(rng: np.random.Generator, degrees: float, n: int = 24, noise: float = 0.234) -> list[np.ndarray]:
+    """Refused, answered and harmless prompts; without noise `FILTERED` is this far from `ALL`, both of length 1."""
+    turn = math.radians(degrees)
+    found = [noise * rng.normal(size=(count, 64)) for count in (n, n, 2 * n)]
+    found[0][:, :2] += [math.cos(turn), math.sin(turn)]
+    found[1][:, :2] += [2 - math.cos(turn), -math.sin(turn)]  # so that the mean of both is the first axis
+    return found
+
+
+def test_two_directions_that_share_prompts_are_compared_over_all_splits_of_these() -> None:
+    groups = [part[:4] for part in behaving(np.random.default_rng(0), 30, noise=0.05)]
+    halves = halvings(4, [0] * 4)
+    products = {}
+    for name, (one, two) in {"11": (ALL, ALL), "12": (ALL, FILTERED), "22": (FILTERED, FILTERED)}.items():
+        drawn = []
+        for masks in itertools.product(halves, repeat=3):
+            first = sum(w * part[mask].mean(0) for w, part, mask in zip(one, groups, masks, strict=True))
+            second = sum(w * part[~mask].mean(0) for w, part, mask in zip(two, groups, masks, strict=True))
+            drawn.append(float(first @ second))
+        products[name] = float(np.mean(drawn))
+    expected = products["12"] / math.sqrt(products["11"] * products["22"])
+    found = contrast_angle(groups, ALL, FILTERED)
+    assert found.reason is None
+    assert found.cosine.value == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("degrees", [10, 30])
+def test_the_angle_of_two_directions_that_share_prompts_is_covered(degrees: float) -> None:
+    rng = np.random.default_rng(1)
+    found = [contrast_angle(behaving(rng, degrees), ALL, FILTERED).degrees for _ in range(200)]
+    assert 0.91 <= np.mean([each.lo <= degrees <= each.hi for each in found]) <= 0.99
+
+
+def test_a_filter_that_changes_nothing_shows_an_angle_only_without_the_correction() -> None:
+    rng, plain, cosines = np.random.default_rng(3), [], []
+    for _ in range(100):
+        groups = behaving(rng, 0)
+        one, two = (
+            sum(w * part.mean(0) for w, part in zip(each, groups, strict=True)) for each in (ALL, FILTERED)
+        )
+        plain.append(math.degrees(math.acos(one @ two / np.linalg.norm(one) / np.linalg.norm(two))))
+        cosines.append(contrast_angle(groups, ALL, FILTERED).cosine.value)
+    assert np.mean(plain) > 8
+    assert np.mean(cosines) == pytest.approx(1, abs=0.005)
+
+
+def test_the_same_contrast_twice_has_no_angle() -> None:
+    found = contrast_angle(behaving(np.random.default_rng(2), 30), ALL, ALL)
+    assert found.cosine.value == pytest.approx(1, abs=1e-9)

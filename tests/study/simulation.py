@@ -4,6 +4,7 @@ Used by benchmarks/simulate_verdict.py (all cells) and by a slow test (some of t
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -50,10 +51,27 @@ class Cell:
     wrong_flags: int
     draws: int
 
+    def __add__(self, other: "Cell") -> "Cell":
+        """Both cells' draws of the same truth together."""
+        return Cell(
+            self.truth,
+            dict(Counter(self.labels) + Counter(other.labels)),
+            self.wrong + other.wrong,
+            self.right + other.right,
+            dict(Counter(self.flags) + Counter(other.flags)),
+            self.wrong_flags + other.wrong_flags,
+            self.draws + other.draws,
+        )
+
     @property
     def failed(self) -> bool:
         """Whether the 95 % lower bound of the wrong share is above 5 %."""
         return clopper_pearson(self.wrong, self.draws).lo > 0.05
+
+    @property
+    def wrong_flags_fail(self) -> bool:
+        """The same of the rank flags."""
+        return clopper_pearson(self.wrong_flags, self.draws).lo > 0.05
 
 
 def cells(base: Planted) -> Iterator[Planted]:
@@ -95,12 +113,15 @@ def right_flags(truth: Planted) -> set[str]:
 
 
 def powered(truth: Planted) -> bool:
-    """Whether the protocol asks for the right label in four cases of five."""
-    clear = truth.turn == 0 or truth.turn >= 20
+    """Whether the right label is asked for in four cases of five.
+
+    Issue and protocol ask it of a turn of 20° or more, at every length of r and with paired and independent noise, and
+    of the paired null. Further pairs without a turn count where noise is paired and r did not shrink: with independent
+    noise they are the redrawn null, of which no power is asked.
+    """
+    turned = truth.turn >= 20 or (truth.turn == 0 and truth.shared > 0 and truth.scale >= 1)
     far = truth.move in (0.0, 0.5) and truth.control in (0.0, 1.0)
-    # independent noise at turn 0 is the redrawn null, of which no power is asked
-    told = truth.turn > 0 or truth.shared > 0
-    return clear and far and told and truth.prompts >= 128 and truth.scale >= 1 and bool(right_labels(truth))
+    return turned and far and truth.prompts >= 128 and truth.refusals >= 64 and bool(right_labels(truth))
 
 
 class Simulation:

@@ -1,12 +1,13 @@
 """Protocol §7: every label is reached, each threshold decides on both of its sides, and obstacles come first."""
 
-import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from caryatid.artifacts import StageFolder
 from caryatid.causal.transfer import TransferCounts
 from caryatid.stats import Interval
 from caryatid.study.decision import (
@@ -21,7 +22,7 @@ from caryatid.study.decision import (
     findings,
     sensitivity,
 )
-from caryatid.study.evidence_dict import evidence_from_dict, evidence_to_dict
+from caryatid.study.results import load_result, save_result
 
 T = Thresholds()
 
@@ -293,7 +294,8 @@ def test_every_threshold_is_a_setting_and_varied_alone() -> None:
     assert {(row["setting"], row["threshold"]) for row in sensitivity(given, used)} >= set(vars(used).items())
 
 
-def test_evidence_survives_json() -> None:
+def test_evidence_survives_its_file(tmp_path: Path) -> None:
+    """So that a verdict can be made again, with other thresholds, from a finished study."""
     given = replace(
         evidence(50, GONE, TURNED, missing=7),
         rank_difference=Interval(0.4, 0.1, math.inf),
@@ -303,8 +305,9 @@ def test_evidence_survives_json() -> None:
         excess_angle=Interval(6.8, 4.2, 9.4),
         other_profile=("published", evidence(transfer=None, angle=NOTHING)),
     )
-    stored = json.loads(json.dumps(evidence_to_dict(given), allow_nan=False))
-    back = evidence_from_dict(stored)
+    folder = StageFolder("verdict", "key", tmp_path, {})
+    save_result(given, folder)
+    back = load_result(Evidence, folder)
     assert decide(back, T) == decide(given, T)
     for name, value in vars(given.places).items():
         np.testing.assert_array_equal(getattr(back.places, name), value)

@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 
 from caryatid.causal.transfer import transfer_counts
+from caryatid.config import StudyConfig, load_config
+from caryatid.config.load import preset_names
+from caryatid.config.names import PromptSetName
+from caryatid.data.prompts import Prompt, PromptSet, Role
+from caryatid.data.study_prompts import StudyPrompts, build_study_prompts
 from caryatid.stats import Interval
 from caryatid.study.decision import Evidence, Places, Thresholds, decide
 from caryatid.study.nulls import Planted, planted_geometry, planted_transfer
-from caryatid.study.reach import Sizes, _cosine_sd, reach
+from caryatid.study.reach import Sizes, _cosine_sd, planned_sizes, reach, reach_lines
 
 T = Thresholds()
 FULL = Sizes(prompts=128, transfer_prompts=159, refusal_rate=0.6)
@@ -97,3 +102,49 @@ def test_a_move_must_be_larger_than_the_threshold() -> None:
     assert reach(FULL, T).move == pytest.approx(0.25 + (1.751 + 0.842) * math.sqrt(2) * 0.03, abs=1e-3)
     assert math.isnan(reach(replace(FULL, resamples=20), T).move)
     assert "20 re-extraction resamples" in reach(replace(FULL, resamples=20), T).text
+
+
+def planned(
+    name: str, harmful: int, harmless: int, requests: int, copyrighted: int
+) -> tuple[StudyConfig, StudyPrompts]:
+    """A preset's configuration, and prompt sets of these sizes cut to its limits."""
+    config = load_config(preset=name)
+
+    def rows(field: PromptSetName, count: int, copies: int = 0) -> PromptSet:
+        kinds = ["standard"] * (count - copies) + ["copyright"] * copies
+        limit = config.prompts.limits.get(field, 0) or count
+        found = [
+            Prompt(f"{field}{i}", f"{field} {i}", field, "harmful", kind=kind) for i, kind in enumerate(kinds)
+        ]
+        return PromptSet(field, Role.EVALUATION, tuple(found[:limit]), "made up", "none")
+
+    sets = build_study_prompts(source="embedded", limits={}, files={}, offline=True)
+    return config, replace(
+        sets,
+        extraction_harmful=rows("extraction_harmful", harmful),
+        extraction_harmless=rows("extraction_harmless", harmless),
+        harmbench=rows("harmbench", requests, copyrighted),
+    )
+
+
+@pytest.mark.parametrize("name", sorted({*preset_names()} - {"quick"}))
+@pytest.mark.parametrize("refusal_rate", [0.2, 0.5, 0.9])
+def test_no_shipped_preset_has_a_label_out_of_reach_for_lack_of_prompts(
+    name: str, refusal_rate: float
+) -> None:
+    """With the real benchmarks, whose sizes these are, also where a model answers four requests of five."""
+    config, prompts = planned(name, 260, 18_793, 320, 80)
+    sizes = planned_sizes(config, prompts, refusal_rate)
+    assert (sizes.prompts, sizes.transfer_prompts, sizes.resamples) == (128, 240, 100)
+    found = reach(sizes, config.verdict)
+    assert (len(found.labels), found.obstacles) == (5, ())
+    assert found.unturned
+    assert config.prompts.limits["selection_harmless"] == 64
+
+
+def test_quick_says_that_it_is_a_quick_look() -> None:
+    config, prompts = planned("quick", 260, 18_793, 320, 80)
+    first, *arms = reach_lines(config, prompts, 0.5)
+    assert "50% of 6 requests (assumed)" in first
+    assert [line.split(":")[0] for line in arms] == ["sft 0 → 10", "r2d2 0 → 10"]
+    assert all("No label can be reached: 0 re-extraction resamples" in line for line in arms)

@@ -25,7 +25,7 @@ class PairedCounts(NamedTuple):
         return sum(self)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=65536)
 def paired_contrast(counts: PairedCounts, factor: float, confidence: float = 0.95) -> Interval:
     """p_a − factor·p_b of two rates of the same items, with its score interval; all NaN without items.
 

@@ -21,6 +21,11 @@ def run(
     config: Path | None = ConfigFile,
     out: Path | None = typer.Option(None, "--out", help="Run directory; default runs/NAME."),
     overrides: list[str] = Overrides,
+    null: bool = typer.Option(
+        False,
+        "--null",
+        help="Also compare step 0 with itself, all prompts drawn anew, ten times (nulls.redraws=10).",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Run a study, or resume it where it stopped."""
@@ -29,6 +34,9 @@ def run(
     from ..study.summary import summary_lines
 
     settings = load_config(preset=preset, file=config, overrides=overrides)
+    if null and not settings.nulls.redraws:
+        nulls = settings.nulls.model_copy(update={"redraws": 10})
+        settings = settings.model_copy(update={"nulls": nulls})
     progress = TerminalProgress()
     try:
         result = run_study(
@@ -52,16 +60,25 @@ def plan(
     config: Path | None = ConfigFile,
     out: Path | None = typer.Option(None, "--out", help="Show what is already done there."),
     overrides: list[str] = Overrides,
+    refusal_rate: float = typer.Option(
+        0.5,
+        "--refusal-rate",
+        min=0,
+        max=1,
+        help="Share of requests that an arm's last anchor may refuse, for reach.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
-    """Show the stages of a study with their sizes."""
+    """Show the stages of a study with their sizes, and which verdicts are within reach."""
     from ..artifacts import RunDirectory
     from ..config import load_config
-    from ..study.runner import planned
+    from ..study.reach import reach_lines
+    from ..study.runner import settled_plan
 
     settings = load_config(preset=preset, file=config, overrides=overrides)
-    stages = planned(settings, out)
-    facts = stages.study.facts
+    settled, stages = settled_plan(settings, out)
+    facts = settled.facts
+    reached = reach_lines(settings, settled.prompts, refusal_rate) if settled.prompts else []
     rows = [[entry.id, entry.stage.kind, entry.stage.size(), entry.key] for entry in stages]
     if out is not None:
         states = [entry.folder(RunDirectory(out)).state() for entry in stages]
@@ -69,11 +86,17 @@ def plan(
     if as_json:
         names = ("id", "stage", "size", "key", "state")
         print_json(
-            {"facts": facts.to_json(), "stages": [dict(zip(names, row, strict=False)) for row in rows]}
+            {
+                "facts": facts.to_json(),
+                "stages": [dict(zip(names, row, strict=False)) for row in rows],
+                "reach": reached,
+            }
         )
         return
     announce(f"prompts: {facts.prompts_note}; batches {dict(facts.batch)}")
     print_table(["stage", "kind", "size", "key", *(["state"] if out else [])], rows)
+    for line in reached:
+        typer.echo(line)
 
 
 @app.command(epilog="Example: caryatid study status runs/quick")

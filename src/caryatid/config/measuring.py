@@ -114,3 +114,12 @@ class CausalConfig(Part):
         if 0.0 in alphas or len(set(alphas)) != len(alphas):
             raise ValueError("each α once, and none of them 0 (the untouched model is always measured)")
         return alphas
+
+
+class NullsConfig(Part):
+    """One anchor against itself with all prompts drawn anew: how often the verdict sees what is not there."""
+
+    redraws: NonNegative = Field(0, description="Random splits of the prompts into halves; 0: none.")
+    at: Literal["first", "last"] = Field(
+        "first", description="Which anchors; first: step 0; last: step 0 and the last of each arm."
+    )

@@ -15,7 +15,7 @@ from ..behaviour.judges.registry import judge_names
 from ..models.sizes import BatchSizes
 from ..settings import Settings, setting
 from ..training.settings import TrainingSettings, WarmupSettings
-from .measuring import CausalConfig, GeometryConfig
+from .measuring import CausalConfig, GeometryConfig, NullsConfig
 from .names import PromptSetName
 from .part import Domain, NonNegative, Part, Positive
 from .thresholds import Thresholds
@@ -210,6 +210,7 @@ class StudyConfig(Part):
     geometry: GeometryConfig = GeometryConfig()
     causal: CausalConfig = CausalConfig()
     verdict: Annotated[Thresholds, Domain()] = Thresholds()
+    nulls: NullsConfig = NullsConfig()
     batch: Annotated[BatchSizes, Domain()] = BatchSizes()
 
     @field_validator("seeds")

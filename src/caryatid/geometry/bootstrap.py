@@ -190,22 +190,6 @@ def most_likely(
     return np.sort(order[usable[order]][:count])
 
 
-def bypass_effect_interval(
-    scores: CandidateScores,
-    candidate: int,
-    *,
-    draws: int,
-    rng: np.random.Generator,
-    confidence: float = 0.95,
-) -> Interval:
-    """Gap-normalised bypass effect of one candidate, with a percentile interval over resampled selection prompts."""
-    harmful = bootstrap_indices(len(scores.harmful), draws, rng)
-    harmless = bootstrap_indices(len(scores.harmless), draws, rng)
-    sampled = effects(average(scores, harmful, harmless)).bypass[:, candidate]
-    point = float(effects(average(scores)).bypass[0, candidate])
-    return quantile_interval(sampled, point, confidence)
-
-
 def best_bypass_interval(
     scores: CandidateScores,
     profile: Profile,
@@ -233,23 +217,3 @@ def best_bypass_interval(
     if np.isnan(found[0][0]):
         return Interval(np.nan, np.nan, np.nan)
     return quantile_interval(found[1], float(found[0][0]), confidence)
-
-
-class ShiftShares(NamedTuple):
-    """Shares of paired draws in which the depth changed by at least a shift, by less, or in which an anchor had no
-    carrier; they sum to 1."""
-
-    moved: float
-    stayed: float
-    undefined: float
-
-
-def shift_shares(a: Float[np.ndarray, "draws"], b: Float[np.ndarray, "draws"], shift: float) -> ShiftShares:
-    """P(|Δdepth| ≥ shift) and its complement over paired draws; a draw without a carrier is in neither."""
-    if len(a) == 0 or len(b) == 0:
-        return ShiftShares(0.0, 0.0, 1.0)
-    with np.errstate(invalid="ignore"):
-        distance = np.abs(b - a)
-        moved = float(np.mean(distance >= shift - SHIFT_TOLERANCE))
-        stayed = float(np.mean(distance < shift - SHIFT_TOLERANCE))
-    return ShiftShares(moved, stayed, float(np.mean(np.isnan(distance))))

@@ -183,26 +183,6 @@ def compare_ranks(
     }
 
 
-def compare_effective_rank(
-    a: SiteActivations,
-    b: SiteActivations,
-    categories: Sequence[str],
-    *,
-    unit_norm: bool = True,
-    confidence: float = 0.95,
-) -> RankComparison:
-    """The effective ranks alone of `compare_ranks`, with its arguments, noise and errors."""
-    found = compare_ranks(a, b, categories, unit_norm=unit_norm, confidence=confidence)
-    return found["effective_rank"]
-
-
-def site_effective_rank(
-    site: SiteActivations, categories: Sequence[str], *, unit_norm: bool = True, confidence: float = 0.95
-) -> Interval:
-    """Effective rank at one site of one anchor. Arguments, noise and errors as `compare_ranks`."""
-    return compare_effective_rank(site, site, categories, unit_norm=unit_norm, confidence=confidence).a
-
-
 def bank_ranks(
     harmful: Float[Tensor, "harmful candidates d"],
     harmless: Float[Tensor, "harmless candidates d"],

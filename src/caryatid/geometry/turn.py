@@ -141,12 +141,42 @@ def corrected_angle(
     groups, weights = _groups(a, b, categories, paired)
     matrix = np.outer(weights, weights)
     found = groups.estimate([Form(AA, matrix), Form(AB, matrix), Form(BB, matrix)])
+    return _angle(found, ("first anchor's direction", "second anchor's direction"), confidence)
+
+
+def contrast_angle(
+    groups: Sequence[Float[np.ndarray, "_ d"]],
+    one: Float[np.ndarray, "groups"],
+    other: Float[np.ndarray, "groups"],
+    *,
+    confidence: float = 0.95,
+) -> CorrectedAngle:
+    """The noise-corrected angle between two directions of one anchor that share prompts.
+
+    Both are weighted sums of the same groups' means, as harmful − harmless is of refused and answered prompts of each
+    kind. The noise that they share would make them look more alike than they are; U leaves it out.
+
+    Args:
+        groups: activations of disjoint groups of prompts, at least 2 in each. one, other: weights of their means.
+
+    Raises:
+        InputError: a group of fewer than 2. NumericalError: not finite.
+    """
+    rows = np.concatenate(groups)
+    numbers = np.repeat(np.arange(len(groups)), [len(part) for part in groups])
+    mixed = np.outer(one, other)
+    forms = [np.outer(one, one), (mixed + mixed.T) / 2, np.outer(other, other)]
+    found = Groups(rows, rows, numbers).estimate([Form(AA, each) for each in forms])
+    return _angle(found, ("first direction", "second direction"), confidence)
+
+
+def _angle(found: Estimates, names: tuple[str, str], confidence: float) -> CorrectedAngle:
+    """From the estimates of U(a, a), U(a, b) and U(b, b)."""
     z = float(scipy_stats.norm.ppf(0.5 + confidence / 2))
-    for which, number, value in (("first", 0, found.values[0]), ("second", 2, found.values[2])):
-        sd = math.sqrt(found.variance(np.eye(3)[number]))
-        if not value > z * sd:
+    for name, number in zip(names, (0, 2), strict=True):
+        if not found.values[number] > z * math.sqrt(found.variance(np.eye(3)[number])):
             nothing = Interval(math.nan, math.nan, math.nan)
-            return CorrectedAngle(nothing, nothing, f"the {which} anchor's direction is not told from noise")
+            return CorrectedAngle(nothing, nothing, f"the {name} is not told from noise")
     cosine = _cosine_interval(found, z)
     if math.isnan(cosine.value):
         return CorrectedAngle(cosine, cosine, "the directions are not told from noise")

@@ -7,6 +7,7 @@ move are Clopper–Pearson's of 95 %, with which 49 of 50 or 96 of 100 resamples
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +15,8 @@ from jaxtyping import Float, Int
 
 from ..causal.transfer import TransferCounts
 from ..config.thresholds import Thresholds
-from ..geometry.bootstrap import SHIFT_TOLERANCE
-from ..stats import Interval, clopper_pearson
+from ..geometry.bootstrap import SHIFT_TOLERANCE, CarrierBootstrap
+from ..stats import Interval, Rate, clopper_pearson
 
 Label = Literal["relocation", "replacement in place", "re-siting", "drift only", "no change", "undetermined"]
 LABELS: tuple[Label, ...] = (
@@ -49,25 +50,47 @@ class Places:
     argmin_b: Float[np.ndarray, "draws"]
     resample: Int[np.ndarray, "draws"]
 
+    @classmethod
+    def between(cls, a: CarrierBootstrap, b: CarrierBootstrap) -> "Places":
+        """The draws of two anchors; paired where they were taken with the same generator and the same prompts."""
+        return cls(
+            depth_a=a.depth_draws,
+            depth_b=b.depth_draws,
+            centre_a=a.centre_draws,
+            centre_b=b.centre_draws,
+            argmin_a=a.argmin_draws,
+            argmin_b=b.argmin_draws,
+            resample=a.resample,
+        )
+
+    @cached_property
+    def _units(self) -> tuple[Int[np.ndarray, "draws"], Int[np.ndarray, "resamples"]]:
+        """The number of each draw's resample, from 0 on, and how many draws each has."""
+        numbers = np.unique(self.resample, return_inverse=True)[1]
+        return numbers, np.bincount(numbers)
+
     @property
     def resamples(self) -> int:
         """How many independent resamples the draws come from."""
-        return len(np.unique(self.resample))
+        return len(self._units[1])
 
     def shares(self, quantity: str, shift: float) -> "Shares":
         """How often a place (`depth`, `centre` or `argmin`) changed by at least a shift, and by less, with bounds."""
         with np.errstate(invalid="ignore"):
             distance = np.abs(getattr(self, f"{quantity}_b") - getattr(self, f"{quantity}_a"))
             answers = distance >= shift - SHIFT_TOLERANCE, distance < shift - SHIFT_TOLERANCE
-        numbers = np.unique(self.resample, return_inverse=True)[1]
-        sizes = np.bincount(numbers, minlength=1)
+        numbers, sizes = self._units
         found = []
         for answer in answers:
-            sums = np.bincount(numbers, weights=answer, minlength=1)
-            total = float((sums / np.maximum(sizes, 1)).sum())
-            bound = clopper_pearson(min(total, self.resamples), self.resamples, PLACE_CONFIDENCE)
+            sums = np.bincount(numbers, weights=answer, minlength=len(sizes))
+            bound = _place_bound(min(float((sums / sizes).sum()), len(sizes)), len(sizes))
             found += [0.0, 0.0] if math.isnan(bound.value) else [bound.value, bound.lo]
         return Shares(*found)
+
+
+@lru_cache(maxsize=4096)
+def _place_bound(resamples: float, of: int) -> Rate:
+    return clopper_pearson(resamples, of, PLACE_CONFIDENCE)
 
 
 @dataclass(frozen=True)

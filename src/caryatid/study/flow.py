@@ -25,11 +25,14 @@ them:
     reextraction    the likeliest, extracted anew from resamples       (anchor)
     carrier         chosen once, under every profile                   (anchor)
     uncertainty     of its place                                       (anchor)
+    behaved         r without prompts that do not behave               (anchor)
     rank            dimensions of refusal                              (anchor)
     interventions   ablation and addition beside controls              (anchor)
     transfer        refusals under own and others' carriers            (anchor)
     comparison      drift and change of rank                           (pair)
     verdict         label, reasons, sensitivity                        (pair)
+    null            an anchor against itself, prompts drawn anew       (anchor)
+    regime          the same anchor of two seeds                       (anchor)
 
 `run_study` settles what the plan needs (`facts`), makes the plan (`plan`, a graph that knows no stage by name), runs
 what is not done yet (`runner`), writes the tables (`tables/`, one file each) and the report.

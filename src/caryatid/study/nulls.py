@@ -20,7 +20,7 @@ from ..geometry.rank import SiteActivations
 from ..geometry.spread import compare_spread
 from ..geometry.turn import corrected_angle
 from ..stats import Interval
-from .decision import LABELS, Evidence, Places, Verdict
+from .decision import LABELS, Evidence, Places
 
 WIDTH, KINDS, LAYERS = 64, 8, 24
 
@@ -161,24 +161,27 @@ def paired_null(truth: Planted) -> Planted:
     return replace(truth, turn=0.0, move=0.0, control=1.0, pr_b=truth.pr_a, scale=1.0, redrawn=False)
 
 
-def disjoint_halves(strata: Sequence[object], rng: np.random.Generator) -> list[Int[np.ndarray, "half"]]:
+def disjoint_halves(strata: Sequence[object], rng: np.random.Generator) -> list[Int[np.ndarray, "_"]]:
     """Item numbers of two disjoint halves of a role's prompts, each stratum halved, for the same-checkpoint null.
 
-    Of a stratum with an odd number one prompt is in neither, so that both halves have the same strata.
+    The odd ones of strata are halved together; both halves have equally many, so that one prompt may be in neither.
     """
     members: dict[object, list[int]] = {}
     for item, label in enumerate(strata):
         members.setdefault(label, []).append(item)
     halves: tuple[list[int], list[int]] = ([], [])
-    for items in members.values():
+    odd: list[int] = []
+    for items in [*members.values(), odd]:
         mixed = rng.permutation(items).tolist()
         half = len(mixed) // 2
         halves[0].extend(mixed[:half])
         halves[1].extend(mixed[half : 2 * half])
+        if items is not odd:
+            odd += mixed[2 * half :]
     return [np.array(sorted(half), dtype=np.int64) for half in halves]
 
 
-def label_counts(verdicts: Iterable[Verdict]) -> dict[str, int]:
+def label_counts(labels: Iterable[str]) -> dict[str, int]:
     """How often each label came out, in the protocol's order, those that never did included."""
-    counts = Counter(verdict.label for verdict in verdicts)
+    counts = Counter(labels)
     return {label: counts[label] for label in LABELS}

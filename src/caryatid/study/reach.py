@@ -7,10 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats as scipy_stats
 
+from ..behaviour.outcomes import judged_prompts
 from ..causal.transfer import TransferCounts, random_share
+from ..config import StudyConfig
 from ..config.thresholds import Thresholds
+from ..data.study_prompts import StudyPrompts
 from ..stats import clopper_pearson
 from .decision import CONFIDENCE, LABELS, PLACE_CONFIDENCE, Label
+from .series import series_of
 
 POWER = 0.8
 
@@ -45,6 +49,22 @@ class Sizes:
     def refusals(self) -> int:
         """Expected refusals of b among the transfer prompts."""
         return round(self.refusal_rate * self.transfer_prompts)
+
+
+def planned_sizes(config: StudyConfig, prompts: StudyPrompts, refusal_rate: float) -> Sizes:
+    """How a study will measure a pair of anchors.
+
+    Args:
+        refusal_rate: share of the transfer prompts that the later anchor is expected to refuse: an assumption.
+    """
+    judged, wanted = len(judged_prompts(prompts.harmbench.prompts)), config.causal.transfer_prompts
+    return Sizes(
+        prompts=min(len(prompts.extraction_harmful), len(prompts.extraction_harmless)),
+        transfer_prompts=min(judged, wanted or judged),
+        refusal_rate=refusal_rate,
+        subspaces=config.causal.transfer_random,
+        resamples=config.geometry.reextraction_resamples,
+    )
 
 
 @dataclass(frozen=True)
@@ -135,6 +155,15 @@ def reach(sizes: Sizes, thresholds: Thresholds) -> Reach:
         controls_above=_ratio(sizes, lambda counts: counts.contrast(half, CONFIDENCE).lo >= 0, below=False),
         kept_above=_ratio(sizes, lambda counts: counts.contrast(most, CONFIDENCE).lo > 0, below=False),
     )
+
+
+def reach_lines(config: StudyConfig, prompts: StudyPrompts, refusal_rate: float) -> list[str]:
+    """What each arm's first-to-last pair can show, for a plan; the first line says what is assumed."""
+    sizes = planned_sizes(config, prompts, refusal_rate)
+    text = reach(sizes, config.verdict).text
+    assumed = f"Reach, if the last anchor refuses {refusal_rate:.0%} of {sizes.transfer_prompts} requests (assumed):"
+    pairs = [(arm, series[0], series[-1]) for arm, series in series_of(config, config.seeds[0]).items()]
+    return [assumed, *(f"{arm} {first.step} → {last.step}: {text}" for arm, first, last in pairs)]
 
 
 def _counts(sizes: Sizes, own: int, old: int, *, ideal: bool = False) -> TransferCounts:

@@ -53,7 +53,7 @@ def load_result(kind: type[R], folder: StageFolder) -> R:
 def _plain(value: Any, hint: Any, path: str, arrays: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor | np.ndarray):
         arrays[path] = (
-            torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+            torch.from_numpy(np.array(value, order="C")) if isinstance(value, np.ndarray) else value
         )
         return {_MARK: path}
     if dataclasses.is_dataclass(value):

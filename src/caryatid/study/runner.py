@@ -91,11 +91,17 @@ def _prepare(run: RunDirectory, config: StudyConfig, announce: Callable[[str], N
 
 def planned(config: StudyConfig, out: Path | None = None) -> Plan:
     """The plan of a study, without running anything."""
+    return settled_plan(config, out)[1]
+
+
+def settled_plan(config: StudyConfig, out: Path | None = None) -> tuple[Settled, Plan]:
+    """What a study settles before it runs, and its plan."""
     earlier = None
     if out is not None and (run := RunDirectory(out)).manifest_path.exists():
         run.check_version()
         earlier = _earlier_facts(run, config)
-    return build_plan(Study(config, settle_facts(config, earlier).facts))
+    settled = settle_facts(config, earlier)
+    return settled, build_plan(Study(config, settled.facts))
 
 
 def study_status(directory: Path) -> list[StageStatus]:

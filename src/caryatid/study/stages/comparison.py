@@ -98,7 +98,7 @@ class Comparison(Stage[Compared]):
         labels = labels_of(work.of(Prompts, None).extraction_harmful)
         carriers = work.of(ChosenCarrier, self.place.a)
         a, b = work.of(Activations, self.place.a), work.of(Activations, self.place.b)
-        measure = _Measure(labels, self.config.geometry.splits, self.config.geometry.rank, self.place.seed)
+        measure = Measure(labels, self.config.geometry.splits, self.config.geometry.rank, self.place.seed)
         changes = {name: measure.change(a, b, one.site) for name, one in carriers.chosen.items()}
         sites = {"first anchor": changes[carriers.profile].site}
         sites["step 0"] = work.of(ChosenCarrier, self.place.a.base).carrier.site
@@ -110,7 +110,7 @@ class Comparison(Stage[Compared]):
         return Compared(changes, carriers.profile, tuple(drift), tuple(measure.rows_by_layer(a, b)))
 
 
-class _Measure:
+class Measure:
     """Angles and ranks; every comparison starts from the same generator, so that anchors share their splits."""
 
     def __init__(self, labels: Sequence[str], splits: int, rank: int, seed: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ...artifacts import StageFolder
@@ -68,17 +68,8 @@ class Reextraction(Stage[Reextracted]):
         return f"{geometry.reextraction_resamples} resamples × {geometry.reextraction_candidates} candidates"
 
     def run(self, work: Work) -> Reextracted:
-        geometry = self.config.geometry
-        count = geometry.reextraction_resamples
-        scorer, scores = scorer_at(work), work.of(ScoredCandidates).scores
-        kept = most_likely(
-            scores,
-            profiles_of(self.config, profile_name(work, self.study, self.place.seed)),
-            geometry.reextraction_candidates,
-            draws=LIKELY_DRAWS,
-            rng=np.random.default_rng(self.place.seed),
-            min_gap=geometry.min_gap,
-        )
+        count, cosmic = self.config.geometry.reextraction_resamples, self.config.geometry.selector == "cosmic"
+        scorer, scores, kept = scorer_at(work), work.of(ScoredCandidates).scores, likeliest(work)
         rng = np.random.default_rng(self.place.seed)
         up, down = (bootstrap_indices(len(side), count, rng) for side in (scorer.harmful, scorer.harmless))
         chunks = work.folder.chunks("resamples")
@@ -89,27 +80,10 @@ class Reextraction(Stage[Reextracted]):
             for start in range(len(done), count if len(kept) else 0, TOGETHER):
                 numbers = range(start, min(start + TOGETHER, count))
                 grids = [scorer.directions(up[number], down[number]) for number in numbers]
-                found = self._scored(scorer, grids, scores, kept)
+                found = scored_together(scorer, grids, scores.rows(kept), cosmic=cosmic)
                 chunks.append(start // TOGETHER, [plain_scores(one) for one in found])
                 done += found
         return Reextracted(tuple(done))
-
-    def _scored(
-        self,
-        scorer: CandidateScorer,
-        grids: Sequence[Float[Tensor, "positions layers d"]],
-        scores: CandidateScores,
-        kept: Int[np.ndarray, "kept"],
-    ) -> list[CandidateScores]:
-        """The kept candidates of some resamples, scored together."""
-        positions = [int(scores.positions[index]) for index in kept]
-        layers = [int(scores.layers[index]) for index in kept]
-        rows = [scorer.positions.index(one) for one in positions]
-        columns = [scorer.layers.index(one) for one in layers]
-        vectors = torch.cat([grid[rows, columns] for grid in grids])
-        flat = CandidateDirections(vectors, tuple(positions * len(grids)), tuple(layers * len(grids)))
-        found = scorer.score(flat, cosmic=self.config.geometry.selector == "cosmic")
-        return [found.rows(range(n * len(kept), (n + 1) * len(kept))) for n in range(len(grids))]
 
     def save(self, result: Reextracted, folder: StageFolder) -> None:
         rows = [{"n_layers": one.n_layers, "scores": plain_scores(one)} for one in result.resamples]
@@ -121,3 +95,34 @@ class Reextraction(Stage[Reextracted]):
 
     def summary(self, result: Reextracted) -> Mapping[str, Any]:
         return {"resamples": len(result.resamples)}
+
+
+def likeliest(work: Work) -> list[int]:
+    """The candidates of the anchor in hand that are scored anew with other directions (see `most_likely`)."""
+    geometry, seed = work.study.config.geometry, work.entry.stage.place.seed
+    found = most_likely(
+        work.of(ScoredCandidates).scores,
+        profiles_of(work.study.config, profile_name(work, work.study, seed)),
+        geometry.reextraction_candidates,
+        draws=LIKELY_DRAWS,
+        rng=np.random.default_rng(seed),
+        min_gap=geometry.min_gap,
+    )
+    return [int(index) for index in found]
+
+
+def scored_together(
+    scorer: CandidateScorer,
+    grids: Sequence[Float[Tensor, "positions layers d"]],
+    places: CandidateScores,
+    *,
+    cosmic: bool,
+) -> list[CandidateScores]:
+    """Scores of each grid's directions at the places of some candidates; all grids share their forward passes."""
+    positions, layers = places.positions.tolist(), places.layers.tolist()
+    rows = [scorer.positions.index(one) for one in positions]
+    columns = [scorer.layers.index(one) for one in layers]
+    vectors = torch.cat([grid[rows, columns] for grid in grids])
+    flat = CandidateDirections(vectors, tuple(positions * len(grids)), tuple(layers * len(grids)))
+    found = scorer.score(flat, cosmic=cosmic)
+    return [found.rows(range(n * len(places), (n + 1) * len(places))) for n in range(len(grids))]

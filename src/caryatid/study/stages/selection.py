@@ -1,10 +1,11 @@
 """An anchor's answers to the selection prompts: refusal rates, first tokens of refusals, and first answer tokens."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...behaviour.judges.base import REFUSED, Exchange
+from ...data.prompts import Prompt
 from ...models.generate import generate
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work
@@ -75,27 +76,32 @@ class Selection(Stage[Selected]):
         return f"answers to the selection prompts, {self.tokens} tokens"
 
     def run(self, work: Work) -> Selected:
-        loaded, sets = work.open(), work.of(Prompts, None)
+        sets = work.of(Prompts, None)
         harmful, harmless = sets.selection_harmful.prompts, sets.selection_harmless.prompts
-        prompts = [*harmful, *harmless]
-        with work.progressing("selection answers", len(prompts)) as progress:
-            completions = generate(
-                loaded,
-                work.chat(loaded),
-                [row.user_text for row in prompts],
-                max_new_tokens=self.tokens,
-                batch_size=work.batch.generate,
-                progress=progress,
-            )
-        verdicts = work.judge.judge(
-            [Exchange(row.text, one.text, row.context) for row, one in zip(prompts, completions, strict=True)]
-        )
-        rows = [
-            SelectionAnswer(row.id, one.text, tuple(one.ids), verdict.verdict)
-            for row, one, verdict in zip(prompts, completions, verdicts, strict=True)
-        ]
+        rows = short_answers(work, [*harmful, *harmless], self.tokens)
         return Selected(tuple(rows[: len(harmful)]), tuple(rows[len(harmful) :]))
 
     def summary(self, result: Selected) -> Mapping[str, Any]:
         harmful, harmless = result.refusal_rates
         return {"harmful_refusal_rate": harmful, "harmless_refusal_rate": harmless}
+
+
+def short_answers(work: Work, prompts: Sequence[Prompt], tokens: int) -> list[SelectionAnswer]:
+    """Judged answers of the anchor in hand, of at most so many tokens."""
+    loaded = work.open()
+    with work.progressing(f"{work.entry.stage.kind} answers", len(prompts)) as progress:
+        completions = generate(
+            loaded,
+            work.chat(loaded),
+            [row.user_text for row in prompts],
+            max_new_tokens=tokens,
+            batch_size=work.batch.generate,
+            progress=progress,
+        )
+    verdicts = work.judge.judge(
+        [Exchange(row.text, one.text, row.context) for row, one in zip(prompts, completions, strict=True)]
+    )
+    return [
+        SelectionAnswer(row.id, one.text, tuple(one.ids), verdict.verdict)
+        for row, one, verdict in zip(prompts, completions, verdicts, strict=True)
+    ]

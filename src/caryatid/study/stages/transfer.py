@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from ...behaviour.judges.base import REFUSED, Exchange, Judge
 from ...behaviour.outcomes import outcomes
@@ -14,6 +15,7 @@ from ...causal.conditions import Condition, random_bases
 from ...causal.locate import Carrier
 from ...causal.readouts import generate_under
 from ...causal.transfer import TransferCounts, transfer_counts
+from ...data.prompts import Prompt
 from ..series import AnchorRef, transfer_sources
 from ..stage import AnyStage, Stage, register_stage
 from ..subsets import judged_requests
@@ -69,7 +71,7 @@ class Transferred:
         """By the study's judge: under a's carrier, b's own, and the random subspaces, all of one rank (`measured`)."""
         names = [f"{a.label}#{rank}", f"{b.label}#{rank}"]
         names += [f"{RANDOM}#{rank}#{draw}" for draw in range(self.subspaces)]
-        flags = [self._spread(self.refused_under[name] if self.prompts else ()) for name in names]
+        flags = [self.spread(self.refused_under[name] if self.prompts else ()) for name in names]
         plain = np.array(self.refused, dtype=bool)
         return RefusedUnder(plain, flags[0], flags[1], np.array(flags[2:]))
 
@@ -79,12 +81,12 @@ class Transferred:
         under = {
             name: tuple(still_refused(judge, self.prompts, texts)) for name, texts in self.answers.items()
         }
-        spread = tuple(bool(flag) for flag in self._spread(plain))
+        spread = tuple(bool(flag) for flag in self.spread(plain))
         kept = {name: tuple(np.array(flags)[plain].tolist()) for name, flags in under.items()}
         asked = tuple(one for one, flag in zip(self.prompts, plain, strict=True) if flag)
         return replace(self, refused=spread, prompts=asked, refused_under=kept)
 
-    def _spread(self, flags: Sequence[bool]) -> Bool[np.ndarray, "prompts"]:
+    def spread(self, flags: Sequence[bool]) -> Bool[np.ndarray, "prompts"]:
         """Flags of the refused prompts over all transfer prompts; False where nothing was refused."""
         spread = np.zeros(len(self.refused), dtype=bool)
         spread[np.flatnonzero(self.refused)] = flags if len(flags) else False
@@ -121,31 +123,15 @@ class Transfer(Stage[Transferred]):
         )
 
     def run(self, work: Work) -> Transferred:
-        causal = self.config.causal
-        chosen = judged_requests(work.of(Prompts, None), causal.transfer_prompts, self.place.seed)
-        plain = {row.prompt_id: row for row in work.of(Answers).to("harmbench", "direct")}
-        refused = tuple(row.id in plain and plain[row.id].refused for row in chosen)
-        asked = [row for row, flag in zip(chosen, refused, strict=True) if flag]
-        prompts = tuple(Exchange(row.text, plain[row.id].text, row.context) for row in asked)
+        causal, requests = self.config.causal, transfer_requests(work)
         ranks = tuple(rank for rank in causal.transfer_ranks if rank in self._own(work).ranks)
         answers: dict[str, tuple[str, ...]] = {}
-        if asked:
-            loaded, conditions = work.open(), self._conditions(work, ranks)
-            with work.progressing("transfer", len(conditions) * len(asked)) as progress:
-                made = generate_under(
-                    loaded,
-                    work.chat(loaded),
-                    list(conditions.values()),
-                    texts_of(asked),
-                    max_new_tokens=self.config.behaviour.max_new_tokens,
-                    batch_size=work.batch.generate,
-                    progress=progress,
-                )
-            for name, found in zip(conditions, made, strict=True):
-                answers[name] = tuple(one.text for one in found)
+        if requests.asked:
+            answers = answers_under(work, self._conditions(work, ranks), requests.asked)
+        prompts = requests.exchanges
         flags = {name: tuple(still_refused(work.judge, prompts, texts)) for name, texts in answers.items()}
-        ids = tuple(row.id for row in chosen)
-        return Transferred(ids, refused, prompts, answers, flags, ranks, causal.transfer_random)
+        ids = tuple(row.id for row in requests.chosen)
+        return Transferred(ids, requests.refused, prompts, answers, flags, ranks, causal.transfer_random)
 
     def _own(self, work: Work) -> Carrier:
         return work.of(ChosenCarrier).carrier
@@ -161,15 +147,66 @@ class Transfer(Stage[Transferred]):
                 carrier = work.of(ChosenCarrier, ref).carrier
                 if rank in carrier.ranks:
                     found[f"{ref.label}#{rank}"] = Condition("ablate", ref.label, carrier.span(rank))
-            drawn = random_bases(
-                benign, own.span(rank), draws=self.config.causal.transfer_random, generator=generator
-            )
-            for draw, basis in enumerate(drawn.bases):
-                found[f"{RANDOM}#{rank}#{draw}"] = Condition("ablate", RANDOM, basis, draw=draw)
+            drawn = random_conditions(benign, own.span(rank), self.config.causal.transfer_random, generator)
+            found |= {f"{RANDOM}#{rank}#{draw}": each for draw, each in enumerate(drawn)}
         return found
 
     def summary(self, result: Transferred) -> Mapping[str, Any]:
         return {"refused": len(result.prompts), "prompts": len(result.refused), "sources": len(self.sources)}
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The transfer prompts of an anchor, whether it refuses each, and its plain answers by the prompt's id."""
+
+    chosen: tuple[Prompt, ...]
+    refused: tuple[bool, ...]
+    plain: dict[str, str]
+
+    @property
+    def asked(self) -> list[Prompt]:
+        """Those that it refuses: asked again under ablation."""
+        return [row for row, flag in zip(self.chosen, self.refused, strict=True) if flag]
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """The refusals."""
+        return tuple(Exchange(row.text, self.plain[row.id], row.context) for row in self.asked)
+
+
+def transfer_requests(work: Work) -> Requests:
+    """What transfer is measured on at the anchor in hand."""
+    seed = work.entry.stage.place.seed
+    chosen = judged_requests(work.of(Prompts, None), work.study.config.causal.transfer_prompts, seed)
+    plain = {row.prompt_id: row for row in work.of(Answers).to("harmbench", "direct")}
+    refused = tuple(row.id in plain and plain[row.id].refused for row in chosen)
+    return Requests(tuple(chosen), refused, {key: row.text for key, row in plain.items()})
+
+
+def random_conditions(
+    benign: Float[Tensor, "prompts d"], span: Float[Tensor, "rank d"], draws: int, generator: torch.Generator
+) -> list[Condition]:
+    """Ablations of random subspaces matched to a carrier's."""
+    drawn = random_bases(benign, span, draws=draws, generator=generator)
+    return [Condition("ablate", RANDOM, basis, draw=draw) for draw, basis in enumerate(drawn.bases)]
+
+
+def answers_under(
+    work: Work, conditions: Mapping[str, Condition], asked: Sequence[Prompt]
+) -> dict[str, tuple[str, ...]]:
+    """The answers of the anchor in hand to some requests under each condition."""
+    loaded = work.open()
+    with work.progressing(work.entry.stage.kind, len(conditions) * len(asked)) as progress:
+        made = generate_under(
+            loaded,
+            work.chat(loaded),
+            list(conditions.values()),
+            texts_of(asked),
+            max_new_tokens=work.study.config.behaviour.max_new_tokens,
+            batch_size=work.batch.generate,
+            progress=progress,
+        )
+    return {name: tuple(one.text for one in found) for name, found in zip(conditions, made, strict=True)}
 
 
 def still_refused(judge: Judge, prompts: Sequence[Exchange], answers: Sequence[str]) -> list[bool]:

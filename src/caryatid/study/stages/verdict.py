@@ -8,7 +8,7 @@ import numpy as np
 
 from ...behaviour.judges.base import judge_id
 from ...behaviour.judges.phrases import RefusalPhrases
-from ...geometry.bootstrap import CarrierBootstrap, bootstrap_carrier, bootstrap_reextracted
+from ...geometry.bootstrap import bootstrap_carrier, bootstrap_reextracted
 from ...geometry.carriers import KL_CUTS, PROFILES, select
 from ...geometry.profiles import SELECTORS
 from ..decision import Evidence, Places, decide, sensitivity
@@ -106,7 +106,7 @@ class Verdicts(Stage[Decided]):
         choices = [work.of(ChosenCarrier, ref).chosen[alternative].choice for ref in self.anchors]
         change = work.of(Comparison).changes[alternative]
         return Evidence(
-            places=_places(*(work.of(Uncertainty, ref).used(alternative) for ref in self.anchors)),
+            places=Places.between(*(work.of(Uncertainty, ref).used(alternative) for ref in self.anchors)),
             transfer=work.of(Transfer, self.place.b).under(self.place.a, self.place.b).counts,
             cosine=change.angle.cosine,
             rank_difference=change.spread.difference,
@@ -186,21 +186,8 @@ class Verdicts(Stage[Decided]):
                 else bootstrap_carrier(scores, profile, rng=rng, **draws)
             )
             reasons.append(select(scores, profile, min_gap=config.min_gap).reason or "")
-        changed = replace(evidence, places=_places(*found), no_carrier=(reasons[0], reasons[1]))
+        changed = replace(evidence, places=Places.between(*found), no_carrier=(reasons[0], reasons[1]))
         return changed, "angle, rank and transfer of the study's own carriers"
 
     def summary(self, result: Decided) -> Mapping[str, Any]:
         return {"label": result.label, "rank": result.rank}
-
-
-def _places(a: CarrierBootstrap, b: CarrierBootstrap) -> Places:
-    """The draws of both anchors, which were taken with the same generator."""
-    return Places(
-        depth_a=a.depth_draws,
-        depth_b=b.depth_draws,
-        centre_a=a.centre_draws,
-        centre_b=b.centre_draws,
-        argmin_a=a.argmin_draws,
-        argmin_b=b.argmin_draws,
-        resample=a.resample,
-    )
