@@ -23,13 +23,13 @@ def _noted(place: Path, verdicts: list[str]) -> tuple[str, Any]:
     """The note on the refused-minus-answered direction, and the stage's folder."""
     folder = RunDirectory.create(place).stage("candidates", {})
     folder.path.mkdir(parents=True)
-    rows = tuple(SelectionAnswer(str(i), "", (), verdict) for i, verdict in enumerate(verdicts))
+    rows = tuple(SelectionAnswer(str(i), "", (1,), verdict, 1) for i, verdict in enumerate(verdicts))
     work = SimpleNamespace(folder=folder, of=lambda kind: Selected((), rows))
     torch.manual_seed(0)
     given = torch.randn(2, 3, 32)
     scorer = SimpleNamespace(
         model=Measured(LOADED, ChatFormat(LOADED.tokenizer), batch_size=2),
-        selection=SimpleNamespace(harmless=TEXTS),
+        selection=SimpleNamespace(harmless=ChatFormat(LOADED.tokenizer).ids_many(TEXTS)),
         layers=[1, 2, 3],
         positions=[-2, -1],
         directions=lambda: given,

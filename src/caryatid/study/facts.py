@@ -14,7 +14,7 @@ from ..data.study_prompts import StudyPrompts, build_study_prompts, user_fields
 from ..errors import DataMissingError
 from ..models.batch import plan_batch_sizes
 from ..models.check import check_loaded
-from ..models.identity import folder_identity
+from ..models.identity import asked_as, folder_identity
 from ..models.load import choose_device, load_model
 from ..models.resolve import resolve
 from ..models.sizes import BatchSizes
@@ -72,9 +72,10 @@ def settle_facts(config: StudyConfig, earlier: Facts | None) -> Settled:
     dtype = config.model.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     if not config.observed:
         check_precision(config.training.mode, getattr(torch, dtype))
-    identity = resolve(
+    weights = resolve(
         config.model.spec, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
     ).identity
+    identity = asked_as(weights, config.model.chat_options.identity)
     prompts = _prompts(config, earlier)
     if earlier and prompts is None:
         source, note, digest = earlier.prompts_source, earlier.prompts_note, earlier.prompts_sha256
@@ -139,6 +140,7 @@ def _batch_sizes(config: StudyConfig, device: str, dtype: str) -> BatchSizes:
         device=device,
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
+        options=config.model.chat_options,
     )
     check_loaded(loaded, config.model.system)
     planned = plan_batch_sizes(loaded, PROMPT_TOKENS + config.behaviour.max_new_tokens)

@@ -105,7 +105,11 @@ class Run:
         anchor = where_is(self.study, self.results, self.anchor(arm, step, seed))
         facts, model = self.study.facts, self.config.model
         loaded = open_anchor(
-            anchor, dtype=facts.dtype, device=facts.device, trust_remote_code=model.trust_remote_code
+            anchor,
+            dtype=facts.dtype,
+            device=facts.device,
+            trust_remote_code=model.trust_remote_code,
+            options=model.chat_options,
         )
         return Model(loaded, model.system)
 
