@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from ..artifacts import content_key, file_sha256
+from ..artifacts import DAMAGED_RUN, RunDirectory, content_key, file_sha256
 from ..config import StudyConfig
 from ..data.chat import load_chat_jsonl, refuse_overlaps
 from ..data.study_prompts import StudyPrompts, build_study_prompts, user_fields
-from ..errors import DataMissingError
+from ..errors import CaryatidError, DataMissingError, InputError
 from ..models.batch import plan_batch_sizes
 from ..models.check import check_loaded
 from ..models.identity import asked_as, folder_identity
@@ -49,9 +50,31 @@ class Facts:
         return {**vars(self), **plain}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Facts":
-        """Read back what `to_json` wrote."""
-        return cls(**{**value, "observed_identities": tuple(value["observed_identities"])})
+    def from_json(cls, value: Any, where: str = "facts") -> "Facts":
+        """Read back what `to_json` wrote.
+
+        Raises:
+            InputError: it is something else; names `where`.
+        """
+        try:
+            facts = TypeAdapter(cls).validate_python(value)
+            BatchSizes(**facts.batch)
+        except (ValidationError, TypeError, CaryatidError) as error:
+            place, what = "batch", str(error)
+            if isinstance(error, ValidationError):
+                place, what = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
+            key = f"facts.{place}".rstrip(".")
+            raise InputError(f"damaged: {key}: {what}", where=where, remedy=DAMAGED_RUN) from error
+        return facts
+
+    @classmethod
+    def of_run(cls, run: RunDirectory) -> "Facts":
+        """The facts in a run directory's manifest.
+
+        Raises:
+            InputError: the manifest is damaged.
+        """
+        return cls.from_json(run.manifest().get("facts"), str(run.manifest_path))
 
 
 @dataclass(frozen=True)

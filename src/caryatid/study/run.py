@@ -158,4 +158,4 @@ def open_run(directory: Path | str) -> Run:
             "the study was stopped before it began", where=str(directory), remedy="Run it again."
         )
     config = parse_config(run.config_text(), str(run.config_path))
-    return Run(build_plan(Study(config, Facts.from_json(run.manifest()["facts"]))), run)
+    return Run(build_plan(Study(config, Facts.of_run(run))), run)
