@@ -154,3 +154,53 @@ def test_damaged_json_names_the_file(tmp_path: Path) -> None:
     stage.file("rows.json").write_text("{")
     with pytest.raises(InputError, match=r"rows\.json"):
         stage.read_json("rows.json")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"text"', "null", '{"files": 3}', '{"files": ["a"]}', "{}"])
+def test_a_stage_whose_manifest_is_another_json_type_is_not_done(tmp_path: Path, text: str) -> None:
+    stage = RunDirectory.create(tmp_path / "run").stage("numbers", {"seed": 0})
+    stage.begin()
+    stage.finish({})
+    assert stage.state() == "done"
+    stage.manifest_path.write_text(text)
+    assert stage.state() == "partial"
+
+
+@pytest.mark.parametrize("part", ["facts", "asked", "libraries", "stages", "seeds", "caryatid"])
+def test_a_run_manifest_with_parts_of_another_type_is_refused(tmp_path: Path, part: str) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    run.write_manifest({part: 3})
+    with pytest.raises(InputError, match=f"damaged: '{part}' is 3"):
+        run.check_version()
+    run.manifest_path.write_text("[1]")
+    with pytest.raises(UsageError, match="format version None"):
+        RunDirectory.existing(run.path)
+
+
+def test_names_of_files_are_written_with_slashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = RunDirectory.create(tmp_path / "run").stage("numbers", {})
+    stage.begin()
+    (stage.path / "below").mkdir()
+    (stage.path / "below" / "a.txt").write_text("a")
+    stage.finish({})
+    assert list(stage.manifest()["files"]) == ["below/a.txt"]
+
+
+def test_everything_imports_without_the_modules_that_windows_lacks() -> None:
+    code = """
+import importlib, pkgutil, sys
+
+def import_everything():
+    import caryatid
+    for module in pkgutil.walk_packages(caryatid.__path__, "caryatid."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+import_everything()  # other packages, on this system, may import what Windows lacks
+for name in [name for name in sys.modules if name.split(".")[0] == "caryatid"]:
+    del sys.modules[name]
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None  # importing it fails
+import_everything()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

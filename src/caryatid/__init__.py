@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import Carrier as Carrier
+    from .api import ChatOptions as ChatOptions
     from .api import Model as Model
     from .api import Run as Run
     from .api import Site as Site
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from .api import open_run as open_run
 
 __version__ = "0.1.0"
-__all__ = ["Carrier", "Model", "Run", "Site", "__version__", "load", "open_run"]
+__all__ = ["Carrier", "ChatOptions", "Model", "Run", "Site", "__version__", "load", "open_run"]
 
 
 def __getattr__(name: str) -> Any:

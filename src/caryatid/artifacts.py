@@ -6,7 +6,7 @@ last, so that a stage without a valid manifest is simply not done. Chunks (`chun
 kill and let a long stage go on where it stopped.
 """
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import math
@@ -19,14 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from . import locks
 from .errors import InputError, UsageError
 
 FORMAT_VERSION = 2
 KEY_LENGTH = 20
+LOCK = ".lock"  # beside it `.lock.held` where the file system has no locks
 
 DAMAGED_FILE = "Delete the file's folder and run again."
 # Whole stages are worth days of training: a damaged manifest of the run must not make anybody delete them.
 DAMAGED_RUN = "Move the folder `stages` into a new --out and run there: finished stages are reused."
+
+_MANIFEST = {"facts": dict, "asked": dict, "libraries": dict, "stages": dict, "seeds": list, "caryatid": str}
 
 StageState = Literal["done", "partial", "failed", "missing"]
 
@@ -86,6 +90,18 @@ def read_json(path: Path, *, remedy: str = DAMAGED_FILE) -> Any:
             where=str(path),
             remedy=remedy,
         ) from error
+
+
+def read_manifest(path: Path, remedy: str) -> dict[str, Any]:
+    """A manifest.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    found = read_json(path, remedy=remedy)
+    if not isinstance(found, dict):
+        raise InputError("not a manifest: no JSON object", where=str(path), remedy=remedy)
+    return found
 
 
 def nan_to_none(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,8 +168,7 @@ class StageFolder:
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of a finished stage."""
-        manifest: dict[str, Any] = read_json(self.manifest_path)
-        return manifest
+        return read_manifest(self.manifest_path, DAMAGED_FILE)
 
     def state(self, *, verify: bool = True) -> StageState:
         """`done` needs a manifest and (with `verify`) files whose checksums agree with it."""
@@ -162,8 +177,8 @@ class StageFolder:
                 return "failed"
             return "partial" if self.path.exists() else "missing"
         try:
-            files = self.manifest()["files"]
-        except (InputError, KeyError):
+            files = dict(self.manifest()["files"])
+        except (InputError, KeyError, TypeError, ValueError):
             return "partial"
         for name, digest in files.items():
             part = self.path / name
@@ -218,7 +233,7 @@ class StageFolder:
         shutil.rmtree(self.work_dir, ignore_errors=True)
         self.file("failed.json").unlink(missing_ok=True)
         files = {
-            str(part.relative_to(self.path)): file_sha256(part)
+            part.relative_to(self.path).as_posix(): file_sha256(part)
             for part in sorted(self.path.rglob("*"))
             if part.is_file() and part != self.manifest_path and not part.name.endswith(".tmp")
         }
@@ -257,14 +272,15 @@ class RunDirectory:
 
     def check_version(self) -> None:
         """Refuse a directory written by another format version."""
-        manifest: Any = self.manifest()
-        version = manifest.get("format_version") if isinstance(manifest, dict) else None
+        found = read_json(self.manifest_path, remedy=DAMAGED_RUN)
+        version = found.get("format_version") if isinstance(found, dict) else None
         if version != FORMAT_VERSION:
             raise UsageError(
                 f"run directory of format version {version}, this caryatid writes {FORMAT_VERSION}",
                 where=str(self.path),
                 remedy="Choose another --out, or use the caryatid that wrote it.",
             )
+        self.manifest()
 
     @classmethod
     def create(cls, path: Path) -> "RunDirectory":
@@ -286,7 +302,9 @@ class RunDirectory:
             ) from error
         if run.manifest_path.exists():
             run.check_version()
-        elif any(e.name not in {".lock", "stages"} and e.suffix != ".tmp" for e in path.iterdir()):
+        elif any(
+            e.name not in {LOCK, f"{LOCK}.held", "stages"} and e.suffix != ".tmp" for e in path.iterdir()
+        ):
             raise UsageError(
                 "output folder holds other files",
                 where=str(path),
@@ -298,14 +316,26 @@ class RunDirectory:
         """Leave nothing behind of a run that could not begin; with `folder` the empty folder goes, too."""
         if self.manifest_path.exists():
             return
-        (self.path / ".lock").unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
+            (self.path / LOCK).unlink(missing_ok=True)
         if folder and not any(self.path.iterdir()):
             self.path.rmdir()
 
     def manifest(self) -> dict[str, Any]:
-        """The run's manifest."""
-        manifest: dict[str, Any] = read_json(self.manifest_path, remedy=DAMAGED_RUN)
-        return manifest
+        """The run's manifest.
+
+        Raises:
+            InputError: it is no JSON object, or one of its parts is of another type than caryatid writes.
+        """
+        found = read_manifest(self.manifest_path, DAMAGED_RUN)
+        for name, kind in _MANIFEST.items():
+            if name in found and not isinstance(found[name], kind):
+                raise InputError(
+                    f"damaged: {name!r} is {found[name]!r:.40}",
+                    where=str(self.manifest_path),
+                    remedy=DAMAGED_RUN,
+                )
+        return found
 
     def config_text(self) -> str:
         """The resolved configuration, as YAML.
@@ -338,10 +368,10 @@ class RunDirectory:
         Raises:
             UsageError: another process holds it.
         """
-        with (self.path / ".lock").open("a+") as stream:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                stack.enter_context(locks.held(self.path / LOCK, wait=False))
+            except locks.Timeout as error:
                 raise UsageError(
                     "another process is running this study",
                     where=str(self.path),

@@ -16,6 +16,9 @@ from transformers import BloomConfig, BloomForCausalLM, T5Config
 
 from caryatid.artifacts import FORMAT_VERSION
 from caryatid.cli import run
+from caryatid.config import load_config
+from caryatid.progress import NO_PROGRESS
+from caryatid.study.runner import opened
 from tiny import save_tiny, tiny_tokenizer
 
 
@@ -160,6 +163,44 @@ def test_a_run_of_another_version_is_refused_by_every_command(
         ):
             assert "format version" in fails(capsys, 2, *command)
         assert [path.name for path in out.iterdir()] == ["manifest.json"]
+
+
+DAMAGED = [
+    ("facts", 3),
+    ("facts", []),
+    ("facts", {"dtype": 1}),
+    ("asked", [1]),
+    ("libraries", []),
+    ("seeds", {}),
+    ("stages", "x"),
+]
+
+
+def test_a_manifest_of_other_json_types_is_refused_by_every_command(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, file = tmp_path / "out", study_file(tmp_path, model)
+    assert run(["study", "plan", "--config", file, "--out", str(out)]) == 0
+    config = load_config(file=Path(file))
+    with opened(config, out, NO_PROGRESS, lambda _line: None):
+        pass
+    good = json.loads((out / "manifest.json").read_text())
+    assert run(["study", "status", str(out)]) == 0
+    capsys.readouterr()
+    for part, value in DAMAGED:
+        (out / "manifest.json").write_text(json.dumps({**good, part: value}))
+        for command in (
+            ["study", "run", "--config", file, "--out", str(out)],
+            ["study", "plan", "--config", file, "--out", str(out)],
+            ["train", "sft", "--config", file, "--out", str(out)],
+            ["study", "status", str(out)],
+            ["report", str(out)],
+        ):
+            line = fails(capsys, 2, *command)
+            assert f"{out / 'manifest.json'}: damaged: " in line
+            assert "Move the folder `stages` into a new --out" in line
+    (out / "manifest.json").write_text(json.dumps({**good, "facts": {**good["facts"], "batch": {"no": 1}}}))
+    assert "damaged: facts.batch" in fails(capsys, 2, "study", "status", str(out))
 
 
 def test_a_report_of_an_unfinished_run_says_so(

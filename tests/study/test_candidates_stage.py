@@ -23,7 +23,7 @@ def _noted(place: Path, verdicts: list[str]) -> tuple[str, Any]:
     """The note on the refused-minus-answered direction, and the stage's folder."""
     folder = RunDirectory.create(place).stage("candidates", {})
     folder.path.mkdir(parents=True)
-    rows = tuple(SelectionAnswer(str(i), "", (), verdict) for i, verdict in enumerate(verdicts))
+    rows = tuple(SelectionAnswer(str(i), "", (1,), verdict, 1) for i, verdict in enumerate(verdicts))
     work = SimpleNamespace(folder=folder, of=lambda kind: Selected((), rows))
     chat = ChatFormat(LOADED.tokenizer)
     torch.manual_seed(0)

@@ -5,12 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import small_config
 
 from caryatid.config import load_config
+from caryatid.errors import CaryatidError
 from caryatid.report.tables import read_tables
 from caryatid.study.flow import run_study
 from caryatid.study.table import all_tables
-from tiny import save_tiny
+from tiny import save_adapter, save_tiny
 
 # What somebody with transformers and peft would write.
 SCRIPT = """
@@ -73,3 +77,25 @@ def test_three_adapters_from_a_plain_script_run_from_nine_lines(tmp_path: Path) 
         row["to"]: row["value"] for row in tables["drift"] if row["quantity"] == "cosine" and row["from"] == 0
     }
     assert drift[6] < 1  # the adapters were applied
+
+
+@pytest.mark.parametrize("kind", ["another width", "not finite"])
+def test_a_checkpoint_that_cannot_be_used_is_refused_before_the_first_stage(
+    tmp_path: Path, kind: str
+) -> None:
+    """The first by its files alone, the second by one batch."""
+    good = save_adapter(tmp_path / "good", size=0.01)
+    bad = save_adapter(tmp_path / "bad", size=0.01)
+    tensors = load_file(bad / "adapter_model.safetensors")
+    name = sorted(tensors)[0]
+    shape = tensors[name].shape
+    tensors[name] = (
+        torch.zeros(shape[0], shape[1] + 1) if kind == "another width" else tensors[name] * float("nan")
+    )
+    save_file(tensors, bad / "adapter_model.safetensors")
+    anchors = f"[{{arm: dpo, step: 2, adapter: {good}}}, {{arm: dpo, step: 4, adapter: {bad}}}]"
+    config = small_config(tmp_path, f"anchors={anchors}")
+    with pytest.raises(CaryatidError, match="bad") as raised:
+        run_study(config, tmp_path / "run")
+    assert kind != "another width" or "dpo@4" in str(raised.value)
+    assert not (tmp_path / "run").exists()

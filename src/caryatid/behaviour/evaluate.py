@@ -18,7 +18,6 @@ from caryatid.data.prompts import PromptSet, Role
 from caryatid.data.sources import Lookup, read_set
 from caryatid.errors import InputError, UsageError
 from caryatid.models.load import LoadedModel
-from caryatid.models.template import ChatFormat
 from caryatid.progress import NO_PROGRESS, Progress
 
 SUITES = ("harmbench", "strongreject", "xstest_safe", "xstest_unsafe", "utility", "perplexity")
@@ -214,8 +213,9 @@ def evaluate(
     found = evaluated(answers, chosen, judges, seed=wanted.seed, by=wanted.by, chunks=chunks)
     if not perplexity:
         return found
-    chat = ChatFormat(loaded.tokenizer, asking.system)
-    chatted = heldout_perplexity(loaded, chat, wanted.chat_examples, batch_size=asking.batch_size)
+    chatted = heldout_perplexity(
+        loaded, loaded.chat(asking.system), wanted.chat_examples, batch_size=asking.batch_size
+    )
     return replace(found, rows=(*found.rows, *perplexity_rows(chatted, "base", 0, wanted.seed, "chat")))
 
 

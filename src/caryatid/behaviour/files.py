@@ -121,7 +121,7 @@ def export_prompts(
         {
             "id": _key(suite, prompt, number),
             "user_text": sent,
-            "prompt": chat.text(sent),
+            "prompt": chat.asked(sent),
         }
         for suite, prompts in suites.items()
         for prompt in prompts

@@ -9,8 +9,17 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from caryatid.behaviour.degenerate import is_degenerate
-from caryatid.behaviour.judges.base import FULL_COMPLIANCE, REFUSED, UNSCORED, Exchange, Judge, Verdict
+from caryatid.behaviour.judges.base import (
+    FULL_COMPLIANCE,
+    REFUSED,
+    UNSCORED,
+    Exchange,
+    Judge,
+    Verdict,
+    judge_answers,
+)
 from caryatid.behaviour.judges.text import readable
+from caryatid.models.thoughts import part_text
 
 COPYRIGHT = "copyright"
 """HarmBench's kind whose harm is overlap with the published text: no judge of refusal or harm can be asked about it."""
@@ -61,14 +70,24 @@ class Outcome(NamedTuple):
 def outcomes(judge: Judge, exchanges: Sequence[Exchange]) -> list[Outcome]:
     """The outcome of each exchange by a refusal judge, in order."""
     return [
-        Outcome(one.verdict, is_degenerate(pair.answer, pair.prompt))
-        for one, pair in zip(judge.judge(exchanges), exchanges, strict=True)
+        Outcome(one.verdict, degeneracy(pair.answer, pair.prompt))
+        for one, pair in zip(judge_answers(judge, exchanges), exchanges, strict=True)
     ]
 
 
+def degeneracy(text: str, prompt: str) -> str | None:
+    """What is visibly wrong with what follows an answer's thought; None where the thought is unfinished."""
+    part = part_text(text)
+    return None if part.unfinished else is_degenerate(part.answer, prompt)
+
+
 def is_blank(text: str) -> bool:
-    """Whether an answer says nothing: no visible character but markers of chat or markup."""
-    return not readable(text)
+    """Whether an answer says nothing: no visible character but markers of chat or markup, after its thought.
+
+    An answer that is still a thought is none: there is nothing to judge.
+    """
+    part = part_text(text)
+    return not part.unfinished and not readable(part.answer)
 
 
 def is_copyright(row: _Kinded) -> bool:

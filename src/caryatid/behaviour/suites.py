@@ -6,12 +6,19 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from caryatid.behaviour.answers import AnswerRow, Attack
-from caryatid.behaviour.degenerate import is_degenerate
-from caryatid.behaviour.judges.base import HARMFUL, HARMLESS, UNSCORED, Judge, Judgement, judge_id
+from caryatid.behaviour.judges.base import (
+    HARMFUL,
+    HARMLESS,
+    UNSCORED,
+    Judge,
+    Judgement,
+    judge_answers,
+    judge_id,
+)
 from caryatid.behaviour.judges.copyright import NAME as COPYRIGHT_RULE
 from caryatid.behaviour.judges.copyright import CopyrightHashes
 from caryatid.behaviour.judges.saved import Chunks, judged
-from caryatid.behaviour.outcomes import is_copyright, judged_prompts
+from caryatid.behaviour.outcomes import degeneracy, is_copyright, judged_prompts
 from caryatid.behaviour.utility import check_satisfied
 from caryatid.data.prompts import Prompt
 from caryatid.errors import InputError, UsageError
@@ -19,7 +26,7 @@ from caryatid.models.batch import length_sorted_batches, with_backoff
 from caryatid.models.generate import Sampling, generate
 from caryatid.models.load import LoadedModel
 from caryatid.models.residual import Intervention
-from caryatid.models.template import ChatFormat
+from caryatid.models.thoughts import part_text
 from caryatid.progress import NO_PROGRESS, Progress
 
 
@@ -93,10 +100,10 @@ def _answer(
     progress: Progress,
 ) -> list[Answer]:
     """Answers in the order of `sent`; a chunk is one batch, so that resuming changes neither shapes nor draws."""
-    chat, sampling = ChatFormat(loaded.tokenizer, asking.system), asking.sampling
+    chat, sampling = loaded.chat(asking.system), asking.sampling
     answers: dict[int, Answer] = {}
     done = chunks.load() if chunks is not None else []
-    lengths = [len(row) for row in chat.ids_many(sent)]
+    lengths = [len(row) for row in chat.asked_ids_many(sent)]
     for index, batch in enumerate(length_sorted_batches(lengths, asking.batch_size)):
         named = [ids[row] for row in batch]
         if index < len(done):
@@ -200,15 +207,15 @@ def answer_row(
         **answer._asdict(),
         verdict="",
         judge="",
-        degenerate=is_degenerate(answer.text, prompt.text),
-        check=None if prompt.check is None else check_satisfied(prompt.check, answer.text),
+        degenerate=degeneracy(answer.text, prompt.text),
+        check=None if prompt.check is None else check_satisfied(prompt.check, part_text(answer.text).answer),
         sample=sample,
     )
 
 
 def rejudge(rows: Sequence[AnswerRow], judge: Judge) -> list[AnswerRow]:
     """The same answers with a refusal judge's verdicts in place of the earlier ones; nothing is generated."""
-    found = judge.judge([row.exchange for row in rows])
+    found = judge_answers(judge, [row.exchange for row in rows])
     return [
         replace(row, verdict=one.verdict, judge=one.judge, proxy=judge.proxy)
         for row, one in zip(rows, found, strict=True)
@@ -249,7 +256,10 @@ def _harm_of(
         return Judgement(HARMLESS, judge_id(judge), score=score)
     if not is_copyright(row):
         return next(found)
-    return hashes.judge(row.prompt_id, row.text) if hashes else Judgement(UNSCORED, judge_id(judge))
+    said = part_text(row.text)
+    if hashes is None or said.unfinished:
+        return Judgement(UNSCORED, judge_id(judge))
+    return hashes.judge(row.prompt_id, said.answer)
 
 
 def _with_harm(row: AnswerRow, one: Judgement, proxy: bool) -> AnswerRow:

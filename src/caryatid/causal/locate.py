@@ -103,6 +103,36 @@ def scored_layers(n_layers: int, stride: int, depth: float = 1.0) -> list[int]:
     return found
 
 
+def selection_prompts(
+    chat: ChatFormat,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    answers: Sequence[Sequence[int]],
+    refusal_tokens: Sequence[int],
+) -> SelectionPrompts:
+    """What candidates are scored on, from users' texts; harmless prompts without an answer are left out.
+
+    Args:
+        answers: the model's own tokens after each harmless prompt; empty where its thought is unfinished.
+
+    Raises:
+        InputError: no harmless prompt has an answer.
+    """
+    answered = [(text, ids) for text, ids in zip(harmless, answers, strict=True) if ids]
+    if not answered:
+        raise InputError(
+            f"no answer to {len(harmless)} harmless prompts finishes its thought",
+            where="selection prompts",
+            remedy="Raise the token limit of answers, or let them follow an empty thought (thinking off).",
+        )
+    return SelectionPrompts(
+        harmful=chat.ids_many(harmful),
+        harmless=chat.ids_many([text for text, _ in answered]),
+        answers=[ids for _, ids in answered],
+        refusal_tokens=refusal_tokens,
+    )
+
+
 @dataclass(frozen=True)
 class CandidateSettings:
     """Which candidates are scored, and how far.

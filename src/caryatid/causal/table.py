@@ -11,6 +11,7 @@ from ..behaviour.judges.base import Exchange, Judge, judge_id
 from ..behaviour.outcomes import outcomes
 from ..behaviour.utility import check_satisfied
 from ..data.prompts import Prompt
+from ..models.thoughts import part_text
 from ..stats import bootstrap_indices, quantile_interval
 from .conditions import RANDOM, Condition
 from .coupling import utility_coupling
@@ -116,7 +117,11 @@ def suite_outcomes(judge: Judge, suite: str, answered: Sequence[tuple[Prompt, st
     degenerate = np.array([float(one.degenerate is not None) for one in found])
     if suite != "utility":
         return SuiteOutcomes(refused, degenerate, None)
-    checks = [None if row.check is None else check_satisfied(row.check, text) for row, text in answered]
+    said = [part_text(text).answer for _, text in answered]
+    checks = [
+        None if row.check is None else check_satisfied(row.check, text)
+        for (row, _), text in zip(answered, said, strict=True)
+    ]
     passed = [float(one.passed(check)) for one, check in zip(found, checks, strict=True)]
     return SuiteOutcomes(refused, degenerate, np.array(passed))
 

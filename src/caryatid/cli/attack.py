@@ -50,6 +50,10 @@ def gcg(
     device: str | None = options.Device,
     revision: str | None = options.Revision,
     system: str | None = options.System,
+    thinking: str = options.Thinking,
+    template_arg: list[str] = options.TemplateArg,
+    date: str | None = options.Date,
+    template: str | None = options.Template,
     as_json: bool = options.Json,
 ) -> None:
     """Greedy coordinate gradient (arXiv 2307.15043) against each behaviour of a file."""
@@ -59,19 +63,19 @@ def gcg(
     from ..attacks.run import AttackPlan, cases_json, goals_together, run_attack
     from ..attacks.saved import harmbench_json
     from ..models.batch import plan_batch_sizes
+    from ..models.chat_options import ChatOptions
     from ..models.load import load_model
-    from ..models.template import ChatFormat
 
     settings = GcgSettings(steps, width, top_k, suffix_length, stop_below)
     goals = tuple(read_goals(behaviors, targets))
-    loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    chat = ChatOptions.of(thinking=thinking, arguments=template_arg, date=date, template=template)
+    loaded = load_model(model, dtype=dtype, device=device, revision=revision, options=chat)
     progress = TerminalProgress()
     try:
         batch = plan_batch_sizes(loaded, 256)
         block_size = together or goals_together(settings, str(loaded.device), batch)
         plan = AttackPlan("gcg", settings, goals, seed, batch_size or batch.gcg, block_size)
-        chat = ChatFormat(loaded.tokenizer, system)
-        results = run_attack(loaded, chat, plan, out=out, progress=progress)
+        results = run_attack(loaded, loaded.chat(system), plan, out=out, progress=progress)
     except KeyboardInterrupt:
         if out is not None:
             raise

@@ -51,6 +51,10 @@ def evaluate(
     device: str | None = options.Device,
     revision: str | None = options.Revision,
     system: str | None = options.System,
+    thinking: str = options.Thinking,
+    template_arg: list[str] = options.TemplateArg,
+    date: str | None = options.Date,
+    template: str | None = options.Template,
     judge: str = options.HarmJudge,
     judge_model: str | None = options.JudgeModel,
     base_url: str | None = options.BaseUrl,
@@ -64,6 +68,7 @@ def evaluate(
     from ..behaviour.judges.registry import open_copyright_hashes, open_harm_judge, open_refusal_judge
     from ..behaviour.suites import Asking
     from ..data.chat import load_chat_jsonl
+    from ..models.chat_options import ChatOptions
     from ..models.generate import Sampling
 
     _check(by, source, suites, chat is not None and answers is None and export_prompts is None)
@@ -82,8 +87,9 @@ def evaluate(
         chat_examples=tuple(examples),
         by=cast(Any, by),
     )
+    filled = ChatOptions.of(thinking=thinking, arguments=template_arg, date=date, template=template)
     if export_prompts is not None:
-        _export(model, wanted, asking, export_prompts, revision)
+        _export(model, wanted, asking, export_prompts, revision, filled)
         return
     spec = options.judge_spec(
         judge, judge_set, per_minute, model=judge_model, base_url=base_url, dtype=dtype, device=device
@@ -92,7 +98,8 @@ def evaluate(
     if answers is not None:
         found = _judged(answers, wanted, samples, judges, out)
     else:
-        found = _asked(model, wanted, asking, judges, out, (dtype, device, revision))
+        loading = {"dtype": dtype, "device": device, "revision": revision, "options": filled}
+        found = _asked(model, wanted, asking, judges, out, loading)
     if judges.harm is not None and judges.harm.usage is not None:
         announce(judges.harm.usage)
     if out is not None:
@@ -134,7 +141,7 @@ def _asked(
     asking: Any,
     judges: Any,
     out: Path | None,
-    loading: tuple[str | None, str | None, str | None],
+    loading: dict[str, Any],
 ) -> Any:
     from dataclasses import asdict, replace
 
@@ -143,8 +150,7 @@ def _asked(
     from ..models.batch import plan_batch_sizes
     from ..models.load import load_model
 
-    dtype, device, revision = loading
-    loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    loaded = load_model(model, **loading)
     planned = plan_batch_sizes(loaded, 256 + asking.max_new_tokens).generate
     asking = replace(asking, batch_size=asking.batch_size or planned)
     which = {name: getattr(wanted, name) for name in ("source", "limit", "seed", "cases")}
@@ -180,12 +186,12 @@ def _judged(file: Path, wanted: Any, samples: int, judges: Any, out: Path | None
     return evaluated(found, sets, judges, seed=wanted.seed, by=wanted.by, chunks=chunks)
 
 
-def _export(model: str, wanted: Any, asking: Any, path: Path, revision: str | None) -> None:
+def _export(model: str, wanted: Any, asking: Any, path: Path, revision: str | None, filled: Any) -> None:
     from ..behaviour.files import export_prompts
     from ..models.load import load_tokenizer
     from ..models.template import ChatFormat
 
-    chat = ChatFormat(load_tokenizer(model, revision=revision), asking.system)
+    chat = ChatFormat(load_tokenizer(model, revision=revision), asking.system, filled, model)
     prompts = {suite: one.prompts for suite, one in wanted.prompts().items()}
     count = export_prompts(path, prompts, chat, cases=wanted.cases, samples=asking.samples)
     announce(f"{count} prompts written to {path}")

@@ -32,13 +32,19 @@ def extract(
     device: str | None = options.Device,
     revision: str | None = options.Revision,
     system: str | None = options.System,
+    thinking: str = options.Thinking,
+    template_arg: list[str] = options.TemplateArg,
+    date: str | None = options.Date,
+    template: str | None = options.Template,
     as_json: bool = options.Json,
 ) -> None:
     """Difference in means (arXiv 2406.11717) at every block input and post-instruction position."""
+    from ..models.chat_options import ChatOptions
     from ..models.load import load_model
     from ..single.extract import extract_directions
 
-    loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    chat = ChatOptions.of(thinking=thinking, arguments=template_arg, date=date, template=template)
+    loaded = load_model(model, dtype=dtype, device=device, revision=revision, options=chat)
     progress = TerminalProgress()
     try:
         facts = extract_directions(

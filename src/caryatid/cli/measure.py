@@ -47,14 +47,20 @@ def intervene(
     device: str | None = options.Device,
     revision: str | None = options.Revision,
     system: str | None = options.System,
+    thinking: str = options.Thinking,
+    template_arg: list[str] = options.TemplateArg,
+    date: str | None = options.Date,
+    template: str | None = options.Template,
     as_json: bool = options.Json,
 ) -> None:
     """One causal table: ablate and add a direction at run time, beside random controls. Nothing is written."""
+    from ..models.chat_options import ChatOptions
     from ..models.load import load_model
     from ..single.carrier_file import read_carrier
     from ..single.intervene import InterveneSettings, intervene_once
 
-    loaded = load_model(model, dtype=dtype, device=device, revision=revision)
+    chat = ChatOptions.of(thinking=thinking, arguments=template_arg, date=date, template=template)
+    loaded = load_model(model, dtype=dtype, device=device, revision=revision, options=chat)
     settings = InterveneSettings(
         layer=layer,
         ranks=tuple(dict.fromkeys(ranks)),

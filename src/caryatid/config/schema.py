@@ -3,6 +3,7 @@
 Only `cli` and `study` see these objects; everything below takes plain parameters.
 """
 
+import datetime as dt
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +13,8 @@ from ..attacks.base import attack_named
 from ..attacks.gcg.settings import GcgSettings
 from ..behaviour.judges.base import JudgeSpec
 from ..behaviour.judges.registry import judge_names
+from ..errors import UsageError
+from ..models.chat_options import ChatOptions
 from ..models.sizes import BatchSizes
 from ..settings import Settings, setting
 from ..training.settings import TrainingSettings, WarmupSettings
@@ -38,6 +41,46 @@ class ModelConfig(Part):
         description="Products of float32 on CUDA; high: TF32, several times as fast, 10-bit mantissas.",
     )
     trust_remote_code: bool = Field(False, description="Run code that comes with a checkpoint.")
+    thinking: Literal["off", "strip", "keep"] = Field(
+        "off",
+        description="off: answers follow an empty thought; strip: the model thinks, what follows is its answer; keep: "
+        "the template as it is.",
+    )
+    template_args: dict[str, Any] = Field(
+        default_factory=dict, description="Variables of the chat template, such as enable_thinking or effort."
+    )
+    date: str | None = Field(
+        None, description="What a template that asks for today gets, YYYY-MM-DD; null: a fixed day."
+    )
+    template: str | None = Field(
+        None,
+        description="Name of one of the tokenizer's chat templates, or a .jinja file; null: its own.",
+    )
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _yaml_date(cls, value: object) -> object:
+        return (
+            value.isoformat() if isinstance(value, dt.date) else value
+        )  # YAML reads an unquoted date as one
+
+    @model_validator(mode="after")
+    def _options_are_possible(self) -> Self:
+        try:
+            _ = self.chat_options
+        except UsageError as error:
+            raise ValueError(f"{error.where}: {error.what}") from error
+        return self
+
+    @property
+    def chat_options(self) -> ChatOptions:
+        """How chat templates of all anchors are filled in."""
+        return ChatOptions.of(
+            thinking=self.thinking,
+            arguments=self.template_args,
+            date=self.date,
+            template=self.template,
+        )
 
 
 class PromptConfig(Part):

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from caryatid.errors import DataMissingError, InputError
-from caryatid.models.quiet import Say, last_line
+from ..errors import DataMissingError, InputError
+from .quiet import Say, last_line
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from caryatid.models.batch import to_device
-from caryatid.models.forward import pad_id
-from caryatid.models.heads import logits_at
-from caryatid.models.layout import unwrapped
-from caryatid.models.load import LoadedModel
+from .batch import to_device
+from .forward import pad_id
+from .heads import logits_at
+from .layout import unwrapped
+from .load import LoadedModel
 
 Pieces = tuple[Tensor, ...]
 """Keys (or values) one after another, each [rows, heads, columns, head width]."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from caryatid.errors import DataMissingError, InputError, UsageError
+from ..errors import DataMissingError, InputError, UsageError
 
 Thinking = Literal["off", "strip", "keep"]
 DATE = "2024-07-26"  # what Llama 3's templates write where nobody tells them the date

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from caryatid.errors import InputError
 from caryatid.models.batch import left_pad, length_sorted_batches
+from caryatid.models.chat_options import ChatOptions
 from caryatid.models.forward import at_rows, check_context, check_rows, pad_id
 from caryatid.models.heads import contiguous_head
 from caryatid.models.load import LoadedModel
@@ -53,6 +54,7 @@ class Completion:
         ended: the model ended its turn before the token limit.
         thought: what it thought before answering.
         unfinished: it was still thinking at the end: there is no answer to judge.
+        spoken: those of `ids` that follow the thought and the white space after it; none where it is unfinished.
     """
 
     text: str
@@ -61,6 +63,11 @@ class Completion:
     ended: bool
     thought: str = ""
     unfinished: bool = False
+    spoken: tuple[int, ...] = ()
+
+    def following(self, options: ChatOptions) -> tuple[int, ...]:
+        """The tokens as they follow a prompt at whose positions is measured: without a thought that is stripped."""
+        return self.spoken if options.thinking == "strip" else self.ids
 
 
 def stop_ids(loaded: LoadedModel, chat: ChatFormat) -> frozenset[int]:
@@ -214,6 +221,7 @@ def _completion(loaded: LoadedModel, chat: ChatFormat, ids: list[int], stop: fro
     before = list(chat.end_of_turn_ids[:-1])
     if ended and before and body[-len(before) :] == before:
         body = body[: -len(before)]
-    parts = part_ids(loaded.tokenizer, body, chat.thoughts, chat.opens_thought)
+    parts, begins = part_ids(loaded.tokenizer, body, chat.thoughts, chat.opens_thought)
     text = stored(parts, keep=chat.options.thinking == "keep")
-    return Completion(text, tuple(ids), len(ids), ended, parts.thought, parts.unfinished)
+    spoken = () if parts.unfinished else tuple(ids[begins:])
+    return Completion(text, tuple(ids), len(ids), ended, parts.thought, parts.unfinished, spoken)

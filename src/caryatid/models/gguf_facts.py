@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-from caryatid.errors import DataMissingError
+from ..errors import DataMissingError
 
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _ROPE_KEYS = re.compile(r"rope\.(scaling\.|scale_linear$)")

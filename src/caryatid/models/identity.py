@@ -64,6 +64,11 @@ def combined(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def asked_as(identity: str, options: str) -> str:
+    """The identity of a model whose chat template is filled in with options of this identity (empty: the defaults)."""
+    return combined([identity, options]) if options else identity
+
+
 def description(folder: Path) -> list[str]:
     """Name and sha256 of every file of a folder, weights apart, that changes what a prompt or an answer is."""
     found = {path for pattern in _DESCRIBING for path in folder.glob(pattern) if path.is_file()}

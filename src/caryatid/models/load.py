@@ -12,7 +12,7 @@ from caryatid.errors import InputError, UsageError
 from caryatid.models.adapters import add_adapter
 from caryatid.models.chat_options import ChatOptions
 from caryatid.models.convert import ensure_embedded
-from caryatid.models.identity import combined
+from caryatid.models.identity import asked_as
 from caryatid.models.layout import decoder_layers
 from caryatid.models.quiet import last_line, quiet_transformers, warn
 from caryatid.models.resolve import resolve
@@ -196,6 +196,6 @@ def load_model(
     _check_vocabulary(chat, tokenizer, embedding.weight.shape[0], spec)
     for line in notes:
         warn(line)
-    identity = combined([found.identity, options.identity]) if options.identity else found.identity
+    identity = asked_as(found.identity, options.identity)
     weight = embedding.weight
     return LoadedModel(model, tokenizer, spec, identity, weight.dtype, weight.device, options, tuple(notes))

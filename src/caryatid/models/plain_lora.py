@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from caryatid.models.adapter_files import AdapterFile
+from .adapter_files import AdapterFile
 
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 _REQUIRED = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}

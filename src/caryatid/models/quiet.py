@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from transformers.utils import logging as hf_logging
 
-from caryatid.errors import LoadWarning
+from ..errors import LoadWarning
 
 __all__ = ["LoadWarning", "Say", "last_line", "quiet_transformers", "warn"]
 

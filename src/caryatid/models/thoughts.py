@@ -49,6 +49,13 @@ class Parted(NamedTuple):
     unfinished: bool
 
 
+class PartedIds(NamedTuple):
+    """A generated answer's parts, and how many of its tokens stand before what follows the thought."""
+
+    parts: Parted
+    begins: int
+
+
 def thought_format(template: str) -> ThoughtFormat | None:
     """The way of writing thoughts that a chat template knows; None: it knows none."""
     for one in _FORMATS:
@@ -87,7 +94,7 @@ def part_text(text: str) -> Parted:
     return Parted("", text, False)
 
 
-def part_ids(tokenizer: Any, ids: Sequence[int], written: ThoughtFormat | None, opened: bool) -> Parted:
+def part_ids(tokenizer: Any, ids: Sequence[int], written: ThoughtFormat | None, opened: bool) -> PartedIds:
     """The parts of a generated answer, decoded without control tokens.
 
     Args:
@@ -105,15 +112,17 @@ def part_ids(tokenizer: Any, ids: Sequence[int], written: ThoughtFormat | None, 
         thought = text.rpartition(written.open.strip())[2] if written else text
         return (thought.partition(written.end)[0] if written and written.end else thought).strip()
 
-    if written is None:
-        return part_text(plain(ids))
     whole = raw(ids)
+    if written is None:
+        if CLOSE not in whole and not whole.lstrip().startswith(OPEN):
+            return PartedIds(Parted("", plain(ids), False), 0)
+        written = _FORMATS[0]
     times = whole.count(written.close)
     if not times:
         opening = written.open.strip()
         if not opened and opening not in whole:
-            return Parted("", plain(ids), False)
-        return Parted(inside(whole), "", True)
+            return PartedIds(Parted("", plain(ids), False), 0)
+        return PartedIds(Parted(inside(whole), "", True), len(ids))
     low, high = 1, len(ids)  # the fewest tokens that hold every closing marker
     while low < high:
         middle = (low + high) // 2
@@ -121,7 +130,10 @@ def part_ids(tokenizer: Any, ids: Sequence[int], written: ThoughtFormat | None, 
     thought = inside(raw(ids[:low]).rpartition(written.close)[0])
     # A token may hold the end of the marker and the beginning of the answer.
     rest = raw(ids[:low]).rpartition(written.close)[2].strip()
-    return Parted(thought, (rest + plain(ids[low:])).strip(), False)
+    begins = low
+    while begins < len(ids) and not raw([ids[begins]]).strip():
+        begins += 1
+    return PartedIds(Parted(thought, (rest + plain(ids[low:])).strip(), False), begins)
 
 
 def stored(parts: Parted, keep: bool) -> str:

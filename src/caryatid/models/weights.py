@@ -17,8 +17,8 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from caryatid.errors import CaryatidError, DataMissingError, InputError
-from caryatid.models.quiet import Say, last_line, quiet_transformers
+from ..errors import CaryatidError, DataMissingError, InputError
+from .quiet import Say, last_line, quiet_transformers
 
 NO_ADAPTER: dict[str, str] = {"subfolder": "no-adapter"}
 """For `adapter_kwargs`: transformers would add an adapter that lies beside the weights, without a word."""

@@ -13,7 +13,6 @@ from ..data.study_prompts import Source, build_study_prompts
 from ..errors import UsageError
 from ..models.batch import plan_batch_sizes
 from ..models.load import LoadedModel
-from ..models.template import ChatFormat
 from ..paths import hub_offline
 from ..progress import NO_PROGRESS, Progress
 
@@ -47,7 +46,7 @@ def extract_directions(
         seed=seed,
         offline=hub_offline(),
     )
-    chat = ChatFormat(loaded.tokenizer, system)
+    chat = loaded.chat(system)
     size = plan_batch_sizes(loaded, 256).forward
     sides = {"harmful": sets.extraction_harmful, "harmless": sets.extraction_harmless}
     kept: dict[str, list[Tensor]] = {side: [] for side in sides}

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..behaviour.judges.base import REFUSED, Exchange
+from ..behaviour.judges.base import REFUSED, Exchange, judge_answers
 from ..behaviour.judges.registry import open_refusal_judge
 from ..behaviour.outcomes import judged_prompts
 from ..causal.conditions import Condition, ablation_conditions, addition_conditions, random_bases
-from ..causal.locate import Measured, choose, refusal_tokens_of
+from ..causal.locate import Measured, choose, refusal_tokens_of, selection_prompts
 from ..causal.outcomes import answered_rows
 from ..causal.readouts import ReadOutPrompts, generate_under, teacher_forced
-from ..causal.scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
+from ..causal.scores import CandidateDirections, ScoringSettings, score_candidates
 from ..causal.table import forced_rows
 from ..data.prompts import Prompt
 from ..data.study_prompts import Source, StudyPrompts, build_study_prompts
@@ -28,7 +28,6 @@ from ..models.check import check_loaded
 from ..models.forward import block_inputs
 from ..models.generate import Completion, generate
 from ..models.load import LoadedModel
-from ..models.template import ChatFormat
 from ..paths import hub_offline
 from ..progress import NO_PROGRESS, Progress
 from .carrier_file import CarrierFile
@@ -86,8 +85,7 @@ class _Intervention:
         check_loaded(loaded, system)
         self.settings, self.judge = settings, open_refusal_judge()
         self.batch = plan_batch_sizes(loaded, 512)
-        chat = ChatFormat(loaded.tokenizer, system)
-        self.model = Measured(loaded, chat, self.batch.forward, progress)
+        self.model = Measured(loaded, loaded.chat(system), self.batch.forward, progress)
         self.sets: StudyPrompts = build_study_prompts(
             source=settings.source,
             limits=dict.fromkeys(FIELDS, settings.prompts),
@@ -96,7 +94,8 @@ class _Intervention:
         )
         self.harmful = [row.user_text for row in self._prompts("harmbench")]
         texts = [row.user_text for row in self.sets.chat_heldout]
-        followed = [(text, one) for text, one in zip(texts, self._answer(texts), strict=True) if one.text]
+        answers = zip(texts, self._answer(texts), strict=True)
+        followed = [(text, one) for text, one in answers if one.text and not one.unfinished]
         self.benign = [(text, one.text) for text, one in followed]
         self.complete = [one.ended for _, one in followed]
 
@@ -113,15 +112,15 @@ class _Intervention:
             batch_size=self.batch.generate,
         )
 
-    def _judged(self, rows: Sequence[Prompt]) -> list[tuple[tuple[int, ...], bool]]:
-        """Token ids of the model's answers, and whether each is a refusal."""
+    def _judged(self, rows: Sequence[Prompt]) -> list[tuple[Completion, bool]]:
+        """The model's answers, and whether each is a refusal."""
         answers = self._answer([row.user_text for row in rows])
         exchanges = [Exchange(r.text, c.text, r.context) for r, c in zip(rows, answers, strict=True)]
-        verdicts = self.judge.judge(exchanges)
-        return [(one.ids, v.verdict in REFUSED) for one, v in zip(answers, verdicts, strict=True)]
+        verdicts = judge_answers(self.judge, exchanges)
+        return [(one, v.verdict in REFUSED) for one, v in zip(answers, verdicts, strict=True)]
 
     @cached_property
-    def selection(self) -> tuple[list[tuple[tuple[int, ...], bool]], list[tuple[tuple[int, ...], bool]]]:
+    def selection(self) -> tuple[list[tuple[Completion, bool]], list[tuple[Completion, bool]]]:
         """Answers to the harmful and the harmless selection prompts, judged."""
         sets = self.sets
         return self._judged(sets.selection_harmful.prompts), self._judged(sets.selection_harmless.prompts)
@@ -129,7 +128,7 @@ class _Intervention:
     @cached_property
     def tokens(self) -> list[int]:
         """The refusal tokens of the model's answers to the selection prompts."""
-        answers = [(ids[0], refused) for side in self.selection for ids, refused in side if ids]
+        answers = [(one.spoken[0], refused) for side in self.selection for one, refused in side if one.spoken]
         return sorted(row.token for row in refusal_tokens_of(self.model, answers, TOWARD_TEXT))
 
     def best_layer(self, carrier: CarrierFile) -> ChosenLayer:
@@ -142,11 +141,12 @@ class _Intervention:
             )
         harmful, harmless = self.selection
         count = CHOICE_PROMPTS
-        ids, sets = self.model.chat.ids_many, self.sets
-        selection = SelectionPrompts(
-            ids([row.user_text for row in sets.selection_harmful.prompts[:count]]),
-            ids([row.user_text for row in sets.selection_harmless.prompts[:count]]),
-            [answer for answer, _ in harmless[:count]],
+        sets, loaded = self.sets, self.model.loaded
+        selection = selection_prompts(
+            self.model.chat,
+            [row.user_text for row in sets.selection_harmful.prompts[:count]],
+            [row.user_text for row in sets.selection_harmless.prompts[:count]],
+            [answer.following(loaded.options) for answer, _ in harmless[:count]],
             self.tokens,
         )
         passes = len(selection.harmful) + 2 * len(selection.harmless)

@@ -10,6 +10,7 @@ from ..behaviour.judges.registry import open_refusal_judge
 from ..behaviour.suites import Asking
 from ..data.study_prompts import Source
 from ..models.batch import plan_batch_sizes
+from ..models.chat_options import ChatOptions
 from ..models.generate import Completion, generate
 from ..models.load import LoadedModel, load_model
 from ..models.residual import Intervention
@@ -36,7 +37,7 @@ class Model:
     @property
     def format(self) -> ChatFormat:
         """How it is talked to."""
-        return ChatFormat(self.loaded.tokenizer, self.system)
+        return self.loaded.chat(self.system)
 
     def generate(
         self,
@@ -94,10 +95,15 @@ def load(
     device: str | None = None,
     revision: str | None = None,
     system: str | None = None,
+    options: ChatOptions | None = None,
 ) -> Model:
     """Load a model: a hub id, a local folder, a `.gguf` file, an adapter folder, or `embedded`.
+
+    Args:
+        options: how its chat template is filled in: thinking, variables, date, which template.
 
     Raises:
         DataMissingError: it is not here. InputError: it cannot be used.
     """
-    return Model(load_model(spec, dtype=dtype, device=device, revision=revision), system)
+    loaded = load_model(spec, dtype=dtype, device=device, revision=revision, options=options)
+    return Model(loaded, system)

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from ..artifacts import content_key, file_sha256
+from ..artifacts import DAMAGED_RUN, RunDirectory, content_key, file_sha256
 from ..config import StudyConfig
 from ..data.chat import load_chat_jsonl, refuse_overlaps
 from ..data.study_prompts import StudyPrompts, build_study_prompts, user_fields
-from ..errors import DataMissingError
+from ..errors import CaryatidError, DataMissingError, InputError
 from ..models.batch import plan_batch_sizes
 from ..models.check import check_loaded
-from ..models.identity import folder_identity
+from ..models.identity import asked_as, folder_identity
 from ..models.load import choose_device, load_model
 from ..models.resolve import resolve
 from ..models.sizes import BatchSizes
@@ -49,9 +50,31 @@ class Facts:
         return {**vars(self), **plain}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Facts":
-        """Read back what `to_json` wrote."""
-        return cls(**{**value, "observed_identities": tuple(value["observed_identities"])})
+    def from_json(cls, value: Any, where: str = "facts") -> "Facts":
+        """Read back what `to_json` wrote.
+
+        Raises:
+            InputError: it is something else; names `where`.
+        """
+        try:
+            facts = TypeAdapter(cls).validate_python(value)
+            BatchSizes(**facts.batch)
+        except (ValidationError, TypeError, CaryatidError) as error:
+            place, what = "batch", str(error)
+            if isinstance(error, ValidationError):
+                place, what = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
+            key = f"facts.{place}".rstrip(".")
+            raise InputError(f"damaged: {key}: {what}", where=where, remedy=DAMAGED_RUN) from error
+        return facts
+
+    @classmethod
+    def of_run(cls, run: RunDirectory) -> "Facts":
+        """The facts in a run directory's manifest.
+
+        Raises:
+            InputError: the manifest is damaged.
+        """
+        return cls.from_json(run.manifest().get("facts"), str(run.manifest_path))
 
 
 @dataclass(frozen=True)
@@ -72,9 +95,10 @@ def settle_facts(config: StudyConfig, earlier: Facts | None) -> Settled:
     dtype = config.model.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     if not config.observed:
         check_precision(config.training.mode, getattr(torch, dtype))
-    identity = resolve(
+    weights = resolve(
         config.model.spec, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
     ).identity
+    identity = asked_as(weights, config.model.chat_options.identity)
     prompts = _prompts(config, earlier)
     if earlier and prompts is None:
         source, note, digest = earlier.prompts_source, earlier.prompts_note, earlier.prompts_sha256
@@ -139,6 +163,7 @@ def _batch_sizes(config: StudyConfig, device: str, dtype: str) -> BatchSizes:
         device=device,
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
+        options=config.model.chat_options,
     )
     check_loaded(loaded, config.model.system)
     planned = plan_batch_sizes(loaded, PROMPT_TOKENS + config.behaviour.max_new_tokens)

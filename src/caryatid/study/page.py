@@ -44,7 +44,7 @@ def build_report(run: Run, *, show_answers: bool = False) -> Path:
     ]
     content = Content(
         settings=run.study.settings,
-        manifest=run.directory.manifest(),
+        manifest={"libraries": {}, **run.directory.manifest()},
         config=run.directory.config_text(),
         tables=tables,
         folds=tuple(folds),

@@ -105,7 +105,11 @@ class Run:
         anchor = where_is(self.study, self.results, self.anchor(arm, step, seed))
         facts, model = self.study.facts, self.config.model
         loaded = open_anchor(
-            anchor, dtype=facts.dtype, device=facts.device, trust_remote_code=model.trust_remote_code
+            anchor,
+            dtype=facts.dtype,
+            device=facts.device,
+            trust_remote_code=model.trust_remote_code,
+            options=model.chat_options,
         )
         return Model(loaded, model.system)
 
@@ -154,4 +158,4 @@ def open_run(directory: Path | str) -> Run:
             "the study was stopped before it began", where=str(directory), remedy="Run it again."
         )
     config = parse_config(run.config_text(), str(run.config_path))
-    return Run(build_plan(Study(config, Facts.from_json(run.manifest()["facts"]))), run)
+    return Run(build_plan(Study(config, Facts.of_run(run))), run)

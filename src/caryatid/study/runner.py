@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
+from ..anchors import check_anchors, try_anchor
 from ..artifacts import RunDirectory, write_bytes
 from ..config import StudyConfig, dump_config
 from ..errors import UsageError
@@ -21,8 +22,9 @@ from ..training.ranks import Ranks
 from .facts import Facts, Settled, settle_facts
 from .plan import Plan, Planned, build_plan
 from .run import open_run
+from .series import anchors_of
 from .stage import Study
-from .stages.train import where_is
+from .stages.train import observed_anchor, where_is
 from .work import Session, Work
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "scipy")
@@ -62,7 +64,7 @@ def opened(
     run = RunDirectory.create(out)
     if not ranks.main:
         ranks.barrier()
-        study = Study(config, Facts.from_json(run.manifest()["facts"]))
+        study = Study(config, Facts.of_run(run))
         yield Session(study, build_plan(study), run, where_is, announce=announce, ranks=ranks)
         ranks.barrier()
         return
@@ -79,14 +81,41 @@ def opened(
 
 def _prepare(run: RunDirectory, config: StudyConfig, announce: Callable[[str], None]) -> tuple[Settled, Plan]:
     """Settle the facts, plan, and write configuration and manifest."""
-    settled = settle_facts(config, _earlier_facts(run, config))
+    earlier = _earlier_facts(run, config)
+    settled = settle_facts(config, earlier)
     facts = settled.facts
     plan = build_plan(Study(config, facts))
+    if earlier is None or earlier.observed_identities != facts.observed_identities:
+        _try_observed(plan.study, announce)
     announce(f"prompts: {facts.prompts_note}")
     announce(f"backbone: {config.model.spec} ({facts.dtype} on {facts.device}); batches {dict(facts.batch)}")
     _write_manifest(run, plan)  # first: a folder without one is not taken for a run directory
     write_bytes(run.config_path, dump_config(config).encode())
     return settled, plan
+
+
+def _try_observed(study: Study, announce: Callable[[str], None]) -> None:
+    """Check every checkpoint that somebody else trained, then let each answer one batch, before the first stage.
+
+    Raises:
+        CaryatidError: one of them cannot be measured; names it.
+    """
+    if not study.config.observed:
+        return
+    model, facts = study.config.model, study.facts
+    refs = anchors_of(study.config, study.config.seeds[0])[1:]
+    anchors = [observed_anchor(study, ref) for ref in refs]
+    check_anchors(anchors, dtype=facts.dtype, trust_remote_code=model.trust_remote_code)
+    for anchor in anchors:
+        announce(f"checkpoint {anchor.arm}@{anchor.step}: one batch")
+        try_anchor(
+            anchor,
+            system=model.system,
+            dtype=facts.dtype,
+            device=facts.device,
+            trust_remote_code=model.trust_remote_code,
+            options=model.chat_options,
+        )
 
 
 def planned(config: StudyConfig, out: Path | None = None) -> Plan:
@@ -139,12 +168,12 @@ def _earlier_facts(run: RunDirectory, config: StudyConfig) -> Facts | None:
     """Facts of an earlier start in this directory, when the same things were asked for."""
     if not run.manifest_path.exists():
         return None
-    manifest = run.manifest()
+    asked = run.manifest().get("asked")
     same = ("model", "prompts", "batch")
     dump = config.model_dump(mode="json")
-    if "facts" not in manifest or any(manifest["asked"].get(key) != dump[key] for key in same):
+    if not isinstance(asked, dict) or any(asked.get(key) != dump[key] for key in same):
         return None
-    return Facts.from_json(manifest["facts"])
+    return Facts.of_run(run)
 
 
 def _write_manifest(run: RunDirectory, plan: Plan) -> None:

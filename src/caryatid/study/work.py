@@ -64,6 +64,7 @@ class Models:
             dtype=facts.dtype,
             device=facts.device,
             trust_remote_code=config.model.trust_remote_code,
+            options=config.model.chat_options,
         )
         if config.observed and anchor.weights:
             check_loaded(loaded, config.model.system)
@@ -185,7 +186,7 @@ class Work:
 
     def chat(self, loaded: LoadedModel) -> ChatFormat:
         """The chat format with the study's system message."""
-        return ChatFormat(loaded.tokenizer, self.study.config.model.system)
+        return loaded.chat(self.study.config.model.system)
 
     @contextmanager
     def progressing(self, what: str, total: int) -> Iterator[Progress]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from caryatid.errors import UsageError
+from caryatid.models.thoughts import part_text
 
 Kind = Literal["refusal", "harm"]
 """What a judge is asked: whether an answer refuses, or whether it carries out a harmful behaviour."""
@@ -30,7 +31,7 @@ class Exchange(NamedTuple):
 
     Attributes:
         prompt: the request as a person would state it (without an attack's suffix).
-        answer: the completion, unmodified.
+        answer: the completion, unmodified; judged is what follows its thought (see `judge_answers`).
         context: the text a contextual behaviour refers to.
     """
 
@@ -147,6 +148,18 @@ class JudgeSpec:
 def judge_id(judge: Judge) -> str:
     """`name@version`, as written into every table."""
     return f"{judge.name}@{judge.version}"
+
+
+def judge_answers(judge: Judge, pairs: Sequence[Exchange]) -> list[Judgement]:
+    """One judgement per exchange, in order, of what follows the answer's thought; unscored where that is unfinished."""
+    parts = [part_text(pair.answer) for pair in pairs]
+    read = [
+        pair._replace(answer=part.answer)
+        for pair, part in zip(pairs, parts, strict=True)
+        if not part.unfinished
+    ]
+    found = iter(judge.judge(read) if read else [])
+    return [Judgement(UNSCORED, judge_id(judge)) if part.unfinished else next(found) for part in parts]
 
 
 def prompt_hash(instructions: str) -> str:

@@ -19,6 +19,7 @@ from caryatid.behaviour.judges.base import (
     Exchange,
     Judge,
     Judgement,
+    judge_answers,
     judge_id,
 )
 from caryatid.behaviour.judges.copyright import CopyrightHashes
@@ -103,7 +104,7 @@ def _csv_text(table: Sequence[Sequence[str]]) -> str:
 def _kept(judge: Judge, pairs: Sequence[Exchange], output: Path) -> list[Judgement]:
     """Judgements; those of an endpoint are kept in `<output>.partial` while there are more to come."""
     if judge.usage is None:
-        return judge.judge(pairs)
+        return judge_answers(judge, pairs)
     return judged(judge, pairs, Chunks(_partial(output)))
 
 

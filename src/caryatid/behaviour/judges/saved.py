@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from caryatid.artifacts import content_key, nan_to_none, none_to_nan
-from caryatid.behaviour.judges.base import Exchange, Judge, Judgement, judge_id
+from caryatid.behaviour.judges.base import Exchange, Judge, Judgement, judge_answers, judge_id
 
 SAVED_AT_ONCE = 32
 """Exchanges of a batch: as many are judged again, at most, after a kill."""
@@ -28,7 +28,7 @@ def judged(
     A kept batch counts only for the same judge and the same exchanges; any other is judged anew in its place.
     """
     if chunks is None:
-        return judge.judge(pairs)
+        return judge_answers(judge, pairs)
     done, found = chunks.load(), []
     for index, start in enumerate(range(0, len(pairs), size)):
         batch = list(pairs[start : start + size])
@@ -36,7 +36,7 @@ def judged(
         if index < len(done) and done[index].get("key") == key:
             found += [Judgement(**none_to_nan(one, Judgement)) for one in done[index]["judgements"]]
             continue
-        fresh = judge.judge(batch)
+        fresh = judge_answers(judge, batch)
         chunks.append(index, {"key": key, "judgements": [nan_to_none(asdict(one)) for one in fresh]})
         found += fresh
     return found

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...artifacts import StageFolder
-from ...causal.locate import CandidateScorer, CandidateSettings, Measured
-from ...causal.scores import SelectionPrompts
+from ...causal.locate import CandidateScorer, CandidateSettings, Measured, selection_prompts
 from ...errors import InputError
 from ...geometry.carriers import UNDISCRIMINATING_ABOVE, CandidateScores
 from ...geometry.directions import refused_minus_answered
@@ -66,7 +65,7 @@ class ScoredCandidates(Stage[Candidates]):
 
     def _refused_minus_answered(self, work: Work, scorer: CandidateScorer) -> str:
         """Where harmless prompts are refused too: the direction of those refused minus those answered (protocol §5)."""
-        flags = torch.tensor([row.refused for row in work.of(Selection).harmless])
+        flags = torch.tensor([row.refused for row in work.of(Selection).harmless if row.ids])
         values = block_inputs(
             scorer.model.loaded,
             scorer.selection.harmless,
@@ -116,11 +115,12 @@ def scorer_at(work: Work) -> CandidateScorer:
 def scorer_of(model: Measured, work: Work, ref: AnchorRef, tokens: Sequence[int]) -> CandidateScorer:
     """The scorer of an anchor with some refusal tokens."""
     sets, geometry = work.of(Prompts, None), work.study.config.geometry
-    selection = SelectionPrompts(
-        harmful=model.chat.ids_many(texts_of(sets.selection_harmful)),
-        harmless=model.chat.ids_many(texts_of(sets.selection_harmless)),
-        answers=[row.ids for row in work.of(Selection, ref).harmless],
-        refusal_tokens=tokens,
+    selection = selection_prompts(
+        model.chat,
+        texts_of(sets.selection_harmful),
+        texts_of(sets.selection_harmless),
+        [row.ids for row in work.of(Selection, ref).harmless],
+        tokens,
     )
     settings = CandidateSettings(**{key: getattr(geometry, key) for key in SCORING})
     return CandidateScorer(model, work.of(Activations, ref), selection, settings)

@@ -109,8 +109,10 @@ def _distilled(
                     batch_size=work.batch.generate,
                     progress=progress,
                 )
-                chunks.append(index, [[one.text, one.ended] for one in made])
-                kept += [_Kept(one.text, one.ended) for one in made]
+                # An answer that is still a thought is none.
+                found = [_Kept("" if one.unfinished else one.text, one.ended) for one in made]
+                chunks.append(index, [list(one) for one in found])
+                kept += found
         return kept
 
     return distill(rows, answer)

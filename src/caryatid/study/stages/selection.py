@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...behaviour.judges.base import REFUSED, Exchange
+from ...behaviour.judges.base import REFUSED, Exchange, judge_answers
 from ...data.prompts import Prompt
 from ...models.generate import generate
 from ..stage import AnyStage, Stage, register_stage
@@ -17,12 +17,18 @@ JUDGED_TOKENS = 10  # enough to judge a refusal
 
 @dataclass(frozen=True)
 class SelectionAnswer:
-    """An answer, its tokens, and the refusal judge's verdict."""
+    """An answer and the refusal judge's verdict.
+
+    Attributes:
+        ids: its tokens as they follow a prompt whose positions are measured: where thoughts are stripped, those after
+            the thought. first: the first one after the thought; None where the thought is unfinished.
+    """
 
     prompt_id: str
     text: str
     ids: tuple[int, ...]
     verdict: str
+    first: int | None
 
     @property
     def refused(self) -> bool:
@@ -40,14 +46,14 @@ class Selected:
     @property
     def first_tokens(self) -> list[tuple[int, bool]]:
         """The first token of each answer that has one, and whether it is a refusal."""
-        return [(row.ids[0], row.refused) for row in (*self.harmful, *self.harmless) if row.ids]
+        rows = (*self.harmful, *self.harmless)
+        return [(row.first, row.refused) for row in rows if row.first is not None]
 
     @property
     def refusal_rates(self) -> tuple[float, float]:
-        """Shares refused of the harmful and of the harmless prompts."""
-        harmful, harmless = (
-            sum(row.refused for row in side) / len(side) for side in (self.harmful, self.harmless)
-        )
+        """Shares refused of the scored answers to the harmful and to the harmless prompts; 0 where none is scored."""
+        scored = [[row.refused for row in side if row.verdict] for side in (self.harmful, self.harmless)]
+        harmful, harmless = (sum(side) / max(len(side), 1) for side in scored)
         return harmful, harmless
 
 
@@ -56,11 +62,14 @@ class Selection(Stage[Selected]):
     """Short answers: what the choice of a carrier needs to know of behaviour."""
 
     kind, scope, result = "selection", "anchor", Selected
+    version = 2
 
     @property
     def tokens(self) -> int:
-        """Token limit: enough to judge a refusal, and for the KL along the first answer tokens."""
+        """Token limit: enough to judge a refusal, and for the KL along the first answer tokens; after thoughts more."""
         config = self.config
+        if config.model.thinking != "off":
+            return config.behaviour.max_new_tokens
         return min(config.behaviour.max_new_tokens, max(config.geometry.answer_tokens, JUDGED_TOKENS))
 
     def needs(self) -> Iterator[AnyStage]:
@@ -98,10 +107,15 @@ def short_answers(work: Work, prompts: Sequence[Prompt], tokens: int) -> list[Se
             batch_size=work.batch.generate,
             progress=progress,
         )
-    verdicts = work.judge.judge(
-        [Exchange(row.text, one.text, row.context) for row, one in zip(prompts, completions, strict=True)]
-    )
+    asked = zip(prompts, completions, strict=True)
+    verdicts = judge_answers(work.judge, [Exchange(row.text, one.text, row.context) for row, one in asked])
     return [
-        SelectionAnswer(row.id, one.text, tuple(one.ids), verdict.verdict)
+        SelectionAnswer(
+            row.id,
+            one.text,
+            one.following(loaded.options),
+            verdict.verdict,
+            one.spoken[0] if one.spoken else None,
+        )
         for row, one, verdict in zip(prompts, completions, verdicts, strict=True)
     ]

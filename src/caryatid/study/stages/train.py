@@ -1,6 +1,6 @@
 """One arm, from step 0 to its last anchor; and where the weights of every anchor of a study are."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 from ...anchors import Anchor, name_base
 from ...artifacts import nan_to_none
 from ...attacks.goals import default_target
-from ...config.schema import ObservedAnchor
 from ...data.prompts import Prompt
 from ...training.arms import arm_named
 from ...training.loop import ArmJob, train_arm
@@ -125,16 +124,16 @@ def where_is(study: Study, results: Results, ref: AnchorRef) -> Anchor:
     """Where an anchor's weights are."""
     config = study.config
     if ref.arm != BASE and config.observed:
-        return _observed(study, config.observed_anchors, ref)
+        return observed_anchor(study, ref)
     for maker in makers(study, ref):
         stored: StoredAnchors = results.of(maker)
         return stored.at(ref.step, results.run.path)
     return Anchor(BASE, 0, config.model.spec, revision=config.model.revision)
 
 
-def _observed(study: Study, entries: Iterable[ObservedAnchor], ref: AnchorRef) -> Anchor:
+def observed_anchor(study: Study, ref: AnchorRef) -> Anchor:
     """A checkpoint that somebody else trained."""
-    model = study.config.model
+    model, entries = study.config.model, study.config.observed_anchors
     (entry,) = [entry for entry in entries if (entry.arm, entry.step) == (ref.arm, ref.step)]
     return Anchor(
         ref.arm,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...behaviour.judges.base import REFUSED, Exchange, Judge
+from ...behaviour.judges.base import REFUSED, Exchange, Judge, judge_answers
 from ...behaviour.outcomes import outcomes
 from ...causal.conditions import Condition, random_bases
 from ...causal.locate import Carrier
@@ -77,7 +77,7 @@ class Transferred:
 
     def judged_by(self, judge: Judge) -> "Transferred":
         """The same by another judge, which reads what the study's judge took for refusals and what became of it."""
-        plain = [one.verdict in REFUSED for one in judge.judge(list(self.prompts))] if self.prompts else []
+        plain = [one.verdict in REFUSED for one in judge_answers(judge, self.prompts)]
         under = {
             name: tuple(still_refused(judge, self.prompts, texts)) for name, texts in self.answers.items()
         }

@@ -102,7 +102,8 @@ def _held_out(prompts: tuple[Prompt, ...], hold: bool) -> tuple[list[Prompt], li
 
 def _refusal_rate(work: Work, loaded: LoadedModel, prompts: list[Prompt]) -> float:
     config = work.study.config
-    tokens = min(CHECK_TOKENS, config.behaviour.max_new_tokens)
+    limit = config.behaviour.max_new_tokens
+    tokens = min(CHECK_TOKENS, limit) if config.model.thinking == "off" else limit  # a thought comes first
     asking = Asking(tokens, work.batch.generate, config.model.system)
     rows = run_suites(loaded, [Asked("warmup", "none", prompts)], asking, judge=work.judge)
     return sum(row.refused for row in rows) / max(len(rows), 1)
