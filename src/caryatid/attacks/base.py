@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caryatid.artifacts import nan_to_none, none_to_nan
-from caryatid.errors import UsageError
-from caryatid.settings import Settings
+from ..artifacts import nan_to_none, none_to_nan
+from ..errors import UsageError
+from ..settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
-    from caryatid.models.batch import RowLimit
-    from caryatid.models.load import LoadedModel
-    from caryatid.models.template import ChatFormat
+    from ..models.batch import RowLimit
+    from ..models.load import LoadedModel
+    from ..models.template import ChatFormat
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def attack_named(name: str) -> Attack:
     Raises:
         UsageError: no attack has that name.
     """
-    from caryatid.attacks import builtin  # noqa: F401 - registers them
+    from . import builtin  # noqa: F401 - registers them
 
     if name not in ATTACKS:
         raise UsageError(f"no attack is named {name!r}", where="attack", remedy=f"Use {', '.join(ATTACKS)}.")

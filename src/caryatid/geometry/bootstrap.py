@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from caryatid.geometry.carriers import (
+from ..stats import Interval, bootstrap_indices, quantile_interval
+from .carriers import (
     MIN_GAP,
     CandidateScores,
     Profile,
@@ -17,7 +18,6 @@ from caryatid.geometry.carriers import (
     pick,
     select,
 )
-from caryatid.stats import Interval, bootstrap_indices, quantile_interval
 
 SHIFT_TOLERANCE = 1e-9  # depths are ratios of integers: 0.7 − 0.45 must count as 0.25
 

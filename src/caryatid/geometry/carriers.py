@@ -11,12 +11,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from caryatid.errors import InputError
-from caryatid.geometry.cosmic import CosmicProducts
-from caryatid.geometry.profiles import CALIBRATED as CALIBRATED
-from caryatid.geometry.profiles import PROFILES as PROFILES
-from caryatid.geometry.profiles import PUBLISHED as PUBLISHED
-from caryatid.geometry.profiles import Profile as Profile
+from ..errors import InputError
+from .cosmic import CosmicProducts
+from .profiles import CALIBRATED as CALIBRATED
+from .profiles import PROFILES as PROFILES
+from .profiles import PUBLISHED as PUBLISHED
+from .profiles import Profile as Profile
 
 MIN_GAP = 1.0  # nats
 TIE = 0.05  # share of the gap within which an earlier layer counts as as good as the best

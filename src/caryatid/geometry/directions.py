@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from caryatid.errors import InputError, NumericalError
+from ..errors import InputError, NumericalError
 
 # Directions this small beside the largest of their bank are rounding: the token read there is the same for all prompts.
 _ZERO = 1e-8

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caryatid.errors import InputError, NumericalError
-from caryatid.geometry.directions import unit
-from caryatid.geometry.jackknife import LeaveOneOut, jackknife_interval
-from caryatid.stats import Interval
+from ..errors import InputError, NumericalError
+from ..stats import Interval
+from .directions import unit
+from .jackknife import LeaveOneOut, jackknife_interval
 
 _ROUNDING = 1e-6  # of rank figures of float32 activations: a smaller difference between anchors is none
 

@@ -22,8 +22,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
-from caryatid.errors import InputError, NumericalError
-from caryatid.paths import cache_dir
+from ...errors import InputError, NumericalError
+from ...paths import cache_dir
 
 # Contexts in which a token must survive decode → encode at least once. A tokenizer that marks word starts (▁)
 # reproduces a word's continuation only after other text, a byte-level one reproduces "!" only away from another "!".

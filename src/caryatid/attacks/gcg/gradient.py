@@ -10,19 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from caryatid.attacks.gcg.graphs import Replay
-from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache, token_losses
-from caryatid.attacks.gcg.tails import TailBatch, assemble_tails
-from caryatid.models.batch import with_backoff
-from caryatid.models.cache import (
+from ...models.batch import with_backoff
+from ...models.cache import (
     PrefixCache,
     SuffixKeys,
     joined_suffixes,
     recorded_suffixes,
     recording,
 )
-from caryatid.models.heads import logits_at
-from caryatid.models.load import LoadedModel
+from ...models.heads import logits_at
+from ...models.load import LoadedModel
+from .graphs import Replay
+from .layout import PromptLayout, build_prefix_cache, token_losses
+from .tails import TailBatch, assemble_tails
 
 _VOCABULARY_CHUNK = 16384
 

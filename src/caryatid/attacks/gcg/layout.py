@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from caryatid.errors import InputError
-from caryatid.models.cache import PrefixCache, prefix_cache_supported, run_prefixes
-from caryatid.models.load import LoadedModel
+from ...errors import InputError
+from ...models.cache import PrefixCache, prefix_cache_supported, run_prefixes
+from ...models.load import LoadedModel
 
 _LOSS_CHUNK = 2048
 

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from caryatid.attacks.gcg.graphs import compiled
-from caryatid.attacks.gcg.settings import SearchPrecision
-from caryatid.models.adapters import AdaptedLinear
-from caryatid.models.layout import decoder_layers
-from caryatid.models.load import LoadedModel
+from ...models.adapters import AdaptedLinear
+from ...models.layout import decoder_layers
+from ...models.load import LoadedModel
+from .graphs import compiled
+from .settings import SearchPrecision
 
 log = logging.getLogger(__name__)
 _FLOAT8 = torch.float8_e4m3fn

@@ -23,21 +23,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from caryatid.attacks.gcg.gradient import present_suffixes
-from caryatid.attacks.gcg.graphs import fused
-from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache, longest_row, token_losses
-from caryatid.attacks.gcg.settings import Scoring
-from caryatid.attacks.gcg.tails import TailBatch, Tails, assemble_tails
-from caryatid.errors import InputError
-from caryatid.models.batch import with_backoff
-from caryatid.models.cache import (
+from ...errors import InputError
+from ...models.batch import with_backoff
+from ...models.cache import (
     PrefixCache,
     SuffixKeys,
     prefix_cache_supported,
     tree_attention_supported,
 )
-from caryatid.models.heads import logits_at
-from caryatid.models.load import LoadedModel
+from ...models.heads import logits_at
+from ...models.load import LoadedModel
+from .gradient import present_suffixes
+from .graphs import fused
+from .layout import PromptLayout, build_prefix_cache, longest_row, token_losses
+from .settings import Scoring
+from .tails import TailBatch, Tails, assemble_tails
 
 SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 CPU_ROWS = 8  # per incremental forward on the CPU: enough to keep it busy, and rows of nearly one length

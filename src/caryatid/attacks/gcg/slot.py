@@ -14,9 +14,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from caryatid.attacks.gcg.candidates import Substitutions, decode_ids, encode_texts
-from caryatid.errors import InputError
-from caryatid.models.template import ChatFormat
+from ...errors import InputError
+from ...models.template import ChatFormat
+from .candidates import Substitutions, decode_ids, encode_texts
 
 _ANCHOR = 4  # tokens of the prompt decoded before a suffix, so that word-start markers show as spaces
 _FILLERS = ("!", "x", "*", "a", "the", "1")

@@ -20,10 +20,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from caryatid.attacks.gcg.layout import PromptLayout
-from caryatid.models.batch import to_device
-from caryatid.models.forward import pad_id
-from caryatid.models.load import LoadedModel
+from ...models.batch import to_device
+from ...models.forward import pad_id
+from ...models.load import LoadedModel
+from .layout import PromptLayout
 
 
 class Scored(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from caryatid.errors import UsageError
+from ...errors import UsageError
 
 Kind = Literal["refusal", "harm"]
 """What a judge is asked: whether an answer refuses, or whether it carries out a harmful behaviour."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from caryatid.behaviour.judges.base import Judge, JudgeSpec, Kind
-from caryatid.behaviour.judges.copyright import CopyrightHashes
-from caryatid.errors import InputError, UsageError
+from ...errors import InputError, UsageError
+from .base import Judge, JudgeSpec, Kind
+from .copyright import CopyrightHashes
 
 Opener = Callable[[JudgeSpec], Judge]
 
@@ -98,45 +98,45 @@ def _opened(spec: JudgeSpec, kind: Kind) -> Judge:
 
 
 def _rules(_: JudgeSpec) -> Judge:
-    from caryatid.behaviour.judges.rules import RefusalRules
+    from .rules import RefusalRules
 
     return RefusalRules()
 
 
 def _phrases(_: JudgeSpec) -> Judge:
-    from caryatid.behaviour.judges.phrases import RefusalPhrases
+    from .phrases import RefusalPhrases
 
     return RefusalPhrases()
 
 
 def _harm_features(_: JudgeSpec) -> Judge:
-    from caryatid.behaviour.judges.harm import HarmFeatures
+    from .harm import HarmFeatures
 
     return HarmFeatures()
 
 
 def _harmbench(spec: JudgeSpec) -> Judge:
     if spec.base_url:
-        from caryatid.behaviour.judges.served import harmbench_form, served
+        from .served import harmbench_form, served
 
         return served(harmbench_form(spec.name, spec.prompt), spec)
-    from caryatid.behaviour.judges.prompted import HarmBenchClassifier, load_judge_model
+    from .prompted import HarmBenchClassifier, load_judge_model
 
     return HarmBenchClassifier(spec.name, load_judge_model(spec), spec.batch_size, spec.prompt)
 
 
 def _strongreject_finetuned(spec: JudgeSpec) -> Judge:
     if spec.base_url:
-        from caryatid.behaviour.judges.served import served, strongreject_finetuned_form
+        from .served import served, strongreject_finetuned_form
 
         return served(strongreject_finetuned_form(), spec)
-    from caryatid.behaviour.judges.prompted import StrongRejectFinetuned, load_judge_model
+    from .prompted import StrongRejectFinetuned, load_judge_model
 
     return StrongRejectFinetuned(load_judge_model(spec), spec.batch_size)
 
 
 def _strongreject_rubric(spec: JudgeSpec) -> Judge:
-    from caryatid.behaviour.judges.served import served, strongreject_rubric_form
+    from .served import served, strongreject_rubric_form
 
     return served(strongreject_rubric_form(), spec)
 
@@ -144,10 +144,10 @@ def _strongreject_rubric(spec: JudgeSpec) -> Judge:
 def _wildguard(kind: Kind) -> Opener:
     def opened(spec: JudgeSpec) -> Judge:
         if spec.base_url:
-            from caryatid.behaviour.judges.served import served, wildguard_form
+            from .served import served, wildguard_form
 
             return served(wildguard_form(kind), spec)
-        from caryatid.behaviour.judges.prompted import WildGuard, load_judge_model
+        from .prompted import WildGuard, load_judge_model
 
         return WildGuard(load_judge_model(spec), spec.batch_size, kind=kind)
 
@@ -156,10 +156,10 @@ def _wildguard(kind: Kind) -> Opener:
 
 def _llama_guard(spec: JudgeSpec) -> Judge:
     if spec.base_url:
-        from caryatid.behaviour.judges.served import llama_guard_form, served
+        from .served import llama_guard_form, served
 
         return served(llama_guard_form(), spec)
-    from caryatid.behaviour.judges.prompted import LlamaGuard, load_judge_model
+    from .prompted import LlamaGuard, load_judge_model
 
     return LlamaGuard(load_judge_model(spec), spec.batch_size)
 
