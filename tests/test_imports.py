@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "caryatid"
 # A room may import itself and anything above it.
 ORDER = (
     "errors",
+    "registry",
     "settings",
     "progress",
     "paths",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import InputError, UsageError
+from ...registry import Registry
 from .base import Judge, JudgeSpec, Kind
 from .copyright import CopyrightHashes
 
@@ -34,18 +35,16 @@ class JudgeEntry:
     model: str | None = None
 
 
-_REGISTERED: dict[tuple[Kind, str], JudgeEntry] = {}
+_REGISTERED: Registry[tuple[Kind, str], JudgeEntry] = Registry("judge")
 
 
 def register_judge(name: str, opener: Opener, *, kind: Kind, model: str | None = None) -> None:
     """Make a judge known by a name; see `JudgeEntry`. One name may stand for a judge of each kind.
 
     Raises:
-        UsageError: another judge of this kind has the name.
+        ValueError: another judge of this kind has the name.
     """
-    if (kind, name) in _REGISTERED:
-        raise UsageError(f"there already is a {kind} judge named {name!r}", remedy="Choose another name.")
-    _REGISTERED[kind, name] = JudgeEntry(kind, name, opener, model)
+    _REGISTERED.register((kind, name), JudgeEntry(kind, name, opener, model))
 
 
 def judge_names(kind: Kind) -> tuple[str, ...]:
