@@ -109,7 +109,7 @@ def run_attack(
     A kept result is found by the model's identity and dtype, the system message, the settings, the seed, the goal and
     those attacked together with it; the batch size is not among them. The state of a block under way is kept there,
     too. Shards may share `out`: when all of them are done, a call for the whole plan only collects. Once everything is
-    there, `out/results.json` holds the contract's object.
+    there, `out/results.json` holds what `cases_json` gives.
 
     Returns:
         Results in the order of the plan's goals.

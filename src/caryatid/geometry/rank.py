@@ -210,7 +210,7 @@ def bank_ranks(
     unit_norm: bool = True,
     confidence: float = 0.95,
 ) -> dict[str, Interval]:
-    """Each of `RankFigures` of a bank's directions, one row per candidate (protocol §5: the picture).
+    """Each of `RankFigures` of the matrix of candidate directions, one row per candidate (protocol §5: the picture).
 
     Jackknife intervals over the prompts; which candidates these are is held fixed. All NaN without any candidate.
 

@@ -17,7 +17,7 @@ _LOSS_CHUNK = 2048
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside; afterwards every module is in the mode it was in."""
+    """Context with dropout off; afterwards every module is in its former mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

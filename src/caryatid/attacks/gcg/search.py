@@ -124,7 +124,7 @@ class _Search:
         return self.settings.steps - self._steps(state) if self._stops(state) else 0
 
     def keep(self) -> None:
-        """Write the state, if that is wanted and the last time is long enough ago."""
+        """Save the state if saving is on and the last save is long enough ago."""
         now = time.perf_counter()
         if self.run.keep is None or now - self.kept < KEEP_EVERY:
             return

@@ -28,12 +28,12 @@ _LEAST_SURVIVAL = 1 / 8
 
 @dataclass
 class Survival:
-    """Share of a case's candidates that survived its last round trip: how many to check at once the next time."""
+    """Share of a case's candidates that survived its last round trip; sizes the next batch to check."""
 
     rate: float = _SURVIVAL
 
     def checks(self, wanted: int) -> int:
-        """So many at once are probably enough for `wanted` survivors."""
+        """How many candidates to check at once so that `wanted` of them probably survive."""
         return math.ceil(wanted / self.rate) + 8
 
     def saw(self, survivors: int, checked: int) -> None:

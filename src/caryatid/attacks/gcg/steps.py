@@ -27,7 +27,7 @@ from .candidates import (
     topk_substitutions,
 )
 from .gradient import GradientPass, SuffixGradients, suffix_gradients
-from .graphs import Replay, worth_fusing
+from .graphs import Replay, fused, worth_fusing
 from .layout import PromptLayout, build_prefix_cache, evaluation_mode
 from .precision import LowPrecision, low_precision
 from .scoring import PendingScores, default_scoring, start_scoring, usable_scoring
@@ -281,16 +281,19 @@ def _start(
     low: LowPrecision | None,
 ) -> PendingScores:
     """Begin to score candidates, in lower precision where one is given."""
-    with nullcontext() if low is None else low.opened():
+    loaded = engine.loaded if low is None else low.loaded
+    with (
+        nullcontext() if low is None else low.opened(),
+        fused(loaded.model) if engine.fuse else nullcontext(),
+    ):
         pending = start_scoring(
-            engine.loaded if low is None else low.loaded,
+            loaded,
             layouts,
             candidates,
             batch_size=engine.limit.rows,
             prefix=engine.prefix if low is None else engine.low_prefix,
             scoring=engine.scoring,
             suffix=suffix,
-            fuse=engine.fuse,
         )
     engine.limit.rows = pending.batch_size
     return pending
