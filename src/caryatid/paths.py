@@ -1,7 +1,10 @@
-"""Where caryatid looks for data and keeps what it converts or downloads."""
+"""Where caryatid finds data, its own and the user's, and keeps what it converts or downloads."""
 
+import json
 import os
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -21,3 +24,8 @@ def data_dir() -> Path | None:
 def hub_offline() -> bool:
     """Whether `HF_HUB_OFFLINE` forbids downloads."""
     return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def package_json(name: str) -> Any:
+    """The content of a JSON file that comes with the package, by its path in it: `data/categories.json`."""
+    return json.loads(resources.files("caryatid").joinpath(*name.split("/")).read_text(encoding="utf-8"))

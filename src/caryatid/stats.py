@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
-from caryatid.errors import InputError
+from .errors import InputError
 
 _NAN = float("nan")
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ def shout(
 
 def test_an_attack_from_outside_needs_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attack_named("gcg")
-    monkeypatch.setattr(base, "ATTACKS", dict(ATTACKS))
+    monkeypatch.setattr(base, "ATTACKS", copy(ATTACKS))
     register_attack(Attack("shout", ShoutSettings, shout))
     plan = AttackPlan("shout", ShoutSettings(marks=2), GOALS, seed=0, batch_size=1, block_size=3)
     for _ in range(2):

@@ -1,6 +1,7 @@
 """Judges by kind and name, and one that another package brings along."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Polite:
 
 
 def test_another_package_brings_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
+    monkeypatch.setattr(registry, "_REGISTERED", copy(registry._REGISTERED))
     register_judge("polite", Polite, kind="refusal", model="2")
     register_judge("polite", Polite, kind="harm")
     assert "polite" in judge_names("refusal")
@@ -82,7 +83,7 @@ def test_another_package_brings_a_judge(monkeypatch: pytest.MonkeyPatch) -> None
     rows = rejudge([ANSWER, replace(ANSWER, prompt_id="q", prompt="please do it")], judge)
     (compliance, *_) = metrics_rows(rows, "sft", 1, 0)
     assert (compliance["value"], compliance["judge"], compliance["proxy"]) == (0.5, "polite@2", False)
-    with pytest.raises(UsageError, match="already is a refusal judge named 'polite'"):
+    with pytest.raises(ValueError, match=r"judge named \('refusal', 'polite'\) is registered already"):
         register_judge("polite", Polite, kind="refusal")
     with pytest.raises(InputError, match="a judge of refusal is registered as one of harm"):
         open_harm_judge(JudgeSpec("polite", "3"))

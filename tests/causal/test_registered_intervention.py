@@ -1,5 +1,6 @@
 """An intervention from outside the package: its class and one line; then named in conditions, batched and measured."""
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from caryatid.causal.conditions import Condition, ablation_conditions, addition_conditions, grouped
 from caryatid.causal.readouts import ReadOutPrompts, generate_under, rate_row, teacher_forced
-from caryatid.errors import InputError
+from caryatid.errors import UsageError
 from caryatid.models import residual
 from caryatid.models.directional import Ablate, orthonormal
 from caryatid.models.forward import last_logits
@@ -58,7 +59,7 @@ class Mirror(Intervention):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(residual, "_KINDS", dict(residual._KINDS))
+    monkeypatch.setattr(residual, "_KINDS", copy(residual._KINDS))
     register_intervention("mirror", Mirror)
 
 
@@ -131,9 +132,9 @@ def test_it_is_measured_and_answers_like_those_that_ship() -> None:
 def test_names_are_unique_and_known() -> None:
     register_intervention("mirror", Mirror)  # the same again is harmless
     for name in ("ablate", "none"):
-        with pytest.raises(InputError, match="exists already"):
+        with pytest.raises(ValueError, match="registered already"):
             register_intervention(name, Mirror)
-    with pytest.raises(InputError, match=r"unknown intervention 'rotate'.*ablate, add, mirror"):
+    with pytest.raises(UsageError, match=r"no intervention is named 'rotate'.*ablate, add, mirror"):
         Condition("rotate", "carrier", normal(1, WIDTH))
 
 

@@ -15,13 +15,11 @@ from caryatid.causal.scores import (
     CandidateDirections,
     ScoringSettings,
     SelectionPrompts,
-    could_win,
     refusal_score,
     score_candidates,
-    score_resamples,
 )
 from caryatid.errors import InputError, NumericalError
-from caryatid.geometry.carriers import CALIBRATED, CandidateScores, admissible, average, pick, select
+from caryatid.geometry.carriers import CALIBRATED, CandidateScores, admissible, average, select
 from caryatid.geometry.directions import candidate_directions, category_directions, mean_difference
 from caryatid.models.directional import Ablate, Add
 from caryatid.models.forward import last_logits
@@ -29,7 +27,6 @@ from caryatid.models.generate import generate
 from caryatid.models.layout import decoder_layers
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
-from caryatid.stats import bootstrap_indices
 from tiny import tiny_loaded
 
 HARMFUL = ("How do I write a letter to the office?", "Explain tides", "Tell me how to pick a lock, please")
@@ -386,45 +383,19 @@ def resampled(setup: Setup, count: int) -> list[CandidateDirections]:
 def test_resamples_together_equal_each_alone(cosmic_layers: tuple[int, ...]) -> None:
     setup = Setup("llama")
     resamples = resampled(setup, 3)
+    assert [len(each) for each in resamples] == [6, 4, 6]
+    joined = CandidateDirections(
+        torch.cat([each.vectors for each in resamples]),
+        tuple(position for each in resamples for position in each.positions),
+        tuple(layer for each in resamples for layer in each.layers),
+    )
     settings = ScoringSettings(16, answer_tokens=4, cosmic_layers=cosmic_layers)
-    together = score_resamples(setup.loaded, resamples, setup.prompts(), settings)
-    assert [len(each) for each in together] == [6, 4, 6]
-    for each, scores in zip(resamples, together, strict=True):
+    together = score_candidates(setup.loaded, joined, setup.prompts(), settings)
+    start = 0
+    for each in resamples:
+        mine = together.rows(range(start, start + len(each)))
+        start += len(each)
         alone = score_candidates(setup.loaded, each, setup.prompts(), settings)
-        assert alone.arrays().keys() == scores.arrays().keys()
+        assert alone.arrays().keys() == mine.arrays().keys()
         for name, value in alone.arrays().items():
-            np.testing.assert_allclose(scores.arrays()[name], value, rtol=1e-4, atol=2e-5, err_msg=name)
-
-
-@pytest.mark.parametrize("resample_prompts", [False, True])
-def test_induce_is_measured_only_where_it_can_change_a_pick(resample_prompts: bool) -> None:
-    setup = Setup("llama")
-    tokens = TOKENS if setup.score().gap > 0 else tuple(sorted(set(range(400)) - set(TOKENS)))
-    resamples, prompts, settings = resampled(setup, 4), setup.prompts(tokens), ScoringSettings(16)
-    whole = score_resamples(setup.loaded, resamples, prompts, settings)
-    induce = np.concatenate([each.induce.mean(1) for each in whole])
-    profile = replace(
-        CALIBRATED, kl_max=99.0, effects_min=None, induce_min=float(np.median(induce))
-    )  # half of them fail
-    rng = np.random.default_rng(3)
-    up, down = (bootstrap_indices(n, 50, rng) if resample_prompts else None for n in (3, 4))
-    wanted = could_win([profile], harmful=up, harmless=down, min_gap=-99.0)
-    found = score_resamples(setup.loaded, resamples, prompts, settings, needed=wanted)
-    known = np.concatenate([np.isfinite(each.induce).all(1) for each in found])
-    assert 0 < known.sum() < len(known)
-    picked = set()
-    for one, every in zip(found, whole, strict=True):
-        for indices in ((None, None), (up, down)):
-            few, all_of_them = (
-                pick(average(scores, *indices), scores.layers, 4, profile, -99.0) for scores in (one, every)
-            )
-            np.testing.assert_array_equal(few.best, all_of_them.best)
-            np.testing.assert_array_equal(few.earliest, all_of_them.earliest)
-            picked |= set(few.best.tolist())
-    assert len(picked) > 1
-    with pytest.raises(InputError, match="COSMIC"):
-        score_resamples(
-            setup.loaded, resamples, prompts, replace(settings, cosmic_layers=(1,)), needed=wanted
-        )
-    with pytest.raises(InputError, match="no resamples"):
-        score_resamples(setup.loaded, [], prompts, settings)
+            np.testing.assert_allclose(mine.arrays()[name], value, rtol=1e-4, atol=2e-5, err_msg=name)

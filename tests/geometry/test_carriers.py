@@ -6,16 +6,8 @@ import pytest
 from bank import bank, with_cosines
 
 from caryatid.errors import InputError
-from caryatid.geometry.carriers import (
-    CALIBRATED,
-    PUBLISHED,
-    CandidateScores,
-    Profile,
-    average,
-    candidate_table,
-    select,
-    threshold_sweep,
-)
+from caryatid.geometry.carrier_rows import candidate_table, threshold_sweep
+from caryatid.geometry.carriers import CALIBRATED, PUBLISHED, CandidateScores, Profile, average, select
 
 GOOD = (-6.0, 4.0, 0.05)  # bypass, induce, kl: the whole gap of 10 nats both ways
 

@@ -11,7 +11,7 @@ import pytest
 from caryatid.artifacts import read_json, write_json
 from caryatid.errors import ConfigError, InputError, UsageError
 from caryatid.report.page import cell
-from caryatid.report.svg import Drawing, Point, Series, panel, shade
+from caryatid.report.svg import Drawing, Frame, Point, Series, panel, shade
 from caryatid.report.tables import read_tables, write_table
 from caryatid.study.flow import run_study
 from caryatid.study.page import build_report
@@ -164,7 +164,7 @@ def test_damaged_files_are_one_line_with_a_remedy(
 def test_chart_puts_values_where_they_belong() -> None:
     drawing = Drawing(400, 240, "x")
     points = [Point(0, 0.0, 0.0, 0.2), Point(5, 1.0, 0.8, 1.0)]
-    panel(drawing, (0, 0, 400, 240), [Series("a", "#000000", points)], title="t", steps=[0, 5], bounds=(0, 1))
+    panel(drawing, (0, 0, 400, 240), [Series("a", "#000000", points)], Frame("t", [0, 5], (0, 1)))
     circles = re.findall(r"<circle cx='([\d.]+)' cy='([\d.]+)'", drawing.svg())
     (x0, y0), (x1, y1) = ((float(x), float(y)) for x, y in circles)
     assert x0 < x1

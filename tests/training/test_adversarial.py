@@ -9,6 +9,7 @@ from caryatid.data.prompts import Prompt
 from caryatid.models.template import ChatFormat
 from caryatid.training.adversarial import Attacked, CaseSource
 from caryatid.training.arms import arm_named
+from caryatid.training.pool import Pool
 from caryatid.training.settings import R2D2Settings
 from caryatid.training.trainee import DrawnCases
 from tiny import tiny_loaded
@@ -39,9 +40,8 @@ MICRO_BATCHES = 2
 
 def source_of(name: str, seed: int = 0) -> CaseSource:
     loaded = tiny_loaded("llama")
-    source = CaseSource(
-        loaded, ChatFormat(loaded.tokenizer), arm_named(name), SETTINGS, BEHAVIOURS, seed, batch_size=64
-    )
+    pool = Pool(BEHAVIOURS, SETTINGS.pool, seed, SETTINGS.suffix_length)
+    source = CaseSource(loaded, ChatFormat(loaded.tokenizer), arm_named(name), SETTINGS, pool, batch_size=64)
     if name == "r2d2_static":
         source.make_static()
     return source

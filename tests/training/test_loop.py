@@ -1,6 +1,7 @@
 """Arms on tiny models: exact resume, equal chat batches, anchors that reload, and controls that coincide."""
 
 import json
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -183,7 +184,7 @@ def refuse_twice(trainee: Trainee, drawn: DrawnCases, settings: R2D2Settings) ->
 def test_an_arm_from_outside_needs_one_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arms, "ARMS", dict(ARMS))
+    monkeypatch.setattr(arms, "ARMS", copy(ARMS))
     register_arm(Arm("double", refuse_twice))
     doubled = replace(ADVERSARIAL, toward_weight=1.0)
     found = _arm(folder, tmp_path / "double", "double")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from caryatid.attacks.gcg.gradient import suffix_gradient
 from caryatid.attacks.gcg.layout import PromptLayout
 from caryatid.data.chat import ChatExample
 from caryatid.models.load import LoadedModel
@@ -17,6 +16,7 @@ from caryatid.training.losses import sft_loss
 from caryatid.training.ranks import ALONE, Ranks
 from caryatid.training.settings import LoraSettings, TrainingSettings
 from caryatid.training.trainee import Example, Trainee
+from searching import suffix_gradient
 from tiny import ARCHITECTURES, END, tiny_loaded, tiny_tokenizer
 
 EXAMPLES = [Example([5, 9, 44], [7, 300]), Example([8, 21, 4, 90, 11, 3], [12]), Example([30], [6, 6, 2])]

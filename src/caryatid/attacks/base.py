@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caryatid.artifacts import nan_to_none, none_to_nan
-from caryatid.errors import UsageError
-from caryatid.settings import Settings
+from ..artifacts import nan_to_none, none_to_nan
+from ..registry import Registry
+from ..settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
-    from caryatid.models.batch import RowLimit
-    from caryatid.models.load import LoadedModel
-    from caryatid.models.template import ChatFormat
+    from ..models.batch import RowLimit
+    from ..models.load import LoadedModel
+    from ..models.template import ChatFormat
 
 
 @dataclass(frozen=True)
@@ -124,18 +124,12 @@ class Attack:
     search: Search
 
 
-ATTACKS: dict[str, Attack] = {}
+ATTACKS: Registry[str, Attack] = Registry("attack")
 
 
 def register_attack(attack: Attack) -> Attack:
-    """Make an attack known by its name.
-
-    Raises:
-        ValueError: another attack has that name.
-    """
-    if ATTACKS.setdefault(attack.name, attack) != attack:
-        raise ValueError(f"an attack named {attack.name!r} is registered already")
-    return attack
+    """Make an attack known by its name; see `Registry.register`."""
+    return ATTACKS.register(attack.name, attack)
 
 
 def attack_named(name: str) -> Attack:
@@ -144,8 +138,6 @@ def attack_named(name: str) -> Attack:
     Raises:
         UsageError: no attack has that name.
     """
-    from caryatid.attacks import builtin  # noqa: F401 - registers them
+    from . import builtin  # noqa: F401 - registers them
 
-    if name not in ATTACKS:
-        raise UsageError(f"no attack is named {name!r}", where="attack", remedy=f"Use {', '.join(ATTACKS)}.")
-    return ATTACKS[name]
+    return ATTACKS.named(name)

@@ -1,7 +1,7 @@
 """caryatid's own attacks, one line of registration each."""
 
-from caryatid.attacks.base import Attack, register_attack
-from caryatid.attacks.gcg.search import gcg_search
-from caryatid.attacks.gcg.settings import GcgSettings
+from .base import Attack, register_attack
+from .gcg.search import gcg_search
+from .gcg.settings import GcgSettings
 
 GCG = register_attack(Attack("gcg", GcgSettings, gcg_search))

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from caryatid.attacks.base import Goal
-from caryatid.data.prompts import Prompt, Role
-from caryatid.data.readers import decode, parse_json, read_prompt_file, read_user_bytes
-from caryatid.errors import InputError
+from ..data.prompts import Prompt, Role
+from ..data.readers import decode, parse_json, read_prompt_file, read_user_bytes
+from ..errors import InputError
+from .base import Goal
 
 _OPENING = "Sure, here is"
 _LONGEST_RESTATEMENT = 24  # words

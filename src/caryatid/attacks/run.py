@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from caryatid.artifacts import content_key, read_json, write_json
-from caryatid.attacks.base import AttackResult, BlockRun, Goal, attack_named
-from caryatid.errors import InputError, UsageError
-from caryatid.models.batch import RowLimit
-from caryatid.models.load import LoadedModel
-from caryatid.models.sizes import BatchSizes
-from caryatid.models.template import ChatFormat
-from caryatid.progress import NO_PROGRESS, Progress
-from caryatid.settings import Settings
+from ..artifacts import content_key, read_json, write_json
+from ..errors import InputError, UsageError
+from ..models.batch import RowLimit
+from ..models.load import LoadedModel
+from ..models.sizes import BatchSizes
+from ..models.template import ChatFormat
+from ..progress import NO_PROGRESS, Progress
+from ..settings import Settings
+from .base import AttackResult, BlockRun, Goal, attack_named
 
 _FORMAT = 3  # of kept results; raised when results get further fields
 MOST_TOGETHER = 16
@@ -109,7 +109,7 @@ def run_attack(
     A kept result is found by the model's identity and dtype, the system message, the settings, the seed, the goal and
     those attacked together with it; the batch size is not among them. The state of a block under way is kept there,
     too. Shards may share `out`: when all of them are done, a call for the whole plan only collects. Once everything is
-    there, `out/results.json` holds the contract's object.
+    there, `out/results.json` holds what `cases_json` gives.
 
     Returns:
         Results in the order of the plan's goals.

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from caryatid.artifacts import canonical_json, nan_to_none, none_to_nan, read_json, write_json
-from caryatid.attacks.base import AttackResult
-from caryatid.data.readers import decode, encodable, parse_json, read_user_bytes
-from caryatid.errors import DataMissingError, InputError
+from ..artifacts import canonical_json, nan_to_none, none_to_nan, read_json, write_json
+from ..data.readers import decode, encodable, parse_json, read_user_bytes
+from ..errors import DataMissingError, InputError
+from .base import AttackResult
 
 _FORMAT = 2
 

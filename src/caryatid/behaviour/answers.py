@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-from caryatid.behaviour.judges.base import Exchange, Verdict
-from caryatid.behaviour.outcomes import Outcome, is_blank
-from caryatid.errors import InputError
+from ..errors import InputError
+from .judges.base import Exchange, Verdict
+from .outcomes import Outcome, is_blank
 
 SCHEMA = 2
 """Version of the fields below, as stored in JSON."""

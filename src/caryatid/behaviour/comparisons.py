@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from caryatid.behaviour.answers import AnswerRow
-from caryatid.behaviour.metrics import ANY_REFUSAL, COMPLIANCE, HARM, PASS, SCORE, Metric, names
-from caryatid.errors import InputError
-from caryatid.stats import Interval, holm, mcnemar_exact, paired_bootstrap_test, paired_difference
+from ..errors import InputError
+from ..stats import Interval, holm, mcnemar_exact, paired_bootstrap_test, paired_difference
+from .answers import AnswerRow
+from .metrics import ANY_REFUSAL, COMPLIANCE, HARM, PASS, SCORE, Metric, names
 
 Row = dict[str, str | int | float]
 

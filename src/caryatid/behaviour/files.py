@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from caryatid.artifacts import write_bytes
-from caryatid.behaviour.answers import SCHEMA, AnswerRow, Attack
-from caryatid.behaviour.suites import Answer, answer_row
-from caryatid.data.prompts import Prompt
-from caryatid.data.readers import decode, parse_json, read_user_bytes
-from caryatid.errors import InputError
-from caryatid.models.template import ChatFormat
+from ..artifacts import write_bytes
+from ..data.prompts import Prompt
+from ..data.readers import decode, parse_json, read_user_bytes
+from ..errors import InputError
+from ..models.template import ChatFormat
+from .answers import SCHEMA, AnswerRow, Attack
+from .suites import Answer, answer_row
 
 _TYPES: Mapping[str, pa.DataType] = {
     "schema": pa.int64(),

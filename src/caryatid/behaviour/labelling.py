@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from caryatid.artifacts import read_json, write_bytes, write_json
-from caryatid.behaviour.answers import AnswerRow
-from caryatid.behaviour.files import read_placed_answers
-from caryatid.behaviour.judges.agreement import (
+from ..artifacts import read_json, write_bytes, write_json
+from ..data.readers import decode, read_user_bytes
+from ..errors import DataMissingError, InputError
+from ..stats import Interval, Rate, wilson
+from .answers import AnswerRow
+from .files import read_placed_answers
+from .judges.agreement import (
     Agreement,
     JudgeErred,
     JudgeErrors,
@@ -24,11 +27,8 @@ from caryatid.behaviour.judges.agreement import (
     if_the_judge_erred,
     rogan_gladen,
 )
-from caryatid.behaviour.judges.base import FULL_COMPLIANCE, FULL_REFUSAL, HARMFUL, HARMLESS, PARTIAL_REFUSAL
-from caryatid.behaviour.judges.text import escape_markers
-from caryatid.data.readers import decode, read_user_bytes
-from caryatid.errors import DataMissingError, InputError
-from caryatid.stats import Interval, Rate, wilson
+from .judges.base import FULL_COMPLIANCE, FULL_REFUSAL, HARMFUL, HARMLESS, PARTIAL_REFUSAL
+from .judges.text import escape_markers
 
 LEAST_LABELS = 120
 """Labelled answers below which rates are not corrected for the judge's errors."""

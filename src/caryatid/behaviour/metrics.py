@@ -5,12 +5,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from caryatid.behaviour.answers import AnswerRow
-from caryatid.behaviour.degenerate import DEGENERACY
-from caryatid.behaviour.judges.base import FULL_REFUSAL, PARTIAL_REFUSAL
-from caryatid.behaviour.outcomes import is_copyright
-from caryatid.behaviour.perplexity import Perplexity
-from caryatid.stats import Interval, bootstrap_interval, clustered_rate
+from ..stats import Interval, bootstrap_interval, clustered_rate
+from .answers import AnswerRow
+from .degenerate import DEGENERACY
+from .judges.base import FULL_REFUSAL, PARTIAL_REFUSAL
+from .outcomes import is_copyright
+from .perplexity import Perplexity
 
 Row = dict[str, str | int | float | bool]
 By = Literal["kind", "category"]

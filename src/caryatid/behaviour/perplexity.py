@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from caryatid.data.chat import ChatExample
-from caryatid.errors import InputError, NumericalError
-from caryatid.models.forward import answer_logprobs
-from caryatid.models.load import LoadedModel
-from caryatid.models.residual import Intervention
-from caryatid.models.template import ChatFormat
-from caryatid.stats import Interval, bootstrap_interval
+from ..data.chat import ChatExample
+from ..errors import InputError, NumericalError
+from ..models.forward import answer_logprobs
+from ..models.load import LoadedModel
+from ..models.residual import Intervention
+from ..models.template import ChatFormat
+from ..stats import Interval, bootstrap_interval
 
 _LARGEST_EXPONENT = 700.0
 

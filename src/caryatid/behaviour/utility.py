@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from caryatid.errors import InputError
+from ..errors import InputError
 
 READ_LIMIT = 20_000
 _KEYS = frozenset({"any", "all", "not", "regex"})

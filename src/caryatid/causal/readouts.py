@@ -183,7 +183,7 @@ def generate_under(
 
 
 def rate_row(condition: Condition, read_out: str, values: Float[np.ndarray, "prompts"]) -> dict[str, object]:
-    """A row of the contract's `causal` table from outcomes of 1, 0 and NaN, with a Wilson interval."""
+    """A row of a run's `causal` table from outcomes of 1, 0 and NaN, with a Wilson interval."""
     scored = values[~np.isnan(values)]
     rate = wilson(int(scored.sum()), len(scored))
     return {**condition.columns(), "read_out": read_out, **rate._asdict()}
@@ -197,7 +197,7 @@ def mean_row(
     draws: int,
     rng: np.random.Generator,
 ) -> dict[str, object]:
-    """A row of the contract's `causal` table from continuous scores, with a percentile bootstrap interval."""
+    """A row of a run's `causal` table from continuous scores, with a percentile bootstrap interval."""
     scored = values[np.isfinite(values)]
     row = {**condition.columns(), "read_out": read_out, "n": len(scored)}
     if len(scored) == 0:

@@ -1,16 +1,16 @@
 """Scores of candidate directions on selection prompts: bypass, induce and KL (protocol §5)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError, NumericalError
-from ..geometry.carriers import MIN_GAP, CandidateScores, Profile, average, pick
+from ..geometry.carriers import CandidateScores
 from ..geometry.cosmic import CosmicProducts, cosmic_products
 from ..geometry.directions import is_candidate, unit
 from ..models.directional import Ablate, Add
@@ -173,112 +173,22 @@ def score_candidates(
         InputError: layers, answers or tokens do not fit. NumericalError: a direction or the model's output is not
             finite.
     """
-    (scores,) = score_resamples(loaded, [candidates], prompts, settings, progress=progress)
-    return scores
-
-
-Needed = Callable[[list[CandidateScores]], list[Bool[np.ndarray, "_"]]]
-"""From the scores of each resample to the candidates of each whose induce has to be known."""
-
-_LARGE = 1e6  # nats: stands for an induce score that is not known yet, so that it passes every threshold
-
-
-def could_win(
-    profiles: Sequence[Profile],
-    *,
-    harmful: Int[np.ndarray, "draws harmful"] | None = None,
-    harmless: Int[np.ndarray, "draws harmless"] | None = None,
-    min_gap: float = MIN_GAP,
-) -> Needed:
-    """Asks for the candidates that a profile picks, over all prompts and in each given draw of the selection prompts.
-
-    Unknown induce scores count as passing: a candidate that is not asked for is picked nowhere, whatever its own is.
-
-    Args:
-        harmful, harmless: prompt indices of each draw (`stats.bootstrap_indices`); None: all prompts only.
-    """
-    samples = [(None, None)] if harmful is None else [(None, None), (harmful, harmless)]
-
-    def picked(scores: CandidateScores) -> Bool[np.ndarray, "candidates"]:
-        mask = np.zeros(len(scores), dtype=bool)
-        for profile in profiles:
-            for indices in samples:
-                for numbers in pick(
-                    average(scores, *indices), scores.layers, scores.n_layers, profile, min_gap
-                ):
-                    mask[numbers[numbers >= 0]] = True
-        return mask
-
-    return lambda resamples: [picked(scores) for scores in resamples]
-
-
-def score_resamples(
-    loaded: LoadedModel,
-    resamples: Sequence[CandidateDirections],
-    prompts: SelectionPrompts,
-    settings: ScoringSettings,
-    *,
-    needed: Needed | None = None,
-    progress: Progress | None = None,
-) -> list[CandidateScores]:
-    """Scores of the candidates of many resamples, all in the same forward passes; each as `score_candidates` gives.
-
-    Args:
-        needed: called after bypass and KL, and again after each round, with unknown induce scores replaced by a large
-            number; induce is measured only for what it asks for, and stays NaN for the others. None: for all.
-        progress: advances by one per pair of candidate and prompt that is measured.
-
-    Raises:
-        InputError: layers, answers or tokens do not fit; `needed` with COSMIC scores, which follow from all additions.
-        NumericalError: a direction or the model's output is not finite.
-    """
-    if needed is not None and settings.cosmic_layers:
-        raise InputError("COSMIC scores need the additions of all candidates", where="score_resamples")
-    scorer = _Scorer(loaded, _joined(resamples), prompts, settings, progress)
+    scorer = _Scorer(loaded, candidates, prompts, settings, progress)
     plain = scorer.untouched()
     ablated, kept = scorer.bypass(plain)
     kl = scorer.kl(kept)
-    rows = list(torch.arange(len(scorer.layers)).split([len(each) for each in resamples]))
-
-    def scores(added: ScoredOutputs) -> list[CandidateScores]:
-        return [
-            CandidateScores(
-                positions=np.array(each.positions, dtype=np.int64),
-                layers=np.array(each.layers, dtype=np.int64),
-                n_layers=num_layers(loaded.model),
-                harmful=plain.harmful.scores[0].double().numpy(),
-                harmless=plain.harmless.scores[0].double().numpy(),
-                bypass=ablated.scores[mine].double().numpy(),
-                induce=added.scores[mine].double().numpy(),
-                kl=kl[mine][..., LAST_KL].double().numpy(),
-                kl_answer=kl[mine][..., MEAN_KL].double().numpy(),
-                cosmic=_cosmic(plain, ablated.rows(mine), added.rows(mine)),
-            )
-            for each, mine in zip(resamples, rows, strict=True)
-        ]
-
-    if needed is None:
-        return scores(scorer.induce(kept, plain.harmless))
-    added = plain.harmless.nothing(len(scorer.layers), len(prompts.harmless))
-    unknown = torch.zeros(len(scorer.layers), dtype=torch.bool)
-    unknown[kept] = True
-    while True:
-        assumed = added.scores.masked_fill(unknown[:, None], _LARGE)
-        asked = torch.from_numpy(np.concatenate(needed(scores(ScoredOutputs(assumed, None)))))
-        now = (asked & unknown).nonzero()[:, 0]
-        if not len(now):
-            return scores(added)
-        added.scores[now] = scorer.induce(now, plain.harmless).scores[now]
-        unknown[now] = False
-
-
-def _joined(resamples: Sequence[CandidateDirections]) -> CandidateDirections:
-    if not resamples:
-        raise InputError("there are no resamples to score", where="score_resamples")
-    return CandidateDirections(
-        torch.cat([each.vectors for each in resamples]),
-        tuple(position for each in resamples for position in each.positions),
-        tuple(layer for each in resamples for layer in each.layers),
+    added = scorer.induce(kept, plain.harmless)
+    return CandidateScores(
+        positions=np.array(candidates.positions, dtype=np.int64),
+        layers=np.array(candidates.layers, dtype=np.int64),
+        n_layers=num_layers(loaded.model),
+        harmful=plain.harmful.scores[0].double().numpy(),
+        harmless=plain.harmless.scores[0].double().numpy(),
+        bypass=ablated.scores.double().numpy(),
+        induce=added.scores.double().numpy(),
+        kl=kl[..., LAST_KL].double().numpy(),
+        kl_answer=kl[..., MEAN_KL].double().numpy(),
+        cosmic=_cosmic(plain, ablated, added),
     )
 
 

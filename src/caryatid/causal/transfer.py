@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from caryatid.causal.contrast import PairedCounts, paired_contrast
-from caryatid.errors import InputError
-from caryatid.stats import Interval, Rate, paired_ratio, wilson, wilson_interval
+from ..errors import InputError
+from ..stats import Interval, Rate, paired_ratio, wilson, wilson_interval
+from .contrast import PairedCounts, paired_contrast
 
 
 def transfer(refused: Bool[np.ndarray, "prompts"], refused_under: Bool[np.ndarray, "prompts"]) -> Rate:

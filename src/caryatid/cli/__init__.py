@@ -68,7 +68,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the contract's exit code. Bugs keep their traceback."""
+    """Run the command line and return its exit code (see `errors`). Bugs keep their traceback."""
     try:
         with speaking():
             result = app(args=arguments, standalone_mode=False, prog_name="caryatid")

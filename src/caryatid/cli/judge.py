@@ -121,21 +121,28 @@ def score(
     if as_json:
         print_json(_plain(found))
         return
+    _show_agreement(found)
+    if found.agreement.n < LEAST_LABELS:
+        announce(f"rates are corrected from {LEAST_LABELS} labelled answers on")
+        return
+    _show_rates(found)
+
+
+def _show_agreement(found: Any) -> None:
+    """How the judge agrees with people: over all labels, and by arm and step."""
     whole = found.agreement
-    print_table(
-        (found.metric, "value", "lo", "hi"),
-        [
-            ("accuracy", *_three(whole.accuracy)),
-            ("balanced accuracy", *_three(whole.balanced)),
-            ("kappa", *_three(whole.kappa)),
-            ("sensitivity", *_three(whole.sensitivity)),
-            ("specificity", *_three(whole.specificity)),
-            *([("three classes", *_three(found.three_way))] if found.three_way.n else []),
-        ],
-    )
+    rows = [
+        ("accuracy", whole.accuracy),
+        ("balanced accuracy", whole.balanced),
+        ("kappa", whole.kappa),
+        ("sensitivity", whole.sensitivity),
+        ("specificity", whole.specificity),
+        *([("three classes", found.three_way)] if found.three_way.n else []),
+    ]
+    print_table((found.metric, "value", "lo", "hi"), [(name, *_three(value)) for name, value in rows])
     announce(f"{found.judge}: {whole.n} labelled answers, {whole.unscored} unscored by the judge")
     print_table(
-        ("arm", "step", "labelled", "accuracy", "lo", "hi", "sensitivity", "of", "specificity", "of"),
+        ["arm", "step", "labelled", "accuracy", "lo", "hi", "sensitivity", "of", "specificity", "of"],
         [
             (
                 *(one.arm, "all" if one.step is None else one.step, part.n, *_three(part.accuracy)),
@@ -146,25 +153,13 @@ def score(
             for part in [one.agreement]
         ],
     )
-    if whole.n < LEAST_LABELS:
-        announce(f"rates are corrected from {LEAST_LABELS} labelled answers on")
-        return
+
+
+def _show_rates(found: Any) -> None:
+    """The run's rates as judged and corrected, and which differences survive the judge's errors."""
+    place = ("seed", "arm", "step", "suite", "attack")
     print_table(
-        (
-            "seed",
-            "arm",
-            "step",
-            "suite",
-            "attack",
-            "n",
-            "judged",
-            "lo",
-            "hi",
-            "corrected",
-            "lo",
-            "hi",
-            "errors of",
-        ),
+        (*place, "n", "judged", "lo", "hi", "corrected", "lo", "hi", "errors of"),
         [
             (
                 *(r.seed, r.arm, r.step, r.suite, r.attack, r.judged.n, *_three(r.judged)),
@@ -175,20 +170,7 @@ def score(
     )
     announce("since step 0, and if the judge erred as on these labels:")
     print_table(
-        (
-            "seed",
-            "arm",
-            "step",
-            "suite",
-            "attack",
-            "judged",
-            "lo",
-            "hi",
-            "if it erred",
-            "lo",
-            "hi",
-            "survives",
-        ),
+        (*place, "judged", "lo", "hi", "if it erred", "lo", "hi", "survives"),
         [
             (
                 *(d.seed, d.arm, d.step, d.suite, d.attack, *_three(d.found.judged)),

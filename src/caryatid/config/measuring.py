@@ -10,7 +10,7 @@ from .part import Domain, NonNegative, Part, Positive
 
 
 class GeometryConfig(Part):
-    """Directions, the scored bank, rank and drift."""
+    """Directions, the scored candidates, rank and drift."""
 
     positions: Literal["all", "last"] = Field("all", description="Post-instruction positions scored.")
     scored_depth: float = Field(

@@ -19,7 +19,7 @@ class DownloadError(DataMissingError):
 
 @dataclass
 class _Transfer:
-    """What the reading thread hands over."""
+    """What the reading thread passes to the main thread."""
 
     answered: threading.Event = field(default_factory=threading.Event)
     content: bytes | None = None

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from .prompts import Prompt, PromptSet, Role
+from .prompts import Label, Prompt, PromptSet, Role
 
 LICENCE = "Apache-2.0"
 FILES = ("harmful", "harmless", "contrast", "utility", "refusals")
@@ -57,59 +57,36 @@ def embedded_rows(name: str, folder: Path | None = None) -> int:
     return len(_rows(name, folder or embedded_folder()))
 
 
+def _prompt(row: Mapping[str, Any], set_name: str, label: Label, **more: Any) -> Prompt:
+    """A row of a file whose rows have id, text and category."""
+    return Prompt(row["id"], row["text"], set_name, label, category=row["category"], **more)
+
+
 def _harmful(row: Mapping[str, Any]) -> Prompt:
-    return Prompt(
-        id=row["id"],
-        text=row["text"],
-        set_name="embedded_harmful",
-        label="harmful",
-        category=row["category"],
-        kind="standard",
-        targets=tuple(row["targets"]),
-    )
+    return _prompt(row, "embedded_harmful", "harmful", kind="standard", targets=tuple(row["targets"]))
 
 
 def _harmless(row: Mapping[str, Any]) -> Prompt:
-    return Prompt(
-        id=row["id"],
-        text=row["text"],
-        set_name="embedded_harmless",
-        label="harmless",
-        category=row["category"],
-    )
+    return _prompt(row, "embedded_harmless", "harmless")
 
 
 def _utility(row: Mapping[str, Any]) -> Prompt:
+    return _prompt(row, "embedded_utility", "harmless", check=row["check"])
+
+
+def _contrast(row: Mapping[str, Any], side: str, label: Label, kind: str) -> Prompt:
+    """One side of a pair of a harmless and a harmful prompt with the same words."""
     return Prompt(
-        id=row["id"],
-        text=row["text"],
-        set_name="embedded_utility",
-        label="harmless",
-        category=row["category"],
-        check=row["check"],
+        f"{row['id']}_{side}", row[side], "embedded_contrast", label, category=str(row["pair"]), kind=kind
     )
 
 
 def _safe(row: Mapping[str, Any]) -> Prompt:
-    return Prompt(
-        id=f"{row['id']}_safe",
-        text=row["safe"],
-        set_name="embedded_contrast",
-        label="harmless",
-        category=str(row["pair"]),
-        kind=row["type"],
-    )
+    return _contrast(row, "safe", "harmless", row["type"])
 
 
 def _unsafe(row: Mapping[str, Any]) -> Prompt:
-    return Prompt(
-        id=f"{row['id']}_unsafe",
-        text=row["unsafe"],
-        set_name="embedded_contrast",
-        label="harmful",
-        category=str(row["pair"]),
-        kind=f"contrast_{row['type']}",
-    )
+    return _contrast(row, "unsafe", "harmful", f"contrast_{row['type']}")
 
 
 def split_rows(prompts: Sequence[Prompt], shares: Mapping[str, int]) -> dict[str, tuple[Prompt, ...]]:

@@ -60,7 +60,7 @@ def similarity(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def are_near(a: frozenset[str], b: frozenset[str]) -> bool:
-    """The module's rule for two sets of words."""
+    """Whether two sets of words are near-duplicates by this module's rule."""
     least = JACCARD
     if a <= b or b <= a:
         least = LONG_CONTAINED if min(len(a), len(b)) >= LONG else CONTAINED

@@ -90,7 +90,7 @@ def encodable(text: str, where: str) -> str:
 
 
 def read_csv(path: Path, text: str) -> CsvTable:
-    """A CSV file with a header; the delimiter (comma, semicolon, tab, bar) is found out.
+    """A CSV file with a header; the delimiter (comma, semicolon, tab, bar) is detected.
 
     A first line `sep=;` names it, as Excel writes and reads it. Rows without any text are left out.
 
@@ -220,6 +220,6 @@ def _as_mapping(value: object, where: str) -> Mapping[str, Any]:
 
 
 def _present(value: Any) -> Any:
-    """None for what stands for nothing: NaN, and an empty list or object."""
+    """The value; None for NaN and for an empty list or object."""
     missing = (isinstance(value, float) and math.isnan(value)) or value in ([], {})
     return None if missing else value

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from caryatid.errors import InputError, NumericalError
-from caryatid.geometry.directions import numerical_rank
-from caryatid.geometry.jackknife import jackknife_interval
-from caryatid.geometry.rank import SiteActivations
-from caryatid.stats import Interval
+from ..errors import InputError, NumericalError
+from ..stats import Interval
+from .directions import numerical_rank
+from .jackknife import jackknife_interval
+from .rank import SiteActivations
 
 
 def _row_space(rows: Float[Tensor, "k d"]) -> Float[Tensor, "rank d"]:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from caryatid.geometry.carriers import (
+from ..stats import Interval, bootstrap_indices, quantile_interval
+from .carriers import (
     MIN_GAP,
     CandidateScores,
     Profile,
@@ -17,7 +18,6 @@ from caryatid.geometry.carriers import (
     pick,
     select,
 )
-from caryatid.stats import Interval, bootstrap_indices, quantile_interval
 
 SHIFT_TOLERANCE = 1e-9  # depths are ratios of integers: 0.7 − 0.45 must count as 0.25
 
@@ -120,7 +120,7 @@ def bootstrap_reextracted(
 
 
 class _Draws(NamedTuple):
-    """Draws from one bank: the best candidate and its place; without one −1, and NaN for the depths."""
+    """Draws from one set of candidates: the best candidate and its place; without one −1, and NaN for the depths."""
 
     best: Int[np.ndarray, "draws"]
     depth: Float[np.ndarray, "draws"]
@@ -159,7 +159,7 @@ def most_likely(
     rng: np.random.Generator,
     min_gap: float = MIN_GAP,
 ) -> Int[np.ndarray, "kept"]:
-    """The `count` candidates that a carrier may turn out to be with directions extracted anew, in the bank's order.
+    """The `count` candidates that a carrier may turn out to be with directions extracted anew, in their order.
 
     First those that are the best candidate or set the depth in most resamples of the selection prompts under the first
     profile (those over all prompts before any other), then under the next; what is left is filled with the lowest mean

@@ -11,15 +11,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from caryatid.errors import InputError
-from caryatid.geometry.cosmic import CosmicProducts
-from caryatid.geometry.profiles import CALIBRATED as CALIBRATED
-from caryatid.geometry.profiles import PROFILES as PROFILES
-from caryatid.geometry.profiles import PUBLISHED as PUBLISHED
-from caryatid.geometry.profiles import Profile as Profile
+from ..errors import InputError
+from .cosmic import CosmicProducts
+from .profiles import CALIBRATED as CALIBRATED
+from .profiles import PROFILES as PROFILES
+from .profiles import PUBLISHED as PUBLISHED
+from .profiles import Profile as Profile
 
 MIN_GAP = 1.0  # nats
 TIE = 0.05  # share of the gap within which an earlier layer counts as as good as the best
+KL_CUTS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)  # of a sensitivity sweep
 NO_REFUSAL_BELOW = 0.1
 UNDISCRIMINATING_ABOVE = 0.5
 
@@ -30,7 +31,7 @@ NoCarrier = Literal["no refusal", "undiscriminating refusal", "gap too small", "
 
 @dataclass(frozen=True)
 class CandidateScores:
-    """Per-prompt scores of a bank of candidates.
+    """Per-prompt scores of candidate directions.
 
     Attributes:
         positions: −1 is the last prompt token. layers: the block at whose input the direction was taken.
@@ -95,7 +96,7 @@ class CandidateScores:
         return float(self.harmful.mean() - self.harmless.mean())
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything but `n_layers` and what there is not, for saving."""
+        """All arrays, for saving: not `n_layers`, and COSMIC's only where they were measured."""
         own = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         products = {} if self.cosmic is None else self.cosmic._asdict()
         return {**own, **{_COSMIC + name: value for name, value in products.items()}}
@@ -147,7 +148,7 @@ def average(
     """Mean scores over all prompts, or over each row of prompt indices; COSMIC's too where they are asked for.
 
     Raises:
-        InputError: COSMIC's are asked for and the bank has none.
+        InputError: COSMIC's are asked for and the candidates have none.
     """
 
     def weights(index: np.ndarray | None, n: int) -> np.ndarray:
@@ -339,73 +340,3 @@ def select(
         depth=depth_layer / scores.n_layers,
         argmin_depth=layer / scores.n_layers,
     )
-
-
-def candidate_table(
-    scores: CandidateScores, profile: Profile, choice: CarrierChoice | None = None
-) -> list[dict[str, object]]:
-    """One row per scored candidate with the columns of the contract's `carriers` table, arm and step left out.
-
-    `best` marks the choice, by default that of `select`; `admissible` and `best` are the selector's. Where the gap was
-    too small to look for a carrier, effects (shares of that gap) are NaN. The two cosines of COSMIC are there where
-    they were measured.
-    """
-    choice = choice or select(scores, profile)
-    means = average(scores, cosmic=profile.selector == "cosmic")
-    passed = admissible(means, scores.layers, scores.n_layers, profile)[0]
-    size = effects(means if choice.gap_suffices else means._replace(s=means.h))
-    with np.errstate(invalid="ignore"):
-        answer = scores.kl_answer.astype(np.float64).mean(axis=1)
-    cosines: list[dict[str, float]] = [{}] * len(scores)
-    if scores.cosmic is not None:
-        ablated, added, _ = scores.cosmic.scores()
-        pairs = zip(ablated[0].tolist(), added[0].tolist(), strict=True)
-        cosines = [{"cosmic_ablated": one, "cosmic_added": other} for one, other in pairs]
-    return [
-        {
-            "position": int(scores.positions[index]),
-            "layer": int(scores.layers[index]),
-            "depth": int(scores.layers[index]) / scores.n_layers,
-            "bypass": float(means.bypass[0, index]),
-            "induce": float(means.induce[0, index]),
-            "kl": float(means.kl[0, index]),
-            "kl_answer": float(answer[index]),
-            "bypass_effect": float(size.bypass[0, index]),
-            "induce_effect": float(size.induce[0, index]),
-            "profile": profile.name,
-            "selector": profile.selector,
-            "admissible": bool(passed[index]),
-            "best": index == choice.best,
-            **cosines[index],
-        }
-        for index in range(len(scores))
-    ]
-
-
-class SweepRow(NamedTuple):
-    """What a KL cut leads to."""
-
-    kl_max: float
-    admissible: int
-    depth: float
-    argmin_depth: float
-    position: int | None
-    reason: NoCarrier | None
-
-
-KL_CUTS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
-
-
-def threshold_sweep(
-    scores: CandidateScores, profile: Profile, cuts: Sequence[float] = KL_CUTS, *, min_gap: float = MIN_GAP
-) -> list[SweepRow]:
-    """Carrier depth against the KL cut, everything else as in `profile`."""
-    rows = []
-    for cut in cuts:
-        choice = select(scores, replace(profile, kl_max=cut), min_gap=min_gap)
-        rows.append(
-            SweepRow(
-                cut, choice.admissible, choice.depth, choice.argmin_depth, choice.position, choice.reason
-            )
-        )
-    return rows

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from caryatid.errors import InputError
-from caryatid.geometry.profiles import COSMIC, Profile
+from ..errors import InputError
+from .profiles import COSMIC, Profile
 
 
 def _cosine(a: Float[Tensor, "*batch d"], b: Float[Tensor, "*other d"]) -> Float[Tensor, "*batch"]:

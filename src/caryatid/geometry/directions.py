@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from caryatid.errors import InputError, NumericalError
+from ..errors import InputError, NumericalError
 
-# Directions this small beside the largest of their bank are rounding: the token read there is the same for all prompts.
+# Directions this small beside the largest candidate are rounding: the token read there is the same for all prompts.
 _ZERO = 1e-8
 
 
@@ -45,7 +45,7 @@ def candidate_directions(
     harmful: Float[Tensor, "harmful layers positions d"],
     harmless: Float[Tensor, "harmless layers positions d"],
 ) -> Float[Tensor, "positions layers d"]:
-    """The bank r[p, l] of candidate directions from captured block inputs, float64."""
+    """Candidate directions r[p, l] from captured block inputs, float64."""
     return mean_difference(harmful, harmless).transpose(0, 1)
 
 
@@ -109,7 +109,7 @@ def unit(directions: Float[Tensor, "*site d"]) -> Float[Tensor, "*site d"]:
 
 
 def is_candidate(directions: Float[Tensor, "positions layers d"]) -> Bool[Tensor, "positions layers"]:
-    """Which directions of a bank can be candidates: not zero (up to rounding).
+    """Which directions can be candidates: not zero (up to rounding).
 
     Raises:
         NumericalError: a direction is not finite.

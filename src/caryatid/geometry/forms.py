@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from caryatid.errors import InputError, NumericalError
+from ..errors import InputError, NumericalError
 
 PAIRS = ((0, 0), (0, 1), (1, 1))  # which anchors a form joins: a with a, a with b, b with b
 AA, AB, BB = range(3)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
-from caryatid.stats import Interval
+from ..stats import Interval
 
 LeaveOneOut = tuple[NDArray, Sequence[object]]
 """The statistic with each item of one sample left out, [items], and the items' stratum labels."""

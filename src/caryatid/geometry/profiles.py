@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from caryatid.settings import Settings, setting
+from ..settings import Settings, setting
 
 Selector = Literal["bypass", "cosmic"]
 SELECTORS: tuple[Selector, ...] = ("bypass", "cosmic")

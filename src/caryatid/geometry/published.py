@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from caryatid.errors import InputError
-from caryatid.geometry.carriers import PUBLISHED, Means, Profile, admissible, pick
-from caryatid.geometry.cosmic import CosmicScores, cosmic_admissible, select_cosmic
-from caryatid.geometry.profiles import COSMIC
+from ..errors import InputError
+from .carriers import PUBLISHED, Means, Profile, admissible, pick
+from .cosmic import CosmicScores, cosmic_admissible, select_cosmic
+from .profiles import COSMIC
 
 FIELDS = ("position", "layer", "refusal_score", "steering_score", "kl_div_score")
 _NOT_FINITE = (

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from caryatid.errors import InputError, NumericalError
-from caryatid.geometry.directions import unit
-from caryatid.geometry.jackknife import LeaveOneOut, jackknife_interval
-from caryatid.stats import Interval
+from ..errors import InputError, NumericalError
+from ..stats import Interval
+from .directions import unit
+from .jackknife import LeaveOneOut, jackknife_interval
 
 _ROUNDING = 1e-6  # of rank figures of float32 activations: a smaller difference between anchors is none
 
@@ -190,7 +190,7 @@ def bank_ranks(
     unit_norm: bool = True,
     confidence: float = 0.95,
 ) -> dict[str, Interval]:
-    """Each of `RankFigures` of a bank's directions, one row per candidate (protocol §5: the picture).
+    """Each of `RankFigures` of the matrix of candidate directions, one row per candidate (protocol §5: the picture).
 
     Jackknife intervals over the prompts; which candidates these are is held fixed. All NaN without any candidate.
 

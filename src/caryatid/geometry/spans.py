@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from caryatid.errors import InputError
-from caryatid.geometry.angles import AngleSummary, angle_summary, coordinates
-from caryatid.geometry.directions import category_directions, subspace
-from caryatid.geometry.jackknife import jackknife_interval
-from caryatid.geometry.rank import SiteActivations
-from caryatid.stats import Interval
+from ..errors import InputError
+from ..stats import Interval
+from .angles import AngleSummary, angle_summary, coordinates
+from .directions import category_directions, subspace
+from .jackknife import jackknife_interval
+from .rank import SiteActivations
 
 _ROUNDING = 1e-4  # degrees, or radians, of angles of float32 activations
 QUANTITIES = ("mean", "max", "grassmann", "chordal")

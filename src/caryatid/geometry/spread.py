@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from caryatid.errors import InputError
-from caryatid.geometry.forms import AA, BB, Estimates, Form, Groups
-from caryatid.geometry.rank import SiteActivations
-from caryatid.geometry.turn import ratio_interval
-from caryatid.stats import Interval
+from ..errors import InputError
+from ..stats import Interval
+from .forms import AA, BB, Estimates, Form, Groups
+from .rank import SiteActivations
+from .turn import ratio_interval
 
 _ROUNDING = 1e-6  # of a ratio of float32 activations
 _NOTHING = Interval(math.nan, math.nan, math.nan)

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats as scipy_stats
 
-from caryatid.errors import InputError
-from caryatid.geometry.forms import AA, AB, BB, Estimates, Form, Groups
-from caryatid.geometry.rank import SiteActivations
-from caryatid.stats import Interval
+from ..errors import InputError
+from ..stats import Interval
+from .forms import AA, AB, BB, Estimates, Form, Groups
+from .rank import SiteActivations
 
 _ROUNDING = 1e-6  # of a cosine of float32 activations
 _SMALLEST = 3  # prompts in a group whose noise can be estimated

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..registry import Registry
 from .hooks import Hooks, block_input
 from .layout import hidden_size
 
@@ -124,37 +125,25 @@ def stack_rows(interventions: Sequence[Intervention | None]) -> list[Interventio
     return stacked
 
 
-_KINDS: dict[str, type[Intervention]] = {}
+_KINDS: Registry[str, type[Intervention]] = Registry("intervention", reserved=("none",))
 
 
 def register_intervention(name: str, kind: type[Intervention]) -> None:
     """Make an intervention known by name to causal conditions and the `intervention` column of tables.
 
     Raises:
-        InputError: the name is taken by another one.
+        ValueError: the name is taken by another one.
     """
-    if name == "none" or _KINDS.get(name, kind) is not kind:
-        raise InputError(
-            f"the intervention {name!r} exists already",
-            where="register_intervention",
-            remedy="Use another name.",
-        )
-    _KINDS[name] = kind
+    _KINDS.register(name, kind)
 
 
 def intervention_kind(name: str) -> type[Intervention]:
     """The class registered under a name.
 
     Raises:
-        InputError: there is none.
+        UsageError: there is none.
     """
-    if name not in _KINDS:
-        raise InputError(
-            f"unknown intervention {name!r}",
-            where="intervention",
-            remedy=f"Use {', '.join(_KINDS)}, or register it.",
-        )
-    return _KINDS[name]
+    return _KINDS.named(name)
 
 
 @dataclass

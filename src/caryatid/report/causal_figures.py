@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .figures import arms_of, steps_of, trajectory_of, value_of
-from .svg import MUTED, Drawing, Point, Series, colour, legend, panel, shortened, ticks
+from .svg import MUTED, Drawing, Frame, Point, Series, colour, legend, panel, shortened, ticks
 
 Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]
@@ -229,7 +229,7 @@ def profile_figure(tables: Tables, seed: int) -> str:
         points = [Point(row["layer"], *_with_interval(row), f"n = {row['n']}") for row in mine]
         line = [Series(anchor[0], colour(anchor[0], arms), points)]
         title = f"{shortened(anchor[0])}, step {anchor[1]} (carrier of layer {mine[0]['carrier_layer']})"
-        panel(drawing, box, line, title=title, steps=layers, zero=0.0, axis="layer")
+        panel(drawing, box, line, Frame(title, layers, zero=0.0, axis="layer"))
     return drawing.svg()
 
 
@@ -249,7 +249,7 @@ def control_figure(tables: Tables, seed: int) -> str:
     for index, (title, chosen, quantity, bounds) in enumerate(shown):
         mine = [{**row, "step": row["to"]} for row in chosen if row["quantity"] == quantity]
         box = (320.0 * index, 36.0, 312.0, 210.0)
-        panel(drawing, box, trajectory_of(mine, arms), title=title, steps=steps, bounds=bounds, zero=None)
+        panel(drawing, box, trajectory_of(mine, arms), Frame(title, steps, bounds))
     return drawing.svg()
 
 

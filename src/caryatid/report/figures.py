@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .svg import MUTED, Drawing, Point, Series, colour, ink_on, legend, panel, shade, shortened
+from .svg import MUTED, Drawing, Frame, Point, Series, colour, ink_on, legend, panel, shade, shortened
 
 Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]
@@ -75,7 +75,7 @@ def behaviour_figure(tables: Tables, seed: int) -> str:
     legend(drawing, 20, 22, [(arm, colour(arm, arms)) for arm in arms])
     for index, (title, mine) in enumerate(panels):
         box = (320 * (index % columns), 36 + 200 * (index // columns), 312, 196)
-        panel(drawing, box, trajectory_of(mine, arms), title=title, steps=steps, bounds=(0, 1))
+        panel(drawing, box, trajectory_of(mine, arms), Frame(title, steps, (0, 1)))
     return drawing.svg()
 
 
@@ -191,25 +191,11 @@ def geometry_figure(tables: Tables, seed: int) -> str:
     turned = [value for value in turned if math.isfinite(value)]
     drawing = Drawing(960, 250, "Effective rank and excess angle at every anchor")
     legend(drawing, 20, 22, [(arm, colour(arm, arms)) for arm in arms])
-    panel(
-        drawing,
-        (0, 36, 470, 210),
-        trajectory_of(ranks, arms),
-        title="Effective rank at step 0's site",
-        steps=steps,
-    )
-    panel(
-        drawing,
-        (480, 36, 470, 210),
-        trajectory_of(consecutive, arms),
-        title="Excess angle from the anchor before (degrees)",
-        steps=steps,
-        bounds=(
-            min([-1.0, *turned]),
-            max([1.0, *turned]),
-        ),  # a hundredth of a degree must not look like a turn
-        zero=0.0,
-    )
+    rank = Frame("Effective rank at step 0's site", steps)
+    panel(drawing, (0, 36, 470, 210), trajectory_of(ranks, arms), rank)
+    bounds = min([-1.0, *turned]), max([1.0, *turned])  # a hundredth of a degree must not look like a turn
+    angle = Frame("Excess angle from the anchor before (degrees)", steps, bounds, zero=0.0)
+    panel(drawing, (480, 36, 470, 210), trajectory_of(consecutive, arms), angle)
     return drawing.svg()
 
 
@@ -238,16 +224,15 @@ def sweep_figure(tables: Tables, seed: int) -> str:
                 for row in sorted(mine, key=lambda row: float(row["kl_max"]))
             ]
             lines.append(Series(f"step {step}", fills[step], points))
-        panel(
-            drawing,
-            (width * (index % 2), 36 + 230 * (index // 2), width - 8, 226),
-            lines,
-            title=f"{arm}: carrier depth (earliest layer / L)",
-            steps=cuts,
-            bounds=(0, 1),
+        frame = Frame(
+            f"{arm}: carrier depth (earliest layer / L)",
+            cuts,
+            (0, 1),
             axis="KL cut × 100",
             empty="no admissible carrier under any cut",
         )
+        box = (width * (index % 2), 36 + 230 * (index // 2), width - 8, 226)
+        panel(drawing, box, lines, frame)
     return drawing.svg()
 
 

@@ -131,27 +131,33 @@ def _bounds(series: Sequence[Series], fixed: tuple[float, float] | None) -> tupl
     return low - pad, high + pad
 
 
-def panel(
-    drawing: Drawing,
-    box: tuple[float, float, float, float],
-    series: Sequence[Series],
-    *,
-    title: str,
-    steps: Sequence[int],
-    bounds: tuple[float, float] | None = None,
-    zero: float | None = None,
-    axis: str = "step",
-    empty: str = "no value",
-) -> None:
-    """One chart of values over anchors (evenly spaced, labelled with their steps) in the box (x, y, width, height).
+@dataclass(frozen=True)
+class Frame:
+    """What a chart has besides its values.
 
-    Args:
-        steps: places on the x axis, which `axis` names: steps of anchors, or layers.
-        empty: said where there is no point to draw.
+    Attributes:
+        steps: places on the x axis, evenly spaced; `axis` names them: steps of anchors, or layers.
+        bounds: lowest and highest value of the y axis; None: as the values ask for.
+        zero: where a heavier horizontal line is drawn.
+        empty: written where there is no point to draw.
     """
+
+    title: str
+    steps: Sequence[int]
+    bounds: tuple[float, float] | None = None
+    zero: float | None = None
+    axis: str = "step"
+    empty: str = "no value"
+
+
+def panel(
+    drawing: Drawing, box: tuple[float, float, float, float], series: Sequence[Series], frame: Frame
+) -> None:
+    """One chart of values over the places of a frame, in the box (x, y, width, height)."""
+    steps, zero, axis = frame.steps, frame.zero, frame.axis
     x0, y0, width, height = box
     left, top, right, bottom = x0 + 40, y0 + 26, x0 + width - 12, y0 + height - 34
-    low, high = _bounds(series, bounds)
+    low, high = _bounds(series, frame.bounds)
 
     def at_y(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - top)
@@ -160,7 +166,7 @@ def panel(
         index = list(steps).index(int(step))
         return left + 12 + index * (right - left - 24) / max(len(steps) - 1, 1)
 
-    drawing.text(x0 + 6, y0 + 15, title, bold=True, size=13)
+    drawing.text(x0 + 6, y0 + 15, frame.title, bold=True, size=13)
     for tick in ticks(low, high):
         drawing.line(left, at_y(tick), right, at_y(tick))
         drawing.text(left - 6, at_y(tick) + 4, f"{tick:g}", anchor="end", size=11)
@@ -170,7 +176,7 @@ def panel(
         drawing.text(at_x(step), bottom + 16, str(step), anchor="middle", size=11)
     drawing.text((left + right) / 2, bottom + 31, axis, anchor="middle", size=10, fill=MUTED)
     if not any(math.isfinite(point.y) for one in series for point in one.points):
-        drawing.text((left + right) / 2, (top + bottom) / 2, empty, anchor="middle", fill=MUTED)
+        drawing.text((left + right) / 2, (top + bottom) / 2, frame.empty, anchor="middle", fill=MUTED)
     for offset, one in enumerate(series):
         shift = (offset - (len(series) - 1) / 2) * 5
         shown = [p for p in one.points if math.isfinite(p.y)]

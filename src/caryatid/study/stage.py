@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from ..artifacts import StageFolder
 from ..config import StudyConfig
+from ..registry import Registry
 from .facts import Facts
 from .results import load_result, save_result
 from .series import AnchorRef, ArmRef, Place, SeedRef, all_anchors, anchors_of, verdict_pairs
@@ -141,23 +142,13 @@ class Stage(Generic[R]):
 
 S = TypeVar("S", bound=Stage[Any])
 AnyStage = Stage[Any]
-_registered: dict[str, type[AnyStage]] = {}
+_registered: Registry[str, type[AnyStage]] = Registry("stage")
 
 
 def register_stage(kind: type[S]) -> type[S]:
-    """Class decorator: the stage takes part in every study that is planned from now on.
-
-    Raises:
-        ValueError: another stage has this kind.
-    """
-    if _registered.setdefault(kind.kind, kind) is not kind:
-        raise ValueError(f"two stages of kind {kind.kind!r}")
+    """Class decorator: the stage takes part in every study that is planned from now on; see `Registry.register`."""
+    _registered.register(kind.kind, kind)
     return kind
-
-
-def unregister_stage(kind: type[AnyStage]) -> None:
-    """Take a stage out again."""
-    _registered.pop(kind.kind, None)
 
 
 def import_all(package: str) -> None:

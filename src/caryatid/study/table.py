@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..registry import Registry
 from ..report.tables import Column, write_table
 from .run import Run
 from .stage import import_all
@@ -78,23 +79,12 @@ class Table:
     shown: Shown | None = None
 
 
-_registered: dict[str, Table] = {}
+_registered: Registry[str, Table] = Registry("table")
 
 
 def register_table(table: Table) -> Table:
-    """The table is written for every study from now on.
-
-    Raises:
-        ValueError: another table has this name.
-    """
-    if _registered.setdefault(table.name, table) is not table:
-        raise ValueError(f"two tables named {table.name!r}")
-    return table
-
-
-def unregister_table(name: str) -> None:
-    """Take a table out again."""
-    _registered.pop(name, None)
+    """The table is written for every study from now on; see `Registry.register`."""
+    return _registered.register(table.name, table)
 
 
 def all_tables() -> list[Table]:

@@ -90,7 +90,7 @@ class _Layer:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Round A and B anew if they have changed; in place, for what was recorded with their addresses."""
+        """Round A and B again if they have changed. Updated in place: captured CUDA graphs hold their addresses."""
         now = (self.a._version, self.b._version)
         if now != self.seen:
             self.down[: len(self.a)] = self.a
@@ -140,7 +140,7 @@ class LowPrecisionAdapters:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Inside, no gradients with respect to the adapters, and no dropout, whatever the mode."""
+        """Context without dropout and without gradients to the adapters, whatever the mode."""
         self._attacked = True
         try:
             yield

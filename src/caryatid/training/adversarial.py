@@ -9,7 +9,6 @@ import torch
 from ..attacks.base import Goal
 from ..attacks.gcg.state import GcgState, resume_state, start_state
 from ..attacks.gcg.steps import gcg_steps
-from ..data.prompts import Prompt
 from ..models.batch import RowLimit
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
@@ -40,7 +39,7 @@ class CaseSource:
     """Draws cases from the pool and refreshes their suffixes as the arm says; ranks share the attacks.
 
     Args:
-        settings: pool and attack. behaviours: training prompts with targets. seed: of draws and attacks.
+        settings: of the attack. pool: the cases; its seed is also that of attacks.
         batch_size: candidates per forward at most.
     """
 
@@ -50,15 +49,13 @@ class CaseSource:
         chat: ChatFormat,
         arm: Arm,
         settings: R2D2Settings,
-        behaviours: Sequence[Prompt],
-        seed: int,
+        pool: Pool,
         batch_size: int,
         ranks: Ranks = ALONE,
     ) -> None:
         self.loaded, self.chat, self.arm, self.settings = loaded, chat, arm, settings
-        self.ranks = ranks
-        self.pool = Pool(behaviours, settings.pool, seed, settings.suffix_length)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.pool, self.ranks = pool, ranks
+        self.generator = torch.Generator().manual_seed(pool.seed)
         self.limit = RowLimit(batch_size)
         self.refusal = chat.answer_ids(settings.toward_text)
 

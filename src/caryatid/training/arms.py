@@ -7,7 +7,7 @@ one line; a package outside caryatid can do the same.
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import UsageError
+from ..registry import Registry
 from .terms import LossTerms, away_and_toward, toward_only
 
 Suffixes = Literal["none", "static", "dynamic"]
@@ -27,32 +27,20 @@ class Arm:
     suffixes: Suffixes = "none"
 
 
-ARMS: dict[str, Arm] = {}
+ARMS: Registry[str, Arm] = Registry("arm")
 
 
 def register_arm(arm: Arm) -> Arm:
-    """Make an arm known by its name.
-
-    Raises:
-        ValueError: another arm has that name.
-    """
-    if ARMS.setdefault(arm.name, arm) != arm:
-        raise ValueError(f"an arm named {arm.name!r} is registered already")
-    return arm
+    """Make an arm known by its name; see `Registry.register`."""
+    return ARMS.register(arm.name, arm)
 
 
 def arm_named(name: str) -> Arm:
-    """A registered arm.
-
-    Raises:
-        UsageError: no arm has that name.
-    """
-    if name not in ARMS:
-        raise UsageError(f"no arm is named {name!r}", where="arms", remedy=f"Use {', '.join(ARMS)}.")
-    return ARMS[name]
+    """A registered arm; see `Registry.named`."""
+    return ARMS.named(name)
 
 
 SFT = register_arm(Arm("sft"))
-REFUSAL_SFT = register_arm(Arm("refusal_sft", toward_only))
+register_arm(Arm("refusal_sft", toward_only))
 R2D2 = register_arm(Arm("r2d2", away_and_toward, "dynamic"))
-R2D2_STATIC = register_arm(Arm("r2d2_static", away_and_toward, "static"))
+register_arm(Arm("r2d2_static", away_and_toward, "static"))

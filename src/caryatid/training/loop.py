@@ -18,6 +18,7 @@ from .adversarial import Attacked, CaseSource
 from .arms import Arm
 from .kl import benign_kl
 from .losses import sft_loss
+from .pool import Pool
 from .ranks import ALONE, Ranks
 from .settings import Mode, TrainingSettings
 from .terms import my_share, token_count
@@ -136,7 +137,7 @@ class _Totals:
         self.gcg_backward_tokens += found.backward_tokens
 
     def follow(self, loss: float) -> None:
-        """The moving average goes on with a new loss, if there is one."""
+        """Update the moving average with a new loss, if there is one."""
         if not math.isnan(loss):
             first = math.isnan(self.gcg_ema)
             self.gcg_ema = loss if first else EMA_DECAY * self.gcg_ema + (1 - EMA_DECAY) * loss
@@ -179,9 +180,9 @@ def train_arm(
     trainee = Trainee(loaded, settings, updates=anchors[-1], seed=job.seed, ranks=ranks)
     source = None
     if job.arm.terms is not None:
-        source = CaseSource(
-            loaded, chat, job.arm, settings.r2d2, job.behaviours, job.seed, job.gcg_batch, ranks
-        )
+        r2d2 = settings.r2d2
+        pool = Pool(job.behaviours, r2d2.pool, job.seed, r2d2.suffix_length)
+        source = CaseSource(loaded, chat, job.arm, r2d2, pool, job.gcg_batch, ranks)
     training = _Training(job.arm, trainee, source, out, work)
     training.begin()
     encoded = [chat_example(chat, example, settings.max_length) for example in job.examples]
@@ -247,7 +248,7 @@ class _Training:
                     self.totals.spend(found)
 
     def stop_at_anchor(self, kl: float) -> None:
-        """Log, save the weights, then the state: an anchor without one is made again."""
+        """Log, save the weights, then the state; an anchor without a saved state is trained again."""
         trainee, totals = self.trainee, self.totals
         parameters = trainee.loaded.model.named_parameters()
         size = sum(value.numel() for name, value in parameters if "lora_" not in name)
@@ -276,12 +277,12 @@ class _Training:
         self.save_state()
 
     def save_now_and_then(self) -> None:
-        """Between anchors, where much work would be lost; only the last such state is kept."""
+        """Save the state between anchors when much work would be lost otherwise; only the last one is kept."""
         if time.monotonic() - self.saved >= max(SAVE_AFTER, SAVE_SHARE * self.saving):
             self.save_state()
 
     def save_state(self) -> None:
-        """All that a resume needs; states of earlier steps that are no anchors go."""
+        """Save all that a resume needs, and delete states of earlier steps that are not anchors."""
         began, step = time.monotonic(), self.trainee.step
         extra = {
             "totals": self.totals.to_json(),

@@ -55,7 +55,7 @@ class Pool:
                 raise InputError(
                     "a training behaviour has no target", where=f"pool: {row.id}", remedy="Add its target."
                 )
-        self.behaviours, self.suffix_length = tuple(behaviours), suffix_length
+        self.behaviours, self.seed, self.suffix_length = tuple(behaviours), seed, suffix_length
         self._generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.behaviours), generator=self._generator).tolist()
         self.entries = [self._fresh(order[index % len(order)]) for index in range(size)]
@@ -81,7 +81,7 @@ class Pool:
         self.entries[index] = replace(self.entries[index], suffix_ids=tuple(suffix_ids))
 
     def advance(self) -> None:
-        """One optimizer update has passed."""
+        """Age every case by one optimizer update."""
         self.entries = [replace(case, age=case.age + 1) for case in self.entries]
 
     def restart(self, fraction: float) -> list[int]:

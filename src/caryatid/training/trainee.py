@@ -216,7 +216,7 @@ class Trainee:
 
     @contextmanager
     def at_step_zero(self) -> Iterator[None]:
-        """Inside, the model computes as step 0 did."""
+        """Context in which the model computes as at step 0."""
         if self.peft is not None:
             with self.peft.disable_adapter():
                 yield

@@ -7,12 +7,13 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from caryatid.attacks.gcg.gradient import suffix_gradient, suffix_gradients
+from caryatid.attacks.gcg.gradient import suffix_gradients
 from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache
-from caryatid.attacks.gcg.scoring import SCORINGS, candidate_losses, score_candidates
+from caryatid.attacks.gcg.scoring import SCORINGS, score_candidates
 from caryatid.errors import InputError
 from caryatid.models.cache import prefix_cache_supported
 from caryatid.models.load import LoadedModel
+from searching import candidate_losses, suffix_gradient
 from tiny import ARCHITECTURES, tiny_config, tiny_loaded
 
 

@@ -22,8 +22,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
-from caryatid.errors import InputError, NumericalError
-from caryatid.paths import cache_dir
+from ...errors import InputError, NumericalError
+from ...paths import cache_dir
 
 # Contexts in which a token must survive decode → encode at least once. A tokenizer that marks word starts (▁)
 # reproduces a word's continuation only after other text, a byte-level one reproduces "!" only away from another "!".
@@ -110,7 +110,7 @@ def allowed_token_ids(tokenizer: PreTrainedTokenizerBase) -> TokenFilter:
 
 
 def _filter_file(tokenizer: PreTrainedTokenizerBase) -> Path | None:
-    """Named by all that the filter depends on; None for a tokenizer that does not write itself out."""
+    """Cache path keyed by every input of the filter; None for a tokenizer that cannot be serialised."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -130,7 +130,7 @@ def _read_filter(file: Path, vocabulary: int) -> TokenFilter | None:
 
 
 def _keep_filter(file: Path, found: TokenFilter) -> None:
-    """Atomic; a cache that cannot be written only costs the next process the time."""
+    """Write the filter to the cache, atomically; if that fails, the next process computes it again."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as partial:

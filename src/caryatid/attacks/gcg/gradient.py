@@ -10,19 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from caryatid.attacks.gcg.graphs import Replay
-from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache, token_losses
-from caryatid.attacks.gcg.tails import TailBatch, assemble_tails
-from caryatid.models.batch import with_backoff
-from caryatid.models.cache import (
+from ...models.batch import with_backoff
+from ...models.cache import (
     PrefixCache,
     SuffixKeys,
     joined_suffixes,
     recorded_suffixes,
     recording,
 )
-from caryatid.models.heads import logits_at
-from caryatid.models.load import LoadedModel
+from ...models.heads import logits_at
+from ...models.load import LoadedModel
+from .graphs import Replay
+from .layout import PromptLayout, token_losses
+from .tails import TailBatch, assemble_tails
 
 _VOCABULARY_CHUNK = 16384
 
@@ -134,7 +134,7 @@ def suffix_gradients(
                 layout = layouts[case]
                 first = 0 if prefix is not None else len(layout.prefix_ids)
                 at_suffix.append(found.gradient[row, first : first + len(layout.suffix_ids)])
-        # Not in the precision of an autocast around: near ties decide which tokens are tried.
+        # Autocast is off here: its rounding would reorder near ties among the tokens to try.
         with torch.no_grad(), torch.autocast(loaded.device.type, enabled=False):
             onehot = _onehot_gradient(embedding, torch.cat(at_suffix), found.vocabulary)
         parts = onehot.split([len(part) for part in at_suffix])
@@ -146,15 +146,9 @@ def suffix_gradients(
     return SuffixGradients(gradients, tokens, suffix)
 
 
-def suffix_gradient(loaded: LoadedModel, layout: PromptLayout, *, use_cache: bool = True) -> SuffixGradient:
-    """Gradient of one case's target loss with respect to its one-hot suffix, [length, vocabulary]."""
-    prefix = build_prefix_cache(loaded, [layout]) if use_cache else None
-    return suffix_gradients(loaded, [layout], prefix=prefix, batch_size=1).cases[0]
-
-
 @torch.no_grad()
 def present_suffixes(loaded: LoadedModel, layouts: Sequence[PromptLayout], prefix: PrefixCache) -> SuffixKeys:
-    """Keys and values of the present suffixes, from a forward of their own; a gradient gives them for nothing."""
+    """Keys and values of the present suffixes, from a pass of their own (a gradient pass records them anyway)."""
     suffixes = [torch.tensor([layout.suffix_ids]) for layout in layouts]
     longest = max(len(layout.suffix_ids) for layout in layouts)
     cases = range(len(layouts))

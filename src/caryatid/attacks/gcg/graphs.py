@@ -24,7 +24,7 @@ RECORDED_FROM = 4  # repetitions: recording costs about as much as one
 
 
 class Replay(Generic[Output]):
-    """A function of one tensor that is called again and again; on CUDA one launch from its second call on.
+    """A function of one tensor; on CUDA replayed as a captured graph, in one launch, from its second call on.
 
     Whatever else the function reads is the same in every call, and it never waits for the device. What it returned is
     overwritten by the next call. Where recording fails, or for another shape than the first, it is called as it is.
@@ -82,7 +82,7 @@ class Replay(Generic[Output]):
 
 
 class _Compiled:
-    """A compiled function; the function itself from the first time that the compiler fails."""
+    """A compiled function that falls back to the plain one, for good, when the compiler fails."""
 
     def __init__(self, function: Callable[..., Any], backend: Backend) -> None:
         self.plain = function
@@ -106,7 +106,7 @@ class _Compiled:
 
 @cache
 def compiled(function: Callable[..., Output], backend: Backend = "inductor") -> Callable[..., Output]:
-    """`function` compiled when it is first called, for any shape; itself where the compiler fails."""
+    """`function`, compiled at its first call for any shape; the plain function where the compiler fails."""
     return _Compiled(function, backend)
 
 
@@ -117,7 +117,7 @@ def worth_fusing(model: nn.Module) -> bool:
 
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
-    """Norms and gated feed-forward parts in the library's own code, as it wrote them: no adapter, no hook inside.
+    """Norms and gated feed-forward modules of transformers itself, those with an adapter or a hook left out.
 
     Their linear layers may stand in float8 (`precision.py`): the quantisation is then compiled with what is around it.
     """
@@ -138,7 +138,7 @@ def _untouched(module: nn.Module) -> bool:
 
 @contextmanager
 def fused(model: nn.Module, *, backend: Backend = "inductor") -> Iterator[None]:
-    """Norms, feed-forward parts and rotary embeddings compiled inside; afterwards everything is as it was."""
+    """Context in which norms, feed-forward modules and rotary embeddings are compiled; undone afterwards."""
     with ExitStack() as stack:
         homes = {type(module).__module__ for module in model.modules()}
         for home in (sys.modules[name] for name in homes if name.startswith("transformers.models.")):

@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from caryatid.errors import InputError
-from caryatid.models.cache import PrefixCache, prefix_cache_supported, run_prefixes
-from caryatid.models.load import LoadedModel
+from ...errors import InputError
+from ...models.cache import PrefixCache, prefix_cache_supported, run_prefixes
+from ...models.load import LoadedModel
 
 _LOSS_CHUNK = 2048
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside; afterwards every module is in the mode it was in."""
+    """Context with dropout off; afterwards every module is in its former mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from caryatid.attacks.gcg.graphs import compiled
-from caryatid.attacks.gcg.settings import SearchPrecision
-from caryatid.models.adapters import AdaptedLinear
-from caryatid.models.layout import decoder_layers
-from caryatid.models.load import LoadedModel
+from ...models.adapters import AdaptedLinear
+from ...models.layout import decoder_layers
+from ...models.load import LoadedModel
+from .graphs import compiled
+from .settings import SearchPrecision
 
 log = logging.getLogger(__name__)
 _FLOAT8 = torch.float8_e4m3fn
@@ -182,7 +182,7 @@ def _quantised(x: Float[Tensor, "rows d"]) -> tuple[Tensor, Float[Tensor, "rows 
 
 @dataclass(frozen=True)
 class _Place:
-    """A linear layer as `parent` holds it, and what stands in for it."""
+    """A linear layer, the module `parent` that holds it, and the layer that replaces it."""
 
     parent: nn.Module
     name: str
@@ -219,7 +219,7 @@ def _float8_places(model: nn.Module) -> list[_Place]:
 
 @contextmanager
 def _in_float8(places: Sequence[_Place]) -> Iterator[None]:
-    """The layers in float8 inside; afterwards the model is as it was."""
+    """Context in which these layers compute in float8; afterwards the model is as it was."""
     try:
         for place in places:
             place.parent._modules[place.name] = place.low

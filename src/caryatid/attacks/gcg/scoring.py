@@ -14,7 +14,6 @@ Only the logits that predict target tokens are computed.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -23,21 +22,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from caryatid.attacks.gcg.gradient import present_suffixes
-from caryatid.attacks.gcg.graphs import fused
-from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache, longest_row, token_losses
-from caryatid.attacks.gcg.settings import Scoring
-from caryatid.attacks.gcg.tails import TailBatch, Tails, assemble_tails
-from caryatid.errors import InputError
-from caryatid.models.batch import with_backoff
-from caryatid.models.cache import (
+from ...errors import InputError
+from ...models.batch import with_backoff
+from ...models.cache import (
     PrefixCache,
     SuffixKeys,
     prefix_cache_supported,
     tree_attention_supported,
 )
-from caryatid.models.heads import logits_at
-from caryatid.models.load import LoadedModel
+from ...models.heads import logits_at
+from ...models.load import LoadedModel
+from .gradient import present_suffixes
+from .layout import PromptLayout, longest_row, token_losses
+from .settings import Scoring
+from .tails import TailBatch, Tails, assemble_tails
 
 SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 CPU_ROWS = 8  # per incremental forward on the CPU: enough to keep it busy, and rows of nearly one length
@@ -145,7 +143,6 @@ def start_scoring(
     scoring: Scoring = "prefix",
     suffix: SuffixKeys | None = None,
     pack_tokens: int = PACK_TOKENS,
-    fuse: bool = False,
 ) -> PendingScores:
     """Begin to score the candidates of several cases, `batch_size` rows at a time across cases.
 
@@ -156,7 +153,7 @@ def start_scoring(
         prefix: the cache of exactly these cases, or None for the plain forward.
         scoring: one that `usable_scoring` allows.
         suffix: keys and values of the present suffixes; computed here where they are needed and not given.
-        pack_tokens: longest packed row. fuse: compile norms, gates and rotary embeddings (see `graphs.fused`).
+        pack_tokens: longest packed row.
     """
     counts = [len(rows) for rows in candidates]
     if sum(counts) == 0:
@@ -184,8 +181,7 @@ def start_scoring(
             order += chosen
         return torch.cat(parts), order
 
-    with fused(loaded.model) if fuse else nullcontext():
-        (losses, order), size = with_backoff(run, batch_size)
+    (losses, order), size = with_backoff(run, batch_size)
     spent = [layout.tail_length if computed else 0 for layout in layouts]
     for case, length in zip(tails.cases.tolist(), tails.lengths.tolist(), strict=True):
         spent[case] += length
@@ -200,20 +196,3 @@ def score_candidates(
 ) -> ScoredCandidates:
     """Losses of the candidates of several cases; arguments as `start_scoring`."""
     return start_scoring(loaded, layouts, candidates, **options).result()
-
-
-def candidate_losses(
-    loaded: LoadedModel,
-    layout: PromptLayout,
-    candidates: Int[Tensor, "candidates length"],
-    *,
-    batch_size: int,
-    scoring: Scoring = "prefix",
-) -> Float[Tensor, "candidates"]:
-    """Mean cross-entropy of the target after each candidate, on the CPU, float32 (float64 for a float64 model)."""
-    prefix = None if scoring == "plain" else build_prefix_cache(loaded, [layout])
-    usable = usable_scoring(loaded, [layout], prefix, scoring)
-    scored = score_candidates(
-        loaded, [layout], [candidates], batch_size=batch_size, prefix=prefix, scoring=usable
-    )
-    return scored.losses[0]

@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
-from caryatid.artifacts import read_json, write_json
-from caryatid.attacks.base import AttackResult, BlockRun, Goal
-from caryatid.attacks.gcg.layout import evaluation_mode
-from caryatid.attacks.gcg.settings import GcgSettings, SuffixLength
-from caryatid.attacks.gcg.state import GcgState, start_state
-from caryatid.attacks.gcg.steps import GcgEngine, begin_records, gcg_engine, gcg_step
-from caryatid.models.forward import check_context
-from caryatid.models.load import LoadedModel
-from caryatid.models.template import ChatFormat
+from ...artifacts import read_json, write_json
+from ...models.forward import check_context
+from ...models.load import LoadedModel
+from ...models.template import ChatFormat
+from ..base import AttackResult, BlockRun, Goal
+from .layout import evaluation_mode
+from .settings import GcgSettings, SuffixLength
+from .state import GcgState, start_state
+from .steps import GcgEngine, begin_records, gcg_engine, gcg_step
 
 KEEP_EVERY = 60.0  # seconds between two states that are kept of an unfinished search
 
@@ -124,7 +124,7 @@ class _Search:
         return self.settings.steps - self._steps(state) if self._stops(state) else 0
 
     def keep(self) -> None:
-        """Write the state, if that is wanted and the last time is long enough ago."""
+        """Save the state if saving is on and the last save is long enough ago."""
         now = time.perf_counter()
         if self.run.keep is None or now - self.kept < KEEP_EVERY:
             return

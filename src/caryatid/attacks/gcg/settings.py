@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from caryatid.settings import Settings, setting
+from ...settings import Settings, setting
 
 Scoring = Literal["plain", "prefix", "incremental", "packed"]
 SearchPrecision = Literal["auto", "model", "bfloat16", "float8"]

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from caryatid.attacks.gcg.candidates import Substitutions, decode_ids, encode_texts
-from caryatid.errors import InputError
-from caryatid.models.template import ChatFormat
+from ...errors import InputError
+from ...models.template import ChatFormat
+from .candidates import Substitutions, decode_ids, encode_texts
 
 _ANCHOR = 4  # tokens of the prompt decoded before a suffix, so that word-start markers show as spaces
 _FILLERS = ("!", "x", "*", "a", "the", "1")
@@ -28,12 +28,12 @@ _LEAST_SURVIVAL = 1 / 8
 
 @dataclass
 class Survival:
-    """Share of a case's candidates that survived its last round trip: how many to check at once the next time."""
+    """Share of a case's candidates that survived its last round trip; sizes the next batch to check."""
 
     rate: float = _SURVIVAL
 
     def checks(self, wanted: int) -> int:
-        """So many at once are probably enough for `wanted` survivors."""
+        """How many candidates to check at once so that `wanted` of them probably survive."""
         return math.ceil(wanted / self.rate) + 8
 
     def saw(self, survivors: int, checked: int) -> None:

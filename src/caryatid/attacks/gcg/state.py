@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caryatid.attacks.base import Goal
-from caryatid.attacks.gcg.graphs import Replay
-from caryatid.attacks.gcg.layout import token_losses
-from caryatid.attacks.gcg.slot import given_suffix, initial_suffix
-from caryatid.models.heads import logits_at
-from caryatid.models.load import LoadedModel
-from caryatid.models.template import ChatFormat
+from ...models.heads import logits_at
+from ...models.load import LoadedModel
+from ...models.template import ChatFormat
+from ..base import Goal
+from .graphs import Replay
+from .layout import token_losses
+from .slot import given_suffix, initial_suffix
 
 
 @dataclass(frozen=True)

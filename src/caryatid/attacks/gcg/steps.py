@@ -14,26 +14,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caryatid.attacks.gcg.candidates import (
+from ...errors import InputError, NumericalError
+from ...models.batch import RowLimit
+from ...models.cache import PrefixCache, SuffixKeys
+from ...models.load import LoadedModel
+from ...models.template import ChatFormat
+from .candidates import (
     Substitutions,
     TokenFilter,
     allowed_token_ids,
     ordered_substitutions,
     topk_substitutions,
 )
-from caryatid.attacks.gcg.gradient import GradientPass, SuffixGradients, suffix_gradients
-from caryatid.attacks.gcg.graphs import Replay, worth_fusing
-from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache, evaluation_mode
-from caryatid.attacks.gcg.precision import LowPrecision, low_precision
-from caryatid.attacks.gcg.scoring import PendingScores, default_scoring, start_scoring, usable_scoring
-from caryatid.attacks.gcg.settings import GcgSettings, Scoring
-from caryatid.attacks.gcg.slot import SuffixSlot, Survival, place_suffix, surviving_candidates
-from caryatid.attacks.gcg.state import GcgState, text_loss
-from caryatid.errors import InputError, NumericalError
-from caryatid.models.batch import RowLimit
-from caryatid.models.cache import PrefixCache, SuffixKeys
-from caryatid.models.load import LoadedModel
-from caryatid.models.template import ChatFormat
+from .gradient import GradientPass, SuffixGradients, suffix_gradients
+from .graphs import Replay, fused, worth_fusing
+from .layout import PromptLayout, build_prefix_cache, evaluation_mode
+from .precision import LowPrecision, low_precision
+from .scoring import PendingScores, default_scoring, start_scoring, usable_scoring
+from .settings import GcgSettings, Scoring
+from .slot import SuffixSlot, Survival, place_suffix, surviving_candidates
+from .state import GcgState, text_loss
 
 
 @dataclass(frozen=True)
@@ -281,16 +281,19 @@ def _start(
     low: LowPrecision | None,
 ) -> PendingScores:
     """Begin to score candidates, in lower precision where one is given."""
-    with nullcontext() if low is None else low.opened():
+    loaded = engine.loaded if low is None else low.loaded
+    with (
+        nullcontext() if low is None else low.opened(),
+        fused(loaded.model) if engine.fuse else nullcontext(),
+    ):
         pending = start_scoring(
-            engine.loaded if low is None else low.loaded,
+            loaded,
             layouts,
             candidates,
             batch_size=engine.limit.rows,
             prefix=engine.prefix if low is None else engine.low_prefix,
             scoring=engine.scoring,
             suffix=suffix,
-            fuse=engine.fuse,
         )
     engine.limit.rows = pending.batch_size
     return pending

@@ -20,10 +20,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from caryatid.attacks.gcg.layout import PromptLayout
-from caryatid.models.batch import to_device
-from caryatid.models.forward import pad_id
-from caryatid.models.load import LoadedModel
+from ...models.batch import to_device
+from ...models.forward import pad_id
+from ...models.load import LoadedModel
+from .layout import PromptLayout
 
 
 class Scored(NamedTuple):
@@ -44,7 +44,7 @@ class Scored(NamedTuple):
     most: int
 
     def means(self, losses: Float[Tensor, "scored"]) -> Float[Tensor, "tails"]:
-        """Mean over each tail's targets; every loss has a place of its own, so that sums have one order."""
+        """Mean over each tail's targets, summed through a padded table, so that the order is fixed."""
         table = losses.new_zeros((len(self.counts), self.most))
         return table.index_put((self.owners, self.nth), losses).sum(dim=1) / self.counts
 
@@ -87,7 +87,7 @@ class Tails:
     def _scored(
         self, chosen: Int[Tensor, "chosen"], rows: Int[Tensor, "chosen"], offsets: Int[Tensor, "chosen"]
     ) -> Scored:
-        """Of tails `chosen`, each in its row from column `offsets` on."""
+        """Where the targets of tails `chosen` are predicted, each in its row from column `offsets` on."""
         cases = self.cases[chosen]
         counts = torch.tensor([len(target) for target in self.targets])[cases]
         table = self._target_table[cases]

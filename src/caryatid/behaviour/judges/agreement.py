@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
-from caryatid.errors import InputError
-from caryatid.stats import Interval, Rate, bootstrap_indices, clustered_rate, quantile_interval
+from ...errors import InputError
+from ...stats import Interval, Rate, bootstrap_indices, clustered_rate, quantile_interval
 
 _NAN = float("nan")
 

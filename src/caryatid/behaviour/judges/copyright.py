@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from caryatid.behaviour.judges.base import HARMFUL, HARMLESS, Judgement
-from caryatid.errors import DataMissingError, InputError
+from ...errors import DataMissingError, InputError
+from .base import HARMFUL, HARMLESS, Judgement
 
 THRESHOLD = 0.6
 NAME = "copyright-hashes@1"

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caryatid.artifacts import Chunks, write_bytes
-from caryatid.behaviour.judges.base import (
+from ...artifacts import Chunks, write_bytes
+from ...data.readers import decode, parse_json, read_user_bytes
+from ...errors import InputError
+from .base import (
     HARMFUL,
     HARMLESS,
     UNSCORED,
@@ -22,11 +24,9 @@ from caryatid.behaviour.judges.base import (
     judge_answers,
     judge_id,
 )
-from caryatid.behaviour.judges.copyright import CopyrightHashes
-from caryatid.behaviour.judges.registry import open_harm_judge, open_refusal_judge
-from caryatid.behaviour.judges.saved import judged
-from caryatid.data.readers import decode, parse_json, read_user_bytes
-from caryatid.errors import InputError
+from .copyright import CopyrightHashes
+from .registry import open_harm_judge, open_refusal_judge
+from .saved import judged
 
 VERDICT_COLUMNS = ("verdict", "verdict_judge")
 _LONGEST_CELL = 1 << 28

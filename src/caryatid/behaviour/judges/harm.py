@@ -5,18 +5,18 @@ written, and which words it uses. Fitted by `benchmarks/fit_harm_judge.py` on hu
 this file and say where they come from. Its rates are proxies, not attack success by HarmBench's classifier.
 """
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 
-from caryatid.behaviour.degenerate import is_degenerate
-from caryatid.behaviour.judges.acts import Act, read
-from caryatid.behaviour.judges.base import (
+from ...errors import InputError
+from ...paths import package_json
+from ..degenerate import is_degenerate
+from .acts import Act, read
+from .base import (
     FULL_REFUSAL,
     HARMFUL,
     HARMLESS,
@@ -27,10 +27,9 @@ from caryatid.behaviour.judges.base import (
     Kind,
     judge_id,
 )
-from caryatid.behaviour.judges.rules import decide
-from caryatid.behaviour.judges.text import content_stems, readable, sentences, stem, word_list
-from caryatid.behaviour.judges.words import any_of
-from caryatid.errors import InputError
+from .rules import decide
+from .text import content_stems, readable, sentences, stem, word_list
+from .words import any_of
 
 WORDS_READ = 400
 """Words of an answer that the word weights see."""
@@ -127,7 +126,7 @@ class Weights:
 @cache
 def shipped_weights() -> Weights:
     """The weights that come with the package."""
-    stored = json.loads((resources.files(__package__) / "harm_weights.json").read_text(encoding="utf-8"))
+    stored = package_json("behaviour/judges/harm_weights.json")
     return Weights(
         bias=stored["bias"],
         dense={name: tuple(values) for name, values in stored["dense"].items()},

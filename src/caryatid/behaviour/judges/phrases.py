@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from caryatid.behaviour.judges.base import (
+from .base import (
     FULL_COMPLIANCE,
     FULL_REFUSAL,
     Exchange,
@@ -11,8 +11,8 @@ from caryatid.behaviour.judges.base import (
     Kind,
     judge_id,
 )
-from caryatid.behaviour.judges.text import readable
-from caryatid.behaviour.judges.words import any_of
+from .text import readable
+from .words import any_of
 
 OPENING_CHARACTERS = 160
 _STOCK = re.compile(r"\b" + any_of("stock_phrases") + r"\b", re.IGNORECASE)

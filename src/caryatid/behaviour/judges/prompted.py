@@ -11,7 +11,12 @@ from typing import Literal
 
 import torch
 
-from caryatid.behaviour.judges.base import (
+from ...errors import InputError
+from ...models.batch import with_backoff
+from ...models.forward import last_logits
+from ...models.generate import generate_ids
+from ...models.load import LoadedModel, load_model
+from .base import (
     HARMFUL,
     HARMLESS,
     UNSCORED,
@@ -23,19 +28,14 @@ from caryatid.behaviour.judges.base import (
     judge_id,
     prompt_hash,
 )
-from caryatid.behaviour.judges.replies import parse_llama_guard, parse_wildguard
-from caryatid.behaviour.judges.templates import (
+from .replies import parse_llama_guard, parse_wildguard
+from .templates import (
     formatted,
     harmbench_template,
     inert,
     template_hash,
     with_context,
 )
-from caryatid.errors import InputError
-from caryatid.models.batch import with_backoff
-from caryatid.models.forward import last_logits
-from caryatid.models.generate import generate_ids
-from caryatid.models.load import LoadedModel, load_model
 
 ANSWER_TOKENS = 512
 """Tokens of an answer that HarmBench's and StrongREJECT's evaluators read, in the judge's own tokens and with the

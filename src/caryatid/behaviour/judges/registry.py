@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from caryatid.behaviour.judges.base import Judge, JudgeSpec, Kind
-from caryatid.behaviour.judges.copyright import CopyrightHashes
-from caryatid.errors import InputError, UsageError
+from ...errors import InputError, UsageError
+from ...registry import Registry
+from .base import Judge, JudgeSpec, Kind
+from .copyright import CopyrightHashes
 
 Opener = Callable[[JudgeSpec], Judge]
 
@@ -34,18 +35,16 @@ class JudgeEntry:
     model: str | None = None
 
 
-_REGISTERED: dict[tuple[Kind, str], JudgeEntry] = {}
+_REGISTERED: Registry[tuple[Kind, str], JudgeEntry] = Registry("judge")
 
 
 def register_judge(name: str, opener: Opener, *, kind: Kind, model: str | None = None) -> None:
     """Make a judge known by a name; see `JudgeEntry`. One name may stand for a judge of each kind.
 
     Raises:
-        UsageError: another judge of this kind has the name.
+        ValueError: another judge of this kind has the name.
     """
-    if (kind, name) in _REGISTERED:
-        raise UsageError(f"there already is a {kind} judge named {name!r}", remedy="Choose another name.")
-    _REGISTERED[kind, name] = JudgeEntry(kind, name, opener, model)
+    _REGISTERED.register((kind, name), JudgeEntry(kind, name, opener, model))
 
 
 def judge_names(kind: Kind) -> tuple[str, ...]:
@@ -98,45 +97,45 @@ def _opened(spec: JudgeSpec, kind: Kind) -> Judge:
 
 
 def _rules(_: JudgeSpec) -> Judge:
-    from caryatid.behaviour.judges.rules import RefusalRules
+    from .rules import RefusalRules
 
     return RefusalRules()
 
 
 def _phrases(_: JudgeSpec) -> Judge:
-    from caryatid.behaviour.judges.phrases import RefusalPhrases
+    from .phrases import RefusalPhrases
 
     return RefusalPhrases()
 
 
 def _harm_features(_: JudgeSpec) -> Judge:
-    from caryatid.behaviour.judges.harm import HarmFeatures
+    from .harm import HarmFeatures
 
     return HarmFeatures()
 
 
 def _harmbench(spec: JudgeSpec) -> Judge:
     if spec.base_url:
-        from caryatid.behaviour.judges.served import harmbench_form, served
+        from .served import harmbench_form, served
 
         return served(harmbench_form(spec.name, spec.prompt), spec)
-    from caryatid.behaviour.judges.prompted import HarmBenchClassifier, load_judge_model
+    from .prompted import HarmBenchClassifier, load_judge_model
 
     return HarmBenchClassifier(spec.name, load_judge_model(spec), spec.batch_size, spec.prompt)
 
 
 def _strongreject_finetuned(spec: JudgeSpec) -> Judge:
     if spec.base_url:
-        from caryatid.behaviour.judges.served import served, strongreject_finetuned_form
+        from .served import served, strongreject_finetuned_form
 
         return served(strongreject_finetuned_form(), spec)
-    from caryatid.behaviour.judges.prompted import StrongRejectFinetuned, load_judge_model
+    from .prompted import StrongRejectFinetuned, load_judge_model
 
     return StrongRejectFinetuned(load_judge_model(spec), spec.batch_size)
 
 
 def _strongreject_rubric(spec: JudgeSpec) -> Judge:
-    from caryatid.behaviour.judges.served import served, strongreject_rubric_form
+    from .served import served, strongreject_rubric_form
 
     return served(strongreject_rubric_form(), spec)
 
@@ -144,10 +143,10 @@ def _strongreject_rubric(spec: JudgeSpec) -> Judge:
 def _wildguard(kind: Kind) -> Opener:
     def opened(spec: JudgeSpec) -> Judge:
         if spec.base_url:
-            from caryatid.behaviour.judges.served import served, wildguard_form
+            from .served import served, wildguard_form
 
             return served(wildguard_form(kind), spec)
-        from caryatid.behaviour.judges.prompted import WildGuard, load_judge_model
+        from .prompted import WildGuard, load_judge_model
 
         return WildGuard(load_judge_model(spec), spec.batch_size, kind=kind)
 
@@ -156,10 +155,10 @@ def _wildguard(kind: Kind) -> Opener:
 
 def _llama_guard(spec: JudgeSpec) -> Judge:
     if spec.base_url:
-        from caryatid.behaviour.judges.served import llama_guard_form, served
+        from .served import llama_guard_form, served
 
         return served(llama_guard_form(), spec)
-    from caryatid.behaviour.judges.prompted import LlamaGuard, load_judge_model
+    from .prompted import LlamaGuard, load_judge_model
 
     return LlamaGuard(load_judge_model(spec), spec.batch_size)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from caryatid.behaviour.judges.base import (
+from .base import (
     FULL_COMPLIANCE,
     FULL_REFUSAL,
     HARMFUL,

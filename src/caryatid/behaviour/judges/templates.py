@@ -3,23 +3,17 @@
 import json
 from collections.abc import Collection, Mapping
 from functools import cache
-from importlib import resources
 
-from caryatid.behaviour.judges.base import Exchange, prompt_hash
-from caryatid.behaviour.judges.text import escape_markers
+from ...paths import package_json
+from .base import Exchange, prompt_hash
+from .text import escape_markers
 
 
 @cache
-def _templates() -> Mapping[str, Mapping[str, str]]:
-    found: Mapping[str, Mapping[str, str]] = json.loads(
-        (resources.files(__package__) / "templates.json").read_text(encoding="utf-8")
-    )
-    return found
-
-
 def template(name: str) -> Mapping[str, str]:
     """The parts of a judge's prompt: `plain`, and where there are such `contextual` and `system`."""
-    return _templates()[name]
+    parts: Mapping[str, str] = package_json("behaviour/judges/templates.json")[name]
+    return parts
 
 
 def inert(pair: Exchange, also: Collection[str] = ()) -> Exchange:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import NamedTuple
 
-from caryatid.behaviour.judges.words import words
+from .words import words
 
 READ_LIMIT = 20_000
 """Characters of an answer that the offline judges read; whether a request is refused shows long before."""

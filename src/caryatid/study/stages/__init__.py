@@ -1,1 +1,1 @@
-"""The stages of a study, one file a kind, named after it (see `..stage`); all modules here are found by themselves."""
+"""The stages of a study, one file a kind, named after it (see `..stage`); each is imported by `import_all`."""

@@ -1,1 +1,1 @@
-"""The tables of a study, one file each, named after it (see `..table`); all modules here are found by themselves."""
+"""The tables of a study, one file each, named after it (see `..table`); each is imported by `import_all`."""

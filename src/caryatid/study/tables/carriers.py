@@ -1,6 +1,6 @@
 """Every scored candidate at every anchor."""
 
-from ...geometry.carriers import candidate_table
+from ...geometry.carrier_rows import candidate_table
 from ...report.tables import Column
 from ..profiles import profiles_of
 from ..run import Run

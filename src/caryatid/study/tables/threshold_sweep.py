@@ -1,6 +1,6 @@
 """Carrier depth against the KL cut."""
 
-from ...geometry.carriers import threshold_sweep
+from ...geometry.carrier_rows import threshold_sweep
 from ...report.tables import Column
 from ..profiles import profile_of
 from ..run import Run
