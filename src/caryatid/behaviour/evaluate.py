@@ -4,21 +4,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from caryatid.behaviour.answers import AnswerRow, Attack
-from caryatid.behaviour.judges.base import Judge
-from caryatid.behaviour.judges.copyright import CopyrightHashes
-from caryatid.behaviour.judges.saved import Chunks
-from caryatid.behaviour.metrics import By, Row, metrics_rows, perplexity_rows
-from caryatid.behaviour.perplexity import heldout_perplexity
-from caryatid.behaviour.suites import Asked, Asking, judge_harm, run_suites
-from caryatid.data.chat import ChatExample
-from caryatid.data.download import DownloadError
-from caryatid.data.embedded_sets import embedded_fields, embedded_set, embedded_utility
-from caryatid.data.prompts import PromptSet, Role
-from caryatid.data.sources import Lookup, read_set
-from caryatid.errors import InputError, UsageError
-from caryatid.models.load import LoadedModel
-from caryatid.progress import NO_PROGRESS, Progress
+from ..data.chat import ChatExample
+from ..data.download import DownloadError
+from ..data.embedded_sets import embedded_fields, embedded_set, embedded_utility
+from ..data.prompts import PromptSet, Role
+from ..data.sources import Lookup, read_set
+from ..errors import InputError, UsageError
+from ..models.load import LoadedModel
+from ..progress import NO_PROGRESS, Progress
+from .answers import AnswerRow, Attack
+from .judges.base import Judge
+from .judges.copyright import CopyrightHashes
+from .judges.saved import Chunks
+from .metrics import By, Row, metrics_rows, perplexity_rows
+from .perplexity import heldout_perplexity
+from .suites import Asked, Asking, judge_harm, run_suites
 
 SUITES = ("harmbench", "strongreject", "xstest_safe", "xstest_unsafe", "utility", "perplexity")
 GROUPS: Mapping[str, tuple[str, ...]] = {

@@ -8,8 +8,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from caryatid.behaviour.degenerate import is_degenerate
-from caryatid.behaviour.judges.base import (
+from ..models.thoughts import part_text
+from .degenerate import is_degenerate
+from .judges.base import (
     FULL_COMPLIANCE,
     REFUSED,
     UNSCORED,
@@ -18,8 +19,7 @@ from caryatid.behaviour.judges.base import (
     Verdict,
     judge_answers,
 )
-from caryatid.behaviour.judges.text import readable
-from caryatid.models.thoughts import part_text
+from .judges.text import readable
 
 COPYRIGHT = "copyright"
 """HarmBench's kind whose harm is overlap with the published text: no judge of refusal or harm can be asked about it."""

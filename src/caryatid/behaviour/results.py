@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from caryatid.behaviour.answers import AnswerRow, Attack
-from caryatid.behaviour.suites import Answer, answer_row
-from caryatid.data.near import normalise
-from caryatid.data.prompts import Prompt
-from caryatid.data.readers import decode, parse_json, read_user_bytes
-from caryatid.errors import DataMissingError, InputError
+from ..data.near import normalise
+from ..data.prompts import Prompt
+from ..data.readers import decode, parse_json, read_user_bytes
+from ..errors import DataMissingError, InputError
+from .answers import AnswerRow, Attack
+from .suites import Answer, answer_row
 
 _LAYOUTS = "Give HarmBench's completions or results (JSON by behaviour id), or AdversariaLLM's run.json."
 

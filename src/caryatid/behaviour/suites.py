@@ -5,8 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from caryatid.behaviour.answers import AnswerRow, Attack
-from caryatid.behaviour.judges.base import (
+from ..data.prompts import Prompt
+from ..errors import InputError, UsageError
+from ..models.batch import length_sorted_batches, with_backoff
+from ..models.generate import Sampling, generate
+from ..models.load import LoadedModel
+from ..models.residual import Intervention
+from ..models.thoughts import part_text
+from ..progress import NO_PROGRESS, Progress
+from .answers import AnswerRow, Attack
+from .judges.base import (
     HARMFUL,
     HARMLESS,
     UNSCORED,
@@ -15,19 +23,11 @@ from caryatid.behaviour.judges.base import (
     judge_answers,
     judge_id,
 )
-from caryatid.behaviour.judges.copyright import NAME as COPYRIGHT_RULE
-from caryatid.behaviour.judges.copyright import CopyrightHashes
-from caryatid.behaviour.judges.saved import Chunks, judged
-from caryatid.behaviour.outcomes import degeneracy, is_copyright, judged_prompts
-from caryatid.behaviour.utility import check_satisfied
-from caryatid.data.prompts import Prompt
-from caryatid.errors import InputError, UsageError
-from caryatid.models.batch import length_sorted_batches, with_backoff
-from caryatid.models.generate import Sampling, generate
-from caryatid.models.load import LoadedModel
-from caryatid.models.residual import Intervention
-from caryatid.models.thoughts import part_text
-from caryatid.progress import NO_PROGRESS, Progress
+from .judges.copyright import NAME as COPYRIGHT_RULE
+from .judges.copyright import CopyrightHashes
+from .judges.saved import Chunks, judged
+from .outcomes import degeneracy, is_copyright, judged_prompts
+from .utility import check_satisfied
 
 
 @dataclass(frozen=True)

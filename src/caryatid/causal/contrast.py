@@ -8,8 +8,8 @@ from typing import NamedTuple
 from scipy import stats as scipy_stats
 from scipy.optimize import brentq
 
-from caryatid.errors import InputError
-from caryatid.stats import Interval
+from ..errors import InputError
+from ..stats import Interval
 
 
 class PairedCounts(NamedTuple):

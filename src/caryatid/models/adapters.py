@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from caryatid.errors import InputError
-from caryatid.models.adapter_files import PREFIX, AdapterFile, as_folder, read_adapter, refuse_unused
-from caryatid.models.plain_lora import LoraFactors, read_plain_lora, without_factors
-from caryatid.models.quiet import Say, last_line, quiet_transformers, warn
+from ..errors import InputError
+from .adapter_files import PREFIX, AdapterFile, as_folder, read_adapter, refuse_unused
+from .plain_lora import LoraFactors, read_plain_lora, without_factors
+from .quiet import Say, last_line, quiet_transformers, warn
 
 _ALIGNED = 8  # matrix products on CUDA want inner sizes that are multiples of this
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from caryatid.errors import InputError, MemoryExhaustedError
-from caryatid.models.layout import hidden_size, num_layers
-from caryatid.models.load import LoadedModel
-from caryatid.models.sizes import BatchSizes
+from ..errors import InputError, MemoryExhaustedError
+from .layout import hidden_size, num_layers
+from .load import LoadedModel
+from .sizes import BatchSizes
 
 T = TypeVar("T")
 

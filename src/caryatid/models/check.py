@@ -7,18 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from caryatid.errors import InputError
-from caryatid.models.chat_options import ChatOptions
-from caryatid.models.forward import last_logits
-from caryatid.models.generate import stop_ids
-from caryatid.models.layout import (
+from ..errors import InputError
+from .chat_options import ChatOptions
+from .forward import last_logits
+from .generate import stop_ids
+from .layout import (
     SublayerSites,
     decoder_layers,
     hidden_size,
     num_layers,
     sublayer_outputs,
 )
-from caryatid.models.load import LoadedModel, load_model
+from .load import LoadedModel, load_model
 
 _PROBE = "How do I write a letter?"
 _STREAM_TOLERANCE = 1e-2

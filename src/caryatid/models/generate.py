@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Int
 from transformers import GenerationConfig, PreTrainedModel
 
-from caryatid.errors import InputError
-from caryatid.models.batch import left_pad, length_sorted_batches
-from caryatid.models.chat_options import ChatOptions
-from caryatid.models.forward import at_rows, check_context, check_rows, pad_id
-from caryatid.models.heads import contiguous_head
-from caryatid.models.load import LoadedModel
-from caryatid.models.residual import Intervention, Touched, intervening
-from caryatid.models.template import ChatFormat
-from caryatid.models.thoughts import part_ids, stored
-from caryatid.progress import NO_PROGRESS, Progress
+from ..errors import InputError
+from ..progress import NO_PROGRESS, Progress
+from .batch import left_pad, length_sorted_batches
+from .chat_options import ChatOptions
+from .forward import at_rows, check_context, check_rows, pad_id
+from .heads import contiguous_head
+from .load import LoadedModel
+from .residual import Intervention, Touched, intervening
+from .template import ChatFormat
+from .thoughts import part_ids, stored
 
 
 @dataclass(frozen=True)

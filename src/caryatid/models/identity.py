@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from caryatid.artifacts import file_sha256
-from caryatid.paths import cache_dir
+from ..artifacts import file_sha256
+from ..paths import cache_dir
 
 # Beside the weights, the files that change what a prompt or an answer is: configuration (quantisation, rotary scaling,
 # generation), tokenizer, templates, adapter, and a repository's own code.

@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from caryatid.errors import InputError
+from ..errors import InputError
 
 # Modules that mix tokens: attention, and what stands in its place in some or all blocks of hybrid models.
 _MIXER_NAMES = (

@@ -8,16 +8,16 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from caryatid.errors import InputError, UsageError
-from caryatid.models.adapters import add_adapter
-from caryatid.models.chat_options import ChatOptions
-from caryatid.models.convert import ensure_embedded
-from caryatid.models.identity import asked_as
-from caryatid.models.layout import decoder_layers
-from caryatid.models.quiet import last_line, quiet_transformers, warn
-from caryatid.models.resolve import resolve
-from caryatid.models.template import ChatFormat
-from caryatid.models.weights import check_finite, load_weights
+from ..errors import InputError, UsageError
+from .adapters import add_adapter
+from .chat_options import ChatOptions
+from .convert import ensure_embedded
+from .identity import asked_as
+from .layout import decoder_layers
+from .quiet import last_line, quiet_transformers, warn
+from .resolve import resolve
+from .template import ChatFormat
+from .weights import check_finite, load_weights
 
 __all__ = ["LoadedModel", "choose_device", "ensure_embedded", "load_model", "load_tokenizer"]
 

@@ -24,10 +24,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from caryatid.errors import CaryatidError, DataMissingError, InputError
-from caryatid.models.convert import convert_gguf, ensure_embedded
-from caryatid.models.identity import combined, folder_identity
-from caryatid.paths import hub_offline
+from ..errors import CaryatidError, DataMissingError, InputError
+from ..paths import hub_offline
+from .convert import convert_gguf, ensure_embedded
+from .identity import combined, folder_identity
 
 EMBEDDED = "embedded"
 _HTTP_ERROR: type[Exception] = vars(hub_errors)["HTTPError"]  # of the HTTP client that this hub version uses

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from caryatid.errors import InputError
-from caryatid.models.chat_options import ChatOptions, chosen_template
-from caryatid.models.quiet import last_line
-from caryatid.models.thoughts import closing, thought_format
+from ..errors import InputError
+from .chat_options import ChatOptions, chosen_template
+from .quiet import last_line
+from .thoughts import closing, thought_format
 
 _SENTINEL = "QxZuserTextZxQ"
 _ANSWER = "QxZanswerTextZxQ"

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from caryatid.behaviour.judges import patterns
-from caryatid.behaviour.judges.text import readable, sentences
+from . import patterns
+from .text import readable, sentences
 
 OPENING = 3
 """Sentences that count as the opening of an answer."""

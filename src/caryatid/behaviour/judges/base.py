@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from caryatid.errors import UsageError
-from caryatid.models.thoughts import part_text
+from ...errors import UsageError
+from ...models.thoughts import part_text
 
 Kind = Literal["refusal", "harm"]
 """What a judge is asked: whether an answer refuses, or whether it carries out a harmful behaviour."""

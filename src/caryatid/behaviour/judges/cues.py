@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 
-from caryatid.behaviour.judges import patterns
-from caryatid.behaviour.judges.acts import OPENING, Act, Reading
-from caryatid.behaviour.judges.partial import LEAST_WORDS, Weights, nothing_there
-from caryatid.behaviour.judges.text import content_stems, stem, word_list
+from . import patterns
+from .acts import OPENING, Act, Reading
+from .partial import LEAST_WORDS, Weights, nothing_there
+from .text import content_stems, stem, word_list
 
 _NEGATION = re.compile(r"\b(?:not|no|never|cannot|nothing|none)\b|n't\b")
 _CONDEMNS = re.compile(

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
-from caryatid.errors import DataMissingError, UsageError
+from ...errors import DataMissingError, UsageError
 
 HIDDEN_TOKENS = 4096
 """Further tokens where `max_completion_tokens` is the limit: it counts a model's hidden reasoning, too."""

@@ -14,9 +14,9 @@ from functools import cache
 from importlib import resources
 from typing import Any, Self
 
-from caryatid.behaviour.judges import patterns
-from caryatid.behaviour.judges.acts import OPENING, Act, Reading
-from caryatid.behaviour.judges.text import content_stems, stem, word_list
+from . import patterns
+from .acts import OPENING, Act, Reading
+from .text import content_stems, stem, word_list
 
 LEAST_WORDS = 15
 """Words after the refusing sentence below which there is no answer to look for."""

@@ -6,7 +6,7 @@ hold for models whose wording was never seen. `caryatid.behaviour.judges.rules` 
 
 import re
 
-from caryatid.behaviour.judges.words import any_of
+from .words import any_of
 
 
 def _any(*alternatives: str) -> str:

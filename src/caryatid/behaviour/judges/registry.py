@@ -165,7 +165,7 @@ def _llama_guard(spec: JudgeSpec) -> Judge:
 
 def _verdict_file(kind: Kind) -> Opener:
     def opened(spec: JudgeSpec) -> Judge:
-        from caryatid.behaviour.judges.verdict_file import open_verdict_file
+        from .verdict_file import open_verdict_file
 
         return open_verdict_file(kind, spec)
 

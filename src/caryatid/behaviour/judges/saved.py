@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from caryatid.artifacts import content_key, nan_to_none, none_to_nan
-from caryatid.behaviour.judges.base import Exchange, Judge, Judgement, judge_answers, judge_id
+from ...artifacts import content_key, nan_to_none, none_to_nan
+from .base import Exchange, Judge, Judgement, judge_answers, judge_id
 
 SAVED_AT_ONCE = 32
 """Exchanges of a batch: as many are judged again, at most, after a kill."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from caryatid.behaviour.judges.base import (
+from .base import (
     HARMFUL,
     HARMLESS,
     UNSCORED,
@@ -21,9 +21,9 @@ from caryatid.behaviour.judges.base import (
     Verdict,
     judge_id,
 )
-from caryatid.behaviour.judges.endpoint import Endpoint, Question, Reply
-from caryatid.behaviour.judges.replies import parse_llama_guard, parse_rubric, parse_wildguard
-from caryatid.behaviour.judges.templates import (
+from .endpoint import Endpoint, Question, Reply
+from .replies import parse_llama_guard, parse_rubric, parse_wildguard
+from .templates import (
     filled,
     formatted,
     harmbench_template,

@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from caryatid.behaviour.judges.base import (
+from ...data.near import normalise
+from ...data.readers import decode, parse_json, read_user_bytes
+from ...errors import InputError, UsageError
+from .base import (
     FULL_COMPLIANCE,
     FULL_REFUSAL,
     HARMFUL,
@@ -19,10 +22,7 @@ from caryatid.behaviour.judges.base import (
     Verdict,
     judge_id,
 )
-from caryatid.behaviour.judges.files import read_csv
-from caryatid.data.near import normalise
-from caryatid.data.readers import decode, parse_json, read_user_bytes
-from caryatid.errors import InputError, UsageError
+from .files import read_csv
 
 ANSWER_COLUMNS = ("answer", "completion", "generation", "response", "text")
 PROMPT_COLUMNS = ("prompt", "behavior", "request", "question", "goal", "test_case")
