@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ...causal.conditions import Condition
 from ...causal.transfer import TransferCounts, transfer_counts
 from ..decision import Evidence, Places, decide
@@ -106,15 +108,12 @@ class Regime(Stage[Regimes]):
         }
         asked, here = requests.asked, measured.under(self.place, self.place)
         answers = answers_under(work, conditions, asked) if asked else dict.fromkeys(conditions, ())
-        return {
-            ref: transfer_counts(
-                here.plain,
-                measured.spread(still_refused(work.judge, requests.exchanges, answers[ref.name])),
-                here.own,
-                here.random,
-            )
-            for ref in self.others
-        }
+        found = {}
+        for ref in self.others:
+            old = np.zeros(len(here.plain), dtype=bool)
+            old[here.plain] = still_refused(work.judge, requests.exchanges, answers[ref.name])
+            found[ref] = transfer_counts(here.plain, old, here.own, here.random)
+        return found
 
     def summary(self, result: Regimes) -> Mapping[str, Any]:
         return {"labels": {each.seed: each.label for each in result.pairs}}
