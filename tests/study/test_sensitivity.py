@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from caryatid.study.verdict import Evidence, Thresholds, decide
 from small import forget, plant, small_config
 
 from caryatid.behaviour.judges.base import Exchange
@@ -26,7 +27,6 @@ from caryatid.study.stages.candidates import Candidates, ScoredCandidates
 from caryatid.study.stages.prompts import Prompts
 from caryatid.study.stages.selection import Selected, Selection
 from caryatid.study.stages.transfer import Transfer, Transferred
-from caryatid.study.verdict import Evidence, Thresholds, decide
 
 SETTINGS = (
     "arms=[sft]",

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ...causal.conditions import Condition
 from ...causal.transfer import TransferCounts, transfer_counts
 from ..decision import Evidence, Places, decide
@@ -108,12 +106,15 @@ class Regime(Stage[Regimes]):
         }
         asked, here = requests.asked, measured.under(self.place, self.place)
         answers = answers_under(work, conditions, asked) if asked else dict.fromkeys(conditions, ())
-        found = {}
-        for ref in self.others:
-            old = np.zeros(len(here.plain), dtype=bool)
-            old[here.plain] = still_refused(work.judge, requests.exchanges, answers[ref.name])
-            found[ref] = transfer_counts(here.plain, old, here.own, here.random)
-        return found
+        return {
+            ref: transfer_counts(
+                here.plain,
+                measured.spread(still_refused(work.judge, requests.exchanges, answers[ref.name])),
+                here.own,
+                here.random,
+            )
+            for ref in self.others
+        }
 
     def summary(self, result: Regimes) -> Mapping[str, Any]:
         return {"labels": {each.seed: each.label for each in result.pairs}}

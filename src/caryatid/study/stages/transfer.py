@@ -67,7 +67,7 @@ class Transferred:
         """By the study's judge: under a's carrier, b's own, and the random subspaces, all of one rank."""
         names = [f"{a.label}#{rank}", f"{b.label}#{rank}"]
         names += [f"{RANDOM}#{rank}#{draw}" for draw in range(self.subspaces)]
-        flags = [self._spread(self.refused_under.get(name, ())) for name in names]
+        flags = [self.spread(self.refused_under.get(name, ())) for name in names]
         plain = np.array(self.refused, dtype=bool)
         return RefusedUnder(plain, flags[0], flags[1], np.array(flags[2:]))
 
@@ -77,12 +77,12 @@ class Transferred:
         under = {
             name: tuple(still_refused(judge, self.prompts, texts)) for name, texts in self.answers.items()
         }
-        spread = tuple(bool(flag) for flag in self._spread(plain))
+        spread = tuple(bool(flag) for flag in self.spread(plain))
         kept = {name: tuple(np.array(flags)[plain].tolist()) for name, flags in under.items()}
         asked = tuple(one for one, flag in zip(self.prompts, plain, strict=True) if flag)
         return replace(self, refused=spread, prompts=asked, refused_under=kept)
 
-    def _spread(self, flags: Sequence[bool]) -> Bool[np.ndarray, "prompts"]:
+    def spread(self, flags: Sequence[bool]) -> Bool[np.ndarray, "prompts"]:
         """Flags of the refused prompts over all transfer prompts; False where nothing was refused."""
         spread = np.zeros(len(self.refused), dtype=bool)
         spread[np.flatnonzero(self.refused)] = flags if len(flags) else False
