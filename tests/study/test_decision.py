@@ -1,7 +1,7 @@
 """Protocol §7: every label is reached, each threshold decides on both of its sides, and obstacles come first."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -309,8 +309,8 @@ def test_evidence_survives_its_file(tmp_path: Path) -> None:
     save_result(given, folder)
     back = load_result(Evidence, folder)
     assert decide(back, T) == decide(given, T)
-    for name, value in vars(given.places).items():
-        np.testing.assert_array_equal(getattr(back.places, name), value)
+    for each in fields(Places):
+        np.testing.assert_array_equal(getattr(back.places, each.name), getattr(given.places, each.name))
     assert replace(back, places=given.places, other_profile=None) == replace(given, other_profile=None)
     assert back.other_profile is not None
     assert back.other_profile[1].transfer is None
