@@ -18,6 +18,7 @@ ORDER = (
     "stats",
     "settings",
     "artifacts",
+    "results",
     "data",
     "models",
     "attacks",

@@ -1,20 +1,15 @@
 """The likeliest carriers of an anchor, with directions from resamples of the extraction prompts, scored anew."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from ...artifacts import StageFolder
-from ...causal.locate import CandidateScorer
-from ...causal.scores import CandidateDirections
+from ...causal.locate import resampled_directions, rescored
 from ...geometry.bootstrap import most_likely
 from ...geometry.carriers import PROFILES, CandidateScores
-from ...stats import bootstrap_indices
 from ..profiles import profiles_of
 from ..series import Place
 from ..stage import AnyStage, Stage, Study, register_stage
@@ -79,37 +74,18 @@ class Reextraction(Stage[Reextracted]):
             rng=np.random.default_rng(self.place.seed),
             min_gap=geometry.min_gap,
         )
-        rng = np.random.default_rng(self.place.seed)
-        up, down = (bootstrap_indices(len(side), count, rng) for side in (scorer.harmful, scorer.harmless))
+        grids = resampled_directions(scorer, count, self.place.seed)
         chunks = work.folder.chunks("resamples")
         done = [scores_from_plain(row, scores.n_layers) for part in chunks.load() for row in part]
         cost = len(kept) * scorer.passes
         with work.progressing("re-extracted directions", count * cost) as progress:
             progress.advance(len(done) * cost)
             for start in range(len(done), count if len(kept) else 0, TOGETHER):
-                numbers = range(start, min(start + TOGETHER, count))
-                grids = [scorer.directions(up[number], down[number]) for number in numbers]
-                found = self._scored(scorer, grids, scores, kept)
+                part = grids(start, min(start + TOGETHER, count))
+                found = rescored(scorer, part, scores, kept, cosmic=geometry.selector == "cosmic")
                 chunks.append(start // TOGETHER, [plain_scores(one) for one in found])
                 done += found
         return Reextracted(tuple(done))
-
-    def _scored(
-        self,
-        scorer: CandidateScorer,
-        grids: Sequence[Float[Tensor, "positions layers d"]],
-        scores: CandidateScores,
-        kept: Int[np.ndarray, "kept"],
-    ) -> list[CandidateScores]:
-        """The kept candidates of some resamples, scored together."""
-        positions = [int(scores.positions[index]) for index in kept]
-        layers = [int(scores.layers[index]) for index in kept]
-        rows = [scorer.positions.index(one) for one in positions]
-        columns = [scorer.layers.index(one) for one in layers]
-        vectors = torch.cat([grid[rows, columns] for grid in grids])
-        flat = CandidateDirections(vectors, tuple(positions * len(grids)), tuple(layers * len(grids)))
-        found = scorer.score(flat, cosmic=self.config.geometry.selector == "cosmic")
-        return [found.rows(range(n * len(kept), (n + 1) * len(kept))) for n in range(len(grids))]
 
     def save(self, result: Reextracted, folder: StageFolder) -> None:
         rows = [{"n_layers": one.n_layers, "scores": plain_scores(one)} for one in result.resamples]
