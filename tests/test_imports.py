@@ -19,6 +19,7 @@ ORDER = (
     "locks",
     "stats",
     "artifacts",
+    "results",
     "data",
     "models",
     "attacks",

@@ -9,6 +9,7 @@ import pytest
 
 from caryatid.artifacts import StageFolder
 from caryatid.causal.transfer import TransferCounts
+from caryatid.results import load_result, save_result
 from caryatid.stats import Interval
 from caryatid.study.decision import (
     LABELS,
@@ -22,7 +23,6 @@ from caryatid.study.decision import (
     findings,
     sensitivity,
 )
-from caryatid.study.results import load_result, save_result
 
 T = Thresholds()
 

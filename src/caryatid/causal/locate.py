@@ -3,7 +3,7 @@
 The same functions serve every anchor of a study and a single model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..models.layout import num_layers
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
+from ..stats import bootstrap_indices
 from .activations import at_site
 from .scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
 
@@ -201,6 +202,36 @@ class CandidateScorer:
         """Every candidate of the extraction prompts, with COSMIC's cosines."""
         found = CandidateDirections.of_grid(self.directions(), positions=self.positions, layers=self.layers)
         return self.score(found, cosmic=True, discard_below=self.settings.discard_below)
+
+
+Grid = Float[Tensor, "positions layers d"]
+
+
+def resampled_directions(scorer: CandidateScorer, count: int, seed: int) -> Callable[[int, int], list[Grid]]:
+    """Directions of resamples of the extraction prompts, by the range of their numbers; `count` in all.
+
+    The resamples depend on the seed and the numbers of prompts alone.
+    """
+    rng = np.random.default_rng(seed)
+    up, down = (bootstrap_indices(len(side), count, rng) for side in (scorer.harmful, scorer.harmless))
+    return lambda start, end: [scorer.directions(up[n], down[n]) for n in range(start, end)]
+
+
+def rescored(
+    scorer: CandidateScorer,
+    grids: Sequence[Grid],
+    places: CandidateScores,
+    *,
+    cosmic: bool,
+) -> list[CandidateScores]:
+    """Scores of each grid's directions at the places of some candidates; all grids share their forward passes."""
+    positions, layers = places.positions.tolist(), places.layers.tolist()
+    rows = [scorer.positions.index(one) for one in positions]
+    columns = [scorer.layers.index(one) for one in layers]
+    vectors = torch.cat([grid[rows, columns] for grid in grids])
+    flat = CandidateDirections(vectors, tuple(positions * len(grids)), tuple(layers * len(grids)))
+    found = scorer.score(flat, cosmic=cosmic)
+    return [found.rows(range(n * len(places), (n + 1) * len(places))) for n in range(len(grids))]
 
 
 FirstTokens = Sequence[tuple[int, bool]]

@@ -8,7 +8,7 @@ import typer
 
 from .. import __version__
 from ..errors import CaryatidError, ConfigError, MemoryExhaustedError, UsageError
-from . import attack, data, evaluate, geometry, judge, measure, models, study, training
+from . import attack, data, evaluate, geometry, judge, locate, measure, models, study, training
 from .console import announce, speaking
 
 # What all errors of typer's parser are. Newer versions of typer bring a click of their own, so it is looked up by name.
@@ -44,6 +44,7 @@ app.command(epilog=study.REPORT_EXAMPLE)(study.report)
 app.command(epilog=training.EXAMPLE)(training.train)
 app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=measure.INTERVENE_EXAMPLE)(measure.intervene)
+app.command(epilog=locate.EXAMPLE)(locate.locate)
 
 
 def _version(show: bool) -> None:

@@ -107,7 +107,7 @@ def heat_map(tables: Tables, seed: int, arm: str, profile: str) -> str:
             mine = [row for row in rows if row["layer"] == layer and row["step"] == step]
             row = max(mine, key=_shown_first, default=None)
             if row is not None:
-                _cell(drawing, left + cell_w * x, top + cell_h * y, cell_w, cell_h, row)
+                candidate_cell(drawing, left + cell_w * x, top + cell_h * y, cell_w, cell_h, row)
     for x, step in enumerate(steps):
         drawing.text(
             left + cell_w * (x + 0.5),
@@ -136,7 +136,8 @@ def _shown_first(row: Row) -> tuple[bool, bool, float]:
     return bool(row["best"]), bool(row["admissible"]), -bypass if math.isfinite(bypass) else -math.inf
 
 
-def _cell(drawing: Drawing, x: float, y: float, width: float, height: float, row: Row) -> None:
+def candidate_cell(drawing: Drawing, x: float, y: float, width: float, height: float, row: Row) -> None:
+    """A candidate's bypass effect as a cell of a map, framed where it is admissible, with a disc on the carrier."""
     effect = value_of(row, "bypass_effect")
     tip = (
         f"layer {row['layer']}, position {row['position']}: bypass {effect:.2f}, induce "

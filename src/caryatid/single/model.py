@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..behaviour.evaluate import Evaluation, Judges, Wanted, evaluate
@@ -11,10 +12,12 @@ from ..behaviour.suites import Asking
 from ..data.study_prompts import Source
 from ..models.batch import plan_batch_sizes
 from ..models.chat_options import ChatOptions
+from ..models.check import check_loaded
 from ..models.generate import Completion, generate
 from ..models.load import LoadedModel, load_model
 from ..models.residual import Intervention
 from ..models.template import ChatFormat
+from .located import Located, LocateSettings
 
 PLANNED_TOKENS = 512  # of a prompt and its answer, when batch sizes are chosen
 
@@ -78,6 +81,28 @@ class Model:
         asking = Asking(max_new_tokens, self._batch_sizes().generate, self.system)
         wanted = Wanted(suites, source, limit=limit, seed=seed)
         return evaluate(self.loaded, wanted, asking, Judges(judge or open_refusal_judge()))
+
+    def locate(
+        self,
+        *,
+        settings: LocateSettings | None = None,
+        out: Path | str | None = None,
+        judge: Judge | None = None,
+    ) -> Located:
+        """Where it carries refusal; see `caryatid locate --help`.
+
+        >>> found = load("embedded-refusing").locate()
+        >>> found.facts["carrier"], found.facts["ablation"]["removed"]
+
+        Args:
+            settings: how much is measured; None: by its device. out: folder for finished steps, so that a stopped call
+                goes on; None: nothing is kept. judge: of refusals; None: the offline rules.
+        """
+        from .locate import locate
+
+        check_loaded(self.loaded, self.system)
+        place = None if out is None else Path(out)
+        return locate(self.loaded, settings, system=self.system, judge=judge, out=place)
 
     def _batch_sizes(self) -> Any:
         return plan_batch_sizes(self.loaded, PLANNED_TOKENS)

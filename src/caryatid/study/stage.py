@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 from ..artifacts import StageFolder
 from ..config import StudyConfig
 from ..registry import Registry
+from ..results import load_result, save_result
 from .facts import Facts
-from .results import load_result, save_result
 from .series import AnchorRef, ArmRef, Place, SeedRef, all_anchors, anchors_of, verdict_pairs
 
 Scope = Literal["study", "seed", "arm", "anchor", "pair"]

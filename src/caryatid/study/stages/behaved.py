@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...causal.locate import CandidateScorer, Site
+from ...causal.locate import CandidateScorer, Site, rescored
 from ...geometry.carriers import CandidateScores, select
 from ...geometry.directions import candidate_directions, mean_difference
 from ...geometry.profiles import Profile
@@ -25,7 +25,7 @@ from .activations import Activations
 from .candidates import SCORING, ScoredCandidates, scorer_at
 from .carrier import ChosenCarrier
 from .prompts import Prompts
-from .reextraction import CHOOSING, likeliest, scored_together
+from .reextraction import CHOOSING, likeliest
 from .refusal_tokens import RefusalTokens
 from .selection import JUDGED_TOKENS, short_answers
 
@@ -93,7 +93,7 @@ class BehavedPrompts(Stage[Behaved]):
         places = work.of(ScoredCandidates).scores.rows(likeliest(work))
         if not grids or not len(places):
             return {}
-        scored = scored_together(scorer, list(grids.values()), places, cosmic=config.selector == "cosmic")
+        scored = rescored(scorer, list(grids.values()), places, cosmic=config.selector == "cosmic")
         profile = profile_of(self.config, work.of(ChosenCarrier).profile)
         return {
             name: place_columns(scores, profile, config.min_gap)

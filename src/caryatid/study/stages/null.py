@@ -12,7 +12,7 @@ from ...artifacts import StageFolder
 from ...behaviour.judges.base import Exchange
 from ...causal.conditions import Condition
 from ...causal.locate import Activations as Captured
-from ...causal.locate import CandidateScorer, Carrier, Chosen, carrier_at, choose
+from ...causal.locate import CandidateScorer, Carrier, Chosen, carrier_at, choose, rescored
 from ...causal.scores import SelectionPrompts
 from ...causal.transfer import TransferCounts, transfer_counts
 from ...data.prompts import Prompt
@@ -21,11 +21,11 @@ from ...geometry.bootstrap import CarrierBootstrap, bootstrap_carrier, bootstrap
 from ...geometry.carriers import PROFILES, CandidateScores
 from ...geometry.spread import compare_spread
 from ...geometry.turn import corrected_angle
+from ...results import load_result, save_result
 from ...stats import bootstrap_indices
 from ..decision import Evidence, Places, decide
 from ..nulls import disjoint_halves
 from ..profiles import is_question, labels_of, profile_of
-from ..results import load_result, save_result
 from ..series import Place, series_of
 from ..stage import AnyStage, Stage, Study, register_stage
 from ..work import Work
@@ -34,7 +34,7 @@ from .answers import Answers
 from .candidates import SCORING, ScoredCandidates, scorer_at
 from .profile import profile_name, profile_needs
 from .prompts import MIN_EXTRACTION, Prompts
-from .reextraction import CHOOSING, TOGETHER, likeliest, scored_together
+from .reextraction import CHOOSING, TOGETHER, likeliest
 from .refusal_tokens import RefusalTokens
 from .selection import Selection
 from .transfer import Requests, answers_under, random_conditions, still_refused, transfer_requests
@@ -196,13 +196,13 @@ class Null(Stage[Redrawn]):
         count, cosmic = self.config.geometry.reextraction_resamples, self.config.geometry.selector == "cosmic"
         places = work.of(ScoredCandidates).scores.rows(likeliest(work))
         up, down = (bootstrap_indices(len(side), count, rng) for side in (scorer.harmful, scorer.harmless))
-        (scores,) = scored_together(scorer, [scorer.directions()], places, cosmic=cosmic)
+        (scores,) = rescored(scorer, [scorer.directions()], places, cosmic=cosmic)
         found: list[CandidateScores] = []
         with work.progressing("null: re-extracted directions", count * len(places) * scorer.passes):
             for start in range(0, count, TOGETHER):
                 numbers = range(start, min(start + TOGETHER, count))
                 grids = [scorer.directions(up[number], down[number]) for number in numbers]
-                found += scored_together(scorer, grids, places, cosmic=cosmic)
+                found += rescored(scorer, grids, places, cosmic=cosmic)
         return scores, found
 
     def _transferred(

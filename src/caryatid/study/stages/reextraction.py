@@ -1,20 +1,15 @@
 """The likeliest carriers of an anchor, with directions from resamples of the extraction prompts, scored anew."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ...artifacts import StageFolder
-from ...causal.locate import CandidateScorer
-from ...causal.scores import CandidateDirections
+from ...causal.locate import resampled_directions, rescored
 from ...geometry.bootstrap import most_likely
 from ...geometry.carriers import PROFILES, CandidateScores
-from ...stats import bootstrap_indices
 from ..profiles import profiles_of
 from ..series import Place
 from ..stage import AnyStage, Stage, Study, register_stage
@@ -70,17 +65,15 @@ class Reextraction(Stage[Reextracted]):
     def run(self, work: Work) -> Reextracted:
         count, cosmic = self.config.geometry.reextraction_resamples, self.config.geometry.selector == "cosmic"
         scorer, scores, kept = scorer_at(work), work.of(ScoredCandidates).scores, likeliest(work)
-        rng = np.random.default_rng(self.place.seed)
-        up, down = (bootstrap_indices(len(side), count, rng) for side in (scorer.harmful, scorer.harmless))
+        grids = resampled_directions(scorer, count, self.place.seed)
         chunks = work.folder.chunks("resamples")
         done = [scores_from_plain(row, scores.n_layers) for part in chunks.load() for row in part]
         cost = len(kept) * scorer.passes
         with work.progressing("re-extracted directions", count * cost) as progress:
             progress.advance(len(done) * cost)
             for start in range(len(done), count if len(kept) else 0, TOGETHER):
-                numbers = range(start, min(start + TOGETHER, count))
-                grids = [scorer.directions(up[number], down[number]) for number in numbers]
-                found = scored_together(scorer, grids, scores.rows(kept), cosmic=cosmic)
+                part = grids(start, min(start + TOGETHER, count))
+                found = rescored(scorer, part, scores.rows(kept), cosmic=cosmic)
                 chunks.append(start // TOGETHER, [plain_scores(one) for one in found])
                 done += found
         return Reextracted(tuple(done))
@@ -109,20 +102,3 @@ def likeliest(work: Work) -> list[int]:
         min_gap=geometry.min_gap,
     )
     return [int(index) for index in found]
-
-
-def scored_together(
-    scorer: CandidateScorer,
-    grids: Sequence[Float[Tensor, "positions layers d"]],
-    places: CandidateScores,
-    *,
-    cosmic: bool,
-) -> list[CandidateScores]:
-    """Scores of each grid's directions at the places of some candidates; all grids share their forward passes."""
-    positions, layers = places.positions.tolist(), places.layers.tolist()
-    rows = [scorer.positions.index(one) for one in positions]
-    columns = [scorer.layers.index(one) for one in layers]
-    vectors = torch.cat([grid[rows, columns] for grid in grids])
-    flat = CandidateDirections(vectors, tuple(positions * len(grids)), tuple(layers * len(grids)))
-    found = scorer.score(flat, cosmic=cosmic)
-    return [found.rows(range(n * len(places), (n + 1) * len(places))) for n in range(len(grids))]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from caryatid.artifacts import StageFolder
 from caryatid.errors import InputError
-from caryatid.study.results import ARRAYS, PLAIN, load_result, save_result
+from caryatid.results import ARRAYS, PLAIN, load_result, save_result
 
 
 class Bounds(NamedTuple):

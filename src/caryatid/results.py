@@ -11,8 +11,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 
-from ..artifacts import DAMAGED_FILE, StageFolder
-from ..errors import InputError
+from .artifacts import DAMAGED_FILE, StageFolder
+from .errors import InputError
 
 R = TypeVar("R")
 PLAIN, ARRAYS = "result.json", "arrays.safetensors"
@@ -29,7 +29,7 @@ def save_result(result: Any, folder: StageFolder) -> None:
     arrays: dict[str, torch.Tensor] = {}
     folder.write_json(PLAIN, _plain(result, type(result), "", arrays))
     if arrays:
-        folder.write_tensors(ARRAYS, arrays)
+        folder.write_tensors(ARRAYS, _unshared(arrays))
 
 
 def load_result(kind: type[R], folder: StageFolder) -> R:
@@ -48,6 +48,17 @@ def load_result(kind: type[R], folder: StageFolder) -> R:
             remedy=DAMAGED_FILE,
         ) from error
     return result
+
+
+def _unshared(arrays: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same with a copy of each tensor whose memory an earlier one has, which safetensors refuses."""
+    seen: set[int] = set()
+    found = {}
+    for name, value in arrays.items():
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found
 
 
 def _plain(value: Any, hint: Any, path: str, arrays: dict[str, torch.Tensor]) -> Any:

@@ -1,0 +1,120 @@
+"""The page, tables and carrier file of `caryatid locate`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ..artifacts import write_bytes, write_json
+from ..single.located import Located
+from .figures import candidate_cell, value_of
+from .page import cell
+from .svg import MUTED, Drawing
+from .tables import Column, write_table
+
+CANDIDATES = (
+    Column("position", int, "prompt position at which it was extracted; −1 is the last token"),
+    Column("layer", int, "block at whose input it was extracted"),
+    Column("depth", float, "layer over the number of layers"),
+    Column("bypass", float, "mean refusal score of harmful prompts with it ablated everywhere", "nats"),
+    Column("induce", float, "mean refusal score of harmless prompts with it added at its layer", "nats"),
+    Column("kl", float, "KL(base ‖ ablated) of the next token on harmless prompts", "nats"),
+    Column("kl_answer", float, "the KL over the first answer tokens", "nats per token"),
+    Column("bypass_effect", float, "share of the gap that ablation removes"),
+    Column("induce_effect", float, "share of the gap that addition induces"),
+    Column("profile", str, "admissibility profile"),
+    Column("selector", str, "what picks among admissible candidates"),
+    Column("admissible", bool, "passes the profile's thresholds"),
+    Column("best", bool, "the carrier"),
+    Column("cosmic_ablated", float, "COSMIC: cosine of ablated harmful and harmless means"),
+    Column("cosmic_added", float, "COSMIC: cosine of added harmless and harmful means"),
+)
+EFFECTS = (
+    Column("intervention", str, "none, ablate or add"),
+    Column("control", str, "none, the carrier, or the number of a random subspace"),
+    Column("read_out", str, "refused; utility_pass; removed, of the refusals; induced, of harmless prompts"),
+    Column("value", float, "the share"),
+    Column("n", int, "prompts that it rests on"),
+    Column("lo", float, "lower end of the 95 % interval"),
+    Column("hi", float, "upper end of the 95 % interval"),
+)
+
+
+def write_location(folder: Path, found: Located) -> Path:
+    """Write `location.json`, `tables/`, `figures/map.svg`, `report/index.html`, and `carrier.safetensors` if there is a
+    carrier; returns the page's path."""
+    write_json(folder / "location.json", found.to_json())
+    write_table(folder / "tables", "candidates", CANDIDATES, found.candidates)
+    write_table(folder / "tables", "effects", EFFECTS, found.effects)
+    carrier = folder / "carrier.safetensors"
+    if found.carrier is not None:
+        found.save_carrier(carrier)
+    else:
+        carrier.unlink(missing_ok=True)
+    drawn = map_figure(found.candidates) if found.candidates else ""
+    if drawn:
+        write_bytes(folder / "figures" / "map.svg", drawn.encode())
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["cell"] = cell
+    source = (resources.files("caryatid.report") / "location.html").read_text(encoding="utf-8")
+    html = environment.from_string(source).render(
+        facts=found.to_json(),
+        remedy=found.remedy,
+        notes=found.notes,
+        map=drawn,
+        headline=headline(found),
+        effects=found.effects,
+        places=sorted(found.places.items()),
+        columns=[column.name for column in CANDIDATES],
+        candidates=found.candidates,
+    )
+    path = folder / "report" / "index.html"
+    write_bytes(path, html.encode())
+    return path
+
+
+def headline(found: Located) -> str:
+    """What was found, in a sentence or two."""
+    facts = found.facts
+    carrier = facts["carrier"]
+    if carrier is None:
+        return f"No carrier: {facts['reason']}. {found.remedy}"
+    ablation, addition = facts["ablation"], facts["addition"]
+    return (
+        f"Refusal is carried at the input of layer {carrier['layer']} of {facts['layers']}, position "
+        f"{carrier['position']} (depth {carrier['depth']:.2f}, 95 % interval {carrier['depth_lo']:.2f} to "
+        f"{carrier['depth_hi']:.2f}). Ablating it removes {_share(ablation['removed'])} of the refusals, a random "
+        f"subspace at most {_share(ablation['removed_random'])}; adding it makes {_share(addition['induced'])} of "
+        f"harmless prompts refused, a random direction at most {_share(addition['induced_random'])}."
+    )
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.0%}"
+
+
+def map_figure(candidates: Sequence[Mapping[str, Any]]) -> str:
+    """Bypass effect by layer and prompt position; a frame marks admissible cells, a disc the carrier."""
+    positions = sorted({int(row["position"]) for row in candidates})
+    layers = sorted({int(row["layer"]) for row in candidates})
+    width, height, left, top = 64, 20, 64, 54
+    drawing = Drawing(
+        max(left + width * len(positions) + 20, 560),
+        top + height * len(layers) + 20,
+        "Where refusal is carried",
+    )
+    drawing.text(6, 16, "Share of the refusal gap that ablating the direction removes", bold=True, size=13)
+    drawing.text(6, 34, "layer, by prompt position (−1: the last token)", size=11, fill=MUTED)
+    for x, position in enumerate(positions):
+        drawing.text(left + width * (x + 0.5), top - 5, str(position), anchor="middle", size=11)
+    for y, layer in enumerate(reversed(layers)):
+        drawing.text(left - 8, top + height * y + 14, str(layer), anchor="end", size=11)
+        for x, position in enumerate(positions):
+            here = [row for row in candidates if (row["layer"], row["position"]) == (layer, position)]
+            if here:
+                row = min(here, key=lambda one: value_of(one, "bypass"))
+                candidate_cell(drawing, left + width * x, top + height * y, width, height, row)
+    return str(drawing.svg())
