@@ -43,16 +43,6 @@ def _comparable(run: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("study")
-
-
-@pytest.fixture(scope="module")
-def finished(place: Path) -> Path:
-    return run_study(small_config(place), place / "run").directory
-
-
 def test_every_table_of_the_contract_is_there(finished: Path) -> None:
     tables = read_tables(finished)
     assert set(tables) == {table.name for table in all_tables()}
