@@ -87,12 +87,20 @@ def main_effects(found: dict[str, list[Cell]]) -> list[str]:
     """The rows that docs/verdict.md shows: one factor away from a base point."""
     lines = [line(["around", "changed", *OUTCOME]), "|---" * (len(OUTCOME) + 2) + "|"]
     for name, rows in found.items():
-        for cell in rows:
-            values = {key: getattr(cell.truth, key) for key in LEVELS}
-            changed = [f"{key} {v:g}" for key, v in values.items() if v != getattr(BASES[name], key)]
-            if len(changed) < 2:
-                lines.append(line([name, *(changed or ["nothing"]), *outcome(cell)]))
+        near = [(changes(cell, name), cell) for cell in rows]
+        factors = list(LEVELS)
+        near = [(changed, cell) for changed, cell in near if len(changed) < 2]
+        near.sort(key=lambda each: [(factors.index(factor), value) for factor, value in each[0]])
+        for changed, cell in near:
+            said = " ".join(f"{factor} {value:g}" for factor, value in changed) or "nothing"
+            lines.append(line([name, said, *outcome(cell)]))
     return lines
+
+
+def changes(cell: Cell, name: str) -> list[tuple[str, float]]:
+    """The factors in which a cell differs from a base point, and their values."""
+    values = [(factor, getattr(cell.truth, factor)) for factor in LEVELS]
+    return [(factor, value) for factor, value in values if value != getattr(BASES[name], factor)]
 
 
 def table(found: dict[str, list[Cell]]) -> str:

@@ -111,6 +111,8 @@ def _typed(value: Any, hint: Any, arrays: Mapping[str, torch.Tensor]) -> Any:
         return hint(
             *(_typed(one, hints[name], arrays) for name, one in zip(hint._fields, value, strict=True))
         )
+    if origin is tuple and parts[1:] != (Ellipsis,):
+        return tuple(_typed(one, part, arrays) for one, part in zip(value, parts, strict=True))
     if origin in (tuple, list):
         return origin(_typed(one, parts[0], arrays) for one in value)
     if origin in (dict, Mapping):
