@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from caryatid.attacks.base import Goal
 from caryatid.attacks.gcg.state import start_state
 from caryatid.cli import run
 from caryatid.models.convert import ensure_embedded

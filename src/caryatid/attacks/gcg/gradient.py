@@ -148,7 +148,7 @@ def suffix_gradients(
 
 @torch.no_grad()
 def present_suffixes(loaded: LoadedModel, layouts: Sequence[PromptLayout], prefix: PrefixCache) -> SuffixKeys:
-    """Keys and values of the present suffixes, from a forward pass of their own (a gradient pass records them anyway)."""
+    """Keys and values of the present suffixes, from a forward pass of their own (a gradient pass records them too)."""
     suffixes = [torch.tensor([layout.suffix_ids]) for layout in layouts]
     longest = max(len(layout.suffix_ids) for layout in layouts)
     cases = range(len(layouts))
