@@ -276,7 +276,7 @@ def _score(
 def _start(
     engine: GcgEngine,
     layouts: Sequence[PromptLayout],
-    candidates: Sequence[Int[Tensor, "candidates length"]],
+    candidates: Sequence[Int[Tensor, "_ _"]],
     suffix: SuffixKeys | None,
     low: LowPrecision | None,
 ) -> PendingScores:
@@ -302,10 +302,10 @@ def _start(
 def _decided(
     engine: GcgEngine,
     layouts: Sequence[PromptLayout],
-    candidates: Sequence[Int[Tensor, "candidates length"]],
-    ranked: Sequence[Float[Tensor, "candidates"]],
+    candidates: Sequence[Int[Tensor, "_ _"]],
+    ranked: Sequence[Float[Tensor, "_"]],
     suffix: SuffixKeys | None,
-) -> tuple[list[Float[Tensor, "candidates"]], tuple[int, ...]]:
+) -> tuple[list[Float[Tensor, "_"]], tuple[int, ...]]:
     """Losses in the model's own precision of each case's best candidates, infinite for the others; and their tokens."""
     best = [losses.argsort(stable=True)[: engine.settings.rescored] for losses in ranked]
     chosen = [rows[index] for rows, index in zip(candidates, best, strict=True)]
