@@ -1,157 +1,37 @@
 """The whole pipeline finds what was planted: where it is written, its direction, what it costs, what changed."""
 
-from functools import lru_cache
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 import torch
-from caryatid.study.verdict import Evidence, Thresholds, Verdict, decide
 
-from caryatid.causal.activations import at_site, prompt_activations
 from caryatid.causal.conditions import (
     Condition,
     ablation_conditions,
     addition_conditions,
     localisation_conditions,
-    random_bases,
 )
 from caryatid.causal.coupling import utility_coupling
 from caryatid.causal.readouts import ReadOutPrompts, generate_under, teacher_forced
-from caryatid.causal.scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
-from caryatid.causal.transfer import transfer, transfer_ratio
-from caryatid.geometry.angles import ExcessAngle, excess_angle
+from caryatid.causal.transfer import transfer
+from caryatid.geometry.angles import excess_angle
 from caryatid.geometry.bootstrap import bootstrap_carrier
-from caryatid.geometry.carriers import CALIBRATED, CandidateScores, CarrierChoice, select
-from caryatid.geometry.cosmic import least_alike_layers
-from caryatid.geometry.directions import candidate_directions, unit
-from caryatid.geometry.rank import RankComparison, SiteActivations, compare_effective_rank
-from caryatid.models.generate import generate
-from caryatid.models.load import LoadedModel
-from caryatid.models.template import ChatFormat
+from caryatid.geometry.carriers import CALIBRATED, select
+from caryatid.geometry.directions import unit
 from caryatid.study.tables.selectors import selector_rows
-from planted import (
-    LAYERS,
-    Plant,
-    axis,
-    categories,
-    harmful_texts,
-    harmless_texts,
-    planted,
-    refusal_ids,
-    rotated,
-    utility_texts,
+from measured_plants import (
+    EXTRACTION,
+    PLANTS,
+    Anchor,
+    controls_of,
+    known,
+    measure,
+    rank_change,
+    refusals,
+    turn,
 )
+from planted import LAYERS, Plant, axis, categories, harmful_texts, harmless_texts, refusal_ids, utility_texts
 
-EXTRACTION, SELECTION, EVALUATION = 32, 16, 24
-SITE = 4  # after every writer used here, and before every reader has written
-
-
-class Anchor(NamedTuple):
-    loaded: LoadedModel
-    chat: ChatFormat
-    harmful: torch.Tensor
-    harmless: torch.Tensor
-    scores: CandidateScores
-    choice: CarrierChoice
-
-    @property
-    def direction(self) -> torch.Tensor:
-        """r at the carrier, or at the site where there is no carrier."""
-        layer = SITE if self.choice.layer is None else self.choice.layer
-        return candidate_directions(self.harmful, self.harmless)[-1, layer].float()
-
-    def site(self) -> SiteActivations:
-        return at_site(self.harmful, self.harmless, SITE, -1)
-
-
-def block_outputs(activations: torch.Tensor) -> torch.Tensor:
-    """Mean outputs of all blocks: the inputs of the next; the last block of a planted model writes nothing."""
-    inputs = activations[:, :, -1].mean(dim=0)
-    return torch.cat([inputs[1:], inputs[-1:]])
-
-
-def measure(plant: Plant, sample: int = 0) -> Anchor:
-    """Activations and scored bank at the last position; `sample` draws the prompts."""
-    loaded = planted(plant)
-    chat = ChatFormat(loaded.tokenizer, "")
-    seed = 10_000 * sample
-    harmful, harmless = (
-        prompt_activations(loaded, chat.ids_many(texts), n_positions=1, batch_size=EXTRACTION)
-        for texts in (harmful_texts(EXTRACTION, seed), harmless_texts(EXTRACTION, seed + 1000))
-    )
-    kept = harmless_texts(SELECTION, seed + 3000)
-    answers = [c.ids for c in generate(loaded, chat, kept, max_new_tokens=3, batch_size=SELECTION)]
-    scores = score_candidates(
-        loaded,
-        CandidateDirections.of_grid(
-            candidate_directions(harmful, harmless), positions=(-1,), layers=range(LAYERS)
-        ),
-        SelectionPrompts(
-            chat.ids_many(harmful_texts(SELECTION, seed + 2000)),
-            chat.ids_many(kept),
-            answers,
-            refusal_ids(loaded),
-        ),
-        ScoringSettings(
-            64,
-            answer_tokens=2,
-            cosmic_layers=tuple(least_alike_layers(*(block_outputs(side) for side in (harmful, harmless)))),
-        ),
-    )
-    return Anchor(loaded, chat, harmful, harmless, scores, select(scores, CALIBRATED))
-
-
-@lru_cache(maxsize=32)
-def known(name: str) -> Anchor:
-    return measure(PLANTS[name])
-
-
-PLANTS = {
-    "plant": Plant(),
-    "same": Plant(),
-    "early": Plant(writer=0),
-    "turned": Plant(direction=rotated(30)),
-    "turned a little": Plant(direction=rotated(4)),
-    "other": Plant(direction=axis(1)),
-    "early other": Plant(writer=0, direction=axis(1)),
-    "two": Plant(second=axis(1)),
-    "none": Plant(strength=0.0),
-    "coupled": Plant(utility=1.0),
-    "one block earlier": Plant(writer=1),
-    "other, one block earlier": Plant(writer=1, direction=axis(1)),
-    "turned 7°": Plant(direction=rotated(7)),
-    "turned 13°": Plant(direction=rotated(13)),
-    "turned 45°": Plant(direction=rotated(45)),
-    "turned 54°": Plant(direction=rotated(54)),
-    "turned 60°": Plant(direction=rotated(60)),
-    # one category of four turned
-    "a quarter turned 45°": Plant(second=rotated(45), second_from=3),
-    "a quarter turned 60°": Plant(second=rotated(60), second_from=3),
-    # three categories early and one late, more or less along the same direction
-    "mostly early": Plant(writer=0, second=rotated(30), second_from=3, second_writer=2),
-    "partly early": Plant(writer=0, second=rotated(45), second_from=3, second_writer=2),
-    "split a little": Plant(second=rotated(5)),
-}
-
-
-def refusals(anchor: Anchor, conditions: list[Condition], texts: list[str]) -> np.ndarray:
-    """[conditions, prompts]: whether the generated answer is the refusal."""
-    answers = generate_under(anchor.loaded, anchor.chat, conditions, texts, max_new_tokens=2, batch_size=64)
-    return np.array([[one.text.startswith("Z") for one in row] for row in answers])
-
-
-def controls_of(anchor: Anchor) -> torch.Tensor:
-    """Random directions that hold as much of harmless prompts and utility questions as the carrier does."""
-    useful = prompt_activations(
-        anchor.loaded,
-        anchor.chat.ids_many(utility_texts(EXTRACTION, 4000)),
-        n_positions=1,
-        batch_size=EXTRACTION,
-    )
-    benign = torch.cat([anchor.harmless, useful])[:, SITE, -1]
-    carrier = unit(anchor.direction)[None]
-    return random_bases(benign, carrier, draws=8, generator=torch.Generator().manual_seed(0)).bases
+EVALUATION = 24
 
 
 def read_out_prompts(anchor: Anchor, texts: list[str]) -> ReadOutPrompts:
@@ -263,139 +143,25 @@ def test_the_transfer_matrix_is_diagonal_when_replaced_and_full_when_not() -> No
     np.testing.assert_allclose(matrix(("plant", "early", "turned a little")), 1)
 
 
-def drift(a: Anchor, b: Anchor, seed: int = 0) -> ExcessAngle:
-    return excess_angle(a.site(), b.site(), categories(EXTRACTION), rng=np.random.default_rng(seed))
+def test_a_rotation_of_the_plant_is_the_corrected_angle_and_nearly_the_excess_angle() -> None:
+    turned, still = (
+        turn(known("plant"), known("turned")).degrees,
+        turn(known("plant"), known("written early")).degrees,
+    )
+    assert turned.value == pytest.approx(30, abs=1)
+    assert 29 < turned.lo <= turned.hi < 31
+    assert still.value == pytest.approx(0, abs=1)
+    sides = known("plant").site(), known("turned").site()
+    beside = excess_angle(*sides, categories(EXTRACTION), rng=np.random.default_rng(0))
+    assert beside.excess.value == pytest.approx(30, abs=3)
+    assert beside.within > 0.5  # there is noise to be in excess of
 
 
-def rank_change(a: Anchor, b: Anchor) -> RankComparison:
-    return compare_effective_rank(a.site(), b.site(), categories(EXTRACTION))
-
-
-def test_a_rotation_of_the_plant_is_the_excess_angle() -> None:
-    found = drift(known("plant"), known("turned"))
-    assert found.excess.value == pytest.approx(30, abs=3)
-    assert found.corrected.value == pytest.approx(30, abs=3)
-    assert found.within > 0.5  # there is noise to be in excess of
-    assert drift(known("plant"), known("early")).excess.value == pytest.approx(0, abs=1)
-
-
-def test_a_second_direction_sets_the_expansion_flag_and_a_rotation_does_not() -> None:
-    wider = rank_change(known("plant"), known("two")).difference
-    assert wider.lo > 0.3
+def test_pr_is_that_of_the_planted_directions() -> None:
+    """Of two pairs of categories at an angle: K/(1 + (K − 1)c²) = 2/(1 + cos²), and a little less, as all categories
+    share what tokens that only look harmful write."""
+    for name, degrees in (("plant", 0), ("split 30°", 30), ("split 50°", 50), ("two", 90)):
+        expected = 2 / (1 + np.cos(np.radians(degrees)) ** 2)
+        assert rank_change(known("plant"), known(name)).b.value == pytest.approx(expected, abs=0.12), name
     turned = rank_change(known("plant"), known("turned")).difference
     assert turned.lo <= 0 <= turned.hi
-
-
-def verdict(a: Anchor, b: Anchor, *, seed: int = 0, thresholds: Thresholds | None = None) -> Verdict:
-    """The decision from two measured anchors, with evaluation prompts that nothing else has seen."""
-    draws = [
-        bootstrap_carrier(each.scores, CALIBRATED, draws=300, rng=np.random.default_rng(seed))
-        for each in (a, b)
-    ]
-    carriers = [Condition("ablate", "carrier", unit(each.direction)[None]) for each in (a, b)]
-    texts = harmful_texts(EVALUATION, 50_000 + seed)
-    plain, under_a, under_b = refusals(b, [Condition(), *carriers], texts)
-    ratio = transfer_ratio(plain, under_a, under_b)
-    evidence = Evidence(
-        depth_a=draws[0].depth_draws,
-        depth_b=draws[1].depth_draws,
-        argmin_a=draws[0].argmin_draws,
-        argmin_b=draws[1].argmin_draws,
-        transfer_ratio=ratio.ratio,
-        transfer_reason=ratio.reason,
-        excess_angle=drift(a, b, seed).excess,
-        rank_difference=rank_change(a, b).difference,
-    )
-    return decide(evidence, thresholds or Thresholds())
-
-
-CASES = [
-    ("plant", "early other", "relocation", False),
-    ("plant", "other", "replacement in place", False),
-    ("plant", "early", "re-siting", False),
-    ("plant", "turned", "drift only", False),
-    ("plant", "turned a little", "no change", False),
-    ("plant", "same", "no change", False),
-    ("plant", "none", "undetermined", None),
-    ("none", "plant", "undetermined", None),
-    ("plant", "two", "undetermined", True),
-]
-
-
-@pytest.mark.parametrize(("a", "b", "label", "expansion"), CASES)
-def test_every_label_follows_from_its_plant(a: str, b: str, label: str, expansion: bool | None) -> None:
-    found = verdict(known(a), known(b))
-    assert found.label == label, found.reasons
-    assert expansion is None or found.expansion == expansion
-
-
-WIDER = Thresholds(excess_angle=15.0)
-
-
-@pytest.mark.parametrize(
-    ("setting", "inside", "label", "outside", "other", "thresholds"),
-    [
-        ("depth_shift", "early", "re-siting", "one block earlier", "no change", None),
-        (
-            "depth_shift", "early other", "relocation",
-            "other, one block earlier", "replacement in place", None,
-        ),
-        ("probability", "mostly early", "re-siting", "partly early", "undetermined", None),
-        ("replaced_below", "turned 60°", "replacement in place", "turned 45°", "drift only", None),
-        ("replaced_below", "turned 60°", "replacement in place", "turned 54°", "undetermined", None),
-        ("excess_angle", "turned 13°", "drift only", "turned 7°", "no change", None),
-        ("kept_above", "a quarter turned 45°", "no change", "a quarter turned 60°", "undetermined", WIDER),
-    ],
-)  # fmt: skip
-def test_plants_on_both_sides_of_every_threshold(
-    setting: str, inside: str, label: str, outside: str, other: str, thresholds: Thresholds | None
-) -> None:
-    used = thresholds or Thresholds()
-    for name, expected in ((inside, label), (outside, other)):
-        found = verdict(known("plant"), known(name), thresholds=used)
-        assert found.label == expected, (setting, name, found.reasons)
-
-
-def test_expansion_is_flagged_for_a_small_split_and_not_for_a_turn_of_the_same_size() -> None:
-    assert verdict(known("plant"), known("split a little")).expansion
-    assert not verdict(known("plant"), known("turned 7°")).expansion
-
-
-SAMPLED = [
-    *CASES[:6],
-    ("plant", "one block earlier", "no change", False),
-    ("plant", "other, one block earlier", "replacement in place", False),
-    ("plant", "turned 7°", "no change", False),
-    ("plant", "turned 13°", "drift only", False),
-]
-
-
-@pytest.mark.slow
-def test_wrong_labels_are_rare_over_prompt_samples() -> None:
-    """Every label and plants near two thresholds, on ten samples of prompts each."""
-    wrong, flagged, total = [], 0, 0
-    for sample in range(1, 11):
-        base = measure(PLANTS["plant"], sample)
-        for _, name, label, expansion in SAMPLED:
-            found = verdict(base, measure(PLANTS[name], sample), seed=sample)
-            if found.label != label:
-                wrong.append((sample, name, found))
-            flagged += expansion is not None and found.expansion != expansion
-            total += 1
-    assert total == 100
-    assert len(wrong) <= 5, wrong
-    assert flagged <= 5
-
-
-@pytest.mark.slow
-def test_nothing_is_reported_when_only_the_prompt_sample_changes() -> None:
-    """One model, measured on other prompts the second time."""
-    flags = []
-    for sample in range(1, 101):
-        found = verdict(
-            measure(PLANTS["plant"], 2 * sample), measure(PLANTS["plant"], 2 * sample + 1), seed=sample
-        )
-        flags.append((found.label, found.expansion))
-    assert sum(label not in ("no change", "undetermined") for label, _ in flags) <= 5
-    assert sum(expansion for _, expansion in flags) <= 5
-    assert sum(label == "no change" for label, _ in flags) >= 90
