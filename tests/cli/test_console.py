@@ -86,11 +86,11 @@ def test_options_of_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_the_output_of_an_attack_is_sent_by_evaluate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from caryatid.behaviour.evaluate import chosen_prompts
+    from caryatid.behaviour.evaluate import Wanted
 
     monkeypatch.delenv("CARYATID_DATA", raising=False)
     model = str(save_tiny(tmp_path / "model"))
-    asked = next(iter(chosen_prompts(["harmbench"], source="embedded")["harmbench"]))
+    asked = next(iter(Wanted(("harmbench",), "embedded").prompts()["harmbench"]))
     behaviours = tmp_path / "b.jsonl"
     behaviours.write_text(json.dumps({"id": asked.id, "prompt": asked.text, "context": asked.context}) + "\n")
     sizes = ["--steps", "1", "--width", "4", "--top-k", "8", "--suffix-length", "3"]
