@@ -120,9 +120,7 @@ def pick(rows: Iterable[Row], **wanted: Any) -> list[Row]:
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
-if (
-    __name__ == "__main__"
-):  # this copy of the module has no tables: they register with the one that they import
-    from . import table
+if __name__ == "__main__":
+    from . import table  # the copy in which the tables register; this one has none
 
     print(table.tables_markdown(), end="")
