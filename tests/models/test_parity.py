@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from caryatid.errors import InputError
+from caryatid.models import forward
 from caryatid.models.directional import Ablate, Add, orthonormal
 from caryatid.models.forward import AnswerBatch, answer_logprobs, block_inputs, last_logits
 from caryatid.models.generate import generate, generate_ids
@@ -115,6 +116,26 @@ def test_answer_logprobs_equal_whole_rows_scored_alone(arch: str) -> None:
 
     first = answer_logprobs(loaded, seqs, answers, batch_size=3, reduce=check)
     torch.testing.assert_close(first, last_logits(loaded, seqs, batch_size=3), **CLOSE)
+
+
+def test_logits_of_long_answers_are_not_held_for_all_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_loaded("llama")
+    seqs, answers = prompts(loaded), [[7, 8, 9], [30], [40, 2, 42, 43, 44], [5, 6]]
+    expected = answer_logprobs(loaded, seqs, answers, batch_size=4)
+    shapes: list[tuple[int, int]] = []
+
+    def watched(batch: AnswerBatch) -> torch.Tensor:
+        shapes.append((batch.logits.shape[0], batch.logits.shape[1] + 1))
+        return batch.token_logprobs()
+
+    for room in (1, 8, 12):
+        shapes.clear()
+        monkeypatch.setattr(forward, "LOGITS_AT_ONCE", room * loaded.model.config.vocab_size)
+        found = answer_logprobs(loaded, seqs, answers, batch_size=4, reduce=watched)
+        torch.testing.assert_close(found, expected, equal_nan=True, **CLOSE)
+        assert sum(rows for rows, _ in shapes) == 4
+        assert all(rows == 1 or rows * width <= room for rows, width in shapes)
+        assert (len(shapes) < 4) == (room > 1)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -81,7 +81,7 @@ def test_stages_that_share_a_key_run_once(tmp_path: Path) -> None:
     [
         ({"verdict": {"angle": 12.0}}, {"verdict"}),
         ({"geometry": {"bootstrap_draws": 200}}, {"uncertainty", "verdict"}),
-        ({"geometry": {"min_gap": 2.0}}, {"profile", "carrier", "reextraction", "uncertainty"}),
+        ({"geometry": {"min_gap": 2.0}}, {"profile", "carrier", "reextraction", "uncertainty", "behaved"}),
         ({"causal": {"transfer_random": 9}}, {"transfer"}),
         ({"causal": {"prompts": 9}}, {"interventions"}),
         ({"training": {"learning_rate": 0.5}}, {"train"}),
@@ -100,6 +100,16 @@ def test_a_setting_changes_the_keys_of_its_stages_and_of_all_that_follow(
     mine = {entry.id for entry in after if entry.inputs["settings"] != before[entry.id].inputs["settings"]}
     assert {after[name].stage.kind for name in mine} == own
     assert differ == {entry.id for entry in after if entry.id in mine or entry.upstream & mine}
+
+
+def test_a_smaller_forward_keeps_what_was_trained_and_attacked() -> None:
+    """Somebody whose memory ran out and who lowers one batch size loses no stage that does not use it."""
+    smaller = replace(FACTS, batch={**FACTS.batch, "forward": 7})
+    before = build_plan(study(seeds=[0]))
+    after = build_plan(Study(StudyConfig.model_validate({"seeds": [0]}), smaller))
+    differ = {entry.stage.kind for entry in after if entry.key != before[entry.id].key}
+    assert {"activations", "answers"} <= differ
+    assert not {"chat", "train", "cases", "selection"} & differ
 
 
 def test_every_stage_follows_what_it_needs_and_an_anchor_is_opened_once() -> None:

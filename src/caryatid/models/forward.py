@@ -18,6 +18,9 @@ Reduce = Callable[[Float[Tensor, "batch vocab"]], Tensor]
 ReduceRows = Callable[[Float[Tensor, "batch vocab"], Int[Tensor, "batch"]], Tensor]
 
 
+LOGITS_AT_ONCE = 2**28  # float32 logits that the answers of one batch have: 1 GiB
+
+
 class AnswerBatch(NamedTuple):
     """The logits that predict the answer tokens of one batch.
 
@@ -76,10 +79,26 @@ def check_context(loaded: LoadedModel, tokens: int) -> None:
 
 
 def _batches(
-    loaded: LoadedModel, seqs: Sequence[Sequence[int]], batch_size: int
+    loaded: LoadedModel, seqs: Sequence[Sequence[int]], batch_size: int, kept: Sequence[int] | None = None
 ) -> Iterator[tuple[list[int], PaddedBatch]]:
-    for rows in length_sorted_batches([len(seq) for seq in seqs], batch_size):
-        yield rows, left_pad([seqs[row] for row in rows], pad_id(loaded), loaded.device)
+    """Batches of rows of similar length; smaller ones where the logits of each row's `kept` last positions are many."""
+    room = LOGITS_AT_ONCE // int(loaded.model.config.get_text_config().vocab_size)
+    for batch in length_sorted_batches([len(seq) for seq in seqs], batch_size):
+        for rows in [batch] if kept is None else _split(batch, kept, room):
+            yield rows, left_pad([seqs[row] for row in rows], pad_id(loaded), loaded.device)
+
+
+def _split(rows: Sequence[int], kept: Sequence[int], room: int) -> list[list[int]]:
+    """Consecutive rows in parts whose number times the largest `kept` is at most `room`, or of one row."""
+    parts: list[list[int]] = []
+    widest = 0
+    for row in rows:
+        widest = max(widest, kept[row])
+        if not parts or (len(parts[-1]) + 1) * widest > room:
+            parts.append([])
+            widest = kept[row]
+        parts[-1].append(row)
+    return parts
 
 
 def at_rows(interventions: Sequence[Intervention], rows: Sequence[int]) -> list[Intervention]:
@@ -169,7 +188,7 @@ def answer_logprobs(
     seqs = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     check_rows(interventions, len(seqs))
     parts, order = [], []
-    for rows, batch in _batches(loaded, seqs, batch_size):
+    for rows, batch in _batches(loaded, seqs, batch_size, [len(answer) + 1 for answer in answers]):
         lengths = torch.tensor([len(answers[row]) for row in rows], device=loaded.device)
         width = int(lengths.max())
         with intervening(loaded.model, *at_rows(interventions, rows)):

@@ -35,15 +35,18 @@ class Study:
         """The configuration as plain JSON values."""
         return self.config.model_dump(mode="json")
 
-    @cached_property
-    def model_settings(self) -> dict[str, Any]:
-        """What answers and activations of any anchor depend on, besides its weights."""
+    def model_settings(self, *sizes: str) -> dict[str, Any]:
+        """What answers and activations of any anchor depend on, besides its weights.
+
+        Args:
+            sizes: the batch sizes that the stage works with; its numbers depend on no other by a rounding.
+        """
         facts = self.facts
         found = {
             "identity": facts.model_identity,
             "dtype": facts.dtype,
             "system": self.config.model.system,
-            "batch": dict(facts.batch),
+            "batch": {size: facts.batch[size] for size in sizes},
         }
         if facts.dtype != "float32":
             found["adapters"] = "kept"  # 16-bit weights keep adapters beside them, unrounded
@@ -51,9 +54,9 @@ class Study:
             found["matmul"] = self.config.model.matmul
         return found
 
-    def anchor_settings(self, ref: AnchorRef) -> dict[str, Any]:
-        """What measurements at one anchor depend on, besides the stages that made it."""
-        found: dict[str, Any] = {"anchor": [ref.arm, ref.step], "model": self.model_settings}
+    def anchor_settings(self, ref: AnchorRef, *sizes: str) -> dict[str, Any]:
+        """What measurements at one anchor depend on, besides the stages that made it (`sizes` as above)."""
+        found: dict[str, Any] = {"anchor": [ref.arm, ref.step], "model": self.model_settings(*sizes)}
         if self.config.observed and ref != ref.base:
             number = anchors_of(self.config, ref.seed).index(ref) - 1
             found["checkpoint"] = self.facts.observed_identities[number]

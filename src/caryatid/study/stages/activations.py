@@ -23,7 +23,7 @@ class Activations(Stage[Captured]):
 
     def settings(self) -> Mapping[str, Any]:
         return {
-            **self.study.anchor_settings(self.place),
+            **self.study.anchor_settings(self.place, "forward"),
             "positions": self.config.geometry.positions,
         }
 

@@ -32,7 +32,7 @@ class Adaptive(AttackStage):
         yield from makers(self.study, self.place)
 
     def settings(self) -> Mapping[str, Any]:
-        anchor = self.study.anchor_settings(self.place)
+        anchor = self.study.anchor_settings(self.place, "gcg")
         return {**anchor, "attack": self.attack_settings, "seed": self.place.seed}
 
     def run(self, work: Work) -> Attacked:

@@ -51,7 +51,7 @@ class Answers(Stage[Answered]):
     def settings(self) -> Mapping[str, Any]:
         behaviour = self.study.settings["behaviour"]
         asked = {"behaviour": {key: behaviour[key] for key in ANSWERED}}
-        return {**self.study.anchor_settings(self.place), **asked}
+        return {**self.study.anchor_settings(self.place, "generate", "forward"), **asked}
 
     def size(self) -> str:
         config = self.config.behaviour

@@ -31,7 +31,7 @@ class Cases(AttackStage):
         yield from makers(self.study, self.target)
 
     def settings(self) -> Mapping[str, Any]:
-        model = self.study.model_settings
+        model = self.study.model_settings("gcg")
         return {"attack": self.attack_settings, "model": model, "seed": self.place.seed}
 
     def run(self, work: Work) -> Attacked:

@@ -54,7 +54,11 @@ class Chat(Stage[ChatSets]):
         study = self.study
         file = {"file": study.facts.chat_sha256} if study.facts.chat_sha256 else {}
         warmed = self.config.warmup.enabled and not self.config.observed
-        return {"model": study.model_settings, "chat": study.settings["chat"], "warmup": warmed} | file
+        return {
+            "model": study.model_settings("generate"),
+            "chat": study.settings["chat"],
+            "warmup": warmed,
+        } | file
 
     def size(self) -> str:
         return f"source {self.config.chat.source}"

@@ -79,7 +79,7 @@ class Selection(Stage[Selected]):
     def settings(self) -> Mapping[str, Any]:
         judge = self.study.settings["behaviour"]["refusal_judge"]
         own = {"max_new_tokens": self.tokens, "judge": judge}
-        return {**self.study.anchor_settings(self.place), **own}
+        return {**self.study.anchor_settings(self.place, "generate"), **own}
 
     def size(self) -> str:
         return f"answers to the selection prompts, {self.tokens} tokens"

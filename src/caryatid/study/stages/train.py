@@ -42,7 +42,10 @@ class Train(Stage[Trained]):
     def settings(self) -> Mapping[str, Any]:
         settings = self.study.settings["training"]
         steps = list(self.config.steps)
-        return {"arm": self.place.arm, "steps": steps, "training": settings, "seed": self.place.seed}
+        arm = {"arm": self.place.arm, "steps": steps, "training": settings, "seed": self.place.seed}
+        return arm | (
+            {"gcg": self.study.facts.batch["gcg"]} if arm_named(self.place.arm).suffixes != "none" else {}
+        )
 
     def size(self) -> str:
         steps = self.config.steps[1:]
