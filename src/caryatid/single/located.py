@@ -17,7 +17,7 @@ HARMFUL, HARMLESS = ("harmbench", "xstest_unsafe"), "chat_heldout"
 NAN = math.nan
 REMEDIES: Mapping[str, str] = {
     "no refusal": "There is nothing to locate. Try another system message (--system), harmful prompts that it does "
-    "refuse (--prompts harmbench=FILE), or a model that was trained to refuse, such as embedded-refusing.",
+    "refuse (--prompts harmbench=FILE), or a model that was trained to refuse.",
     "undiscriminating refusal": "It refuses harmless prompts too, so that no direction tells the two apart. Try "
     "another system message (--system ''), or look with `caryatid evaluate --suite xstest`.",
     "gap too small": "Its refusals hardly begin with tokens of their own. Try another system message, or more prompts "

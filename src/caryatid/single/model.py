@@ -91,7 +91,7 @@ class Model:
     ) -> Located:
         """Where it carries refusal; see `caryatid locate --help`.
 
-        >>> found = load("embedded-refusing").locate()
+        >>> found = load("org/model").locate(out="runs/locate-model")
         >>> found.facts["carrier"], found.facts["ablation"]["removed"]
 
         Args:
