@@ -1,5 +1,6 @@
 """Adapters as people bring them: every stored tensor has an effect, once, or the adapter is refused in one line."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -195,8 +196,10 @@ def test_an_adapter_with_new_tokens(kind: str, dtype: torch.dtype, tmp_path: Pat
     ids = torch.tensor([loaded.chat().ids("Hi"), [400, *loaded.chat().ids("Go")[1:]]])
     assert 400 in ids
     with torch.no_grad():
-        expected, found = model.eval()(ids).logits, loaded.model(ids).logits
-    assert (found - expected).norm() < (1e-5 if dtype == torch.float32 else 2e-2) * expected.norm()
+        peft, found = model.eval()(ids).logits.float(), loaded.model(ids).logits.float()
+        exact = copy.deepcopy(model).float()(ids).logits  # the same weights without rounding on the way
+    # In 16 bits no further from the exact logits than PEFT is.
+    assert (found - exact).norm() < 1.2 * (peft - exact).norm() + 1e-5 * exact.norm()
     assert check_model(str(tmp_path / "a"), device="cpu").vocabulary == 402
 
 
