@@ -9,11 +9,12 @@ import torch
 from caryatid.errors import InputError
 from caryatid.models.capture import capture_block_outputs
 from caryatid.models.check import check_loaded
+from caryatid.models.directional import Ablate, Add, orthonormal
 from caryatid.models.forward import block_inputs, last_logits
 from caryatid.models.generate import generate_ids
 from caryatid.models.load import load_model
 from caryatid.models.quiet import LoadWarning
-from caryatid.models.residual import Ablate, Add, intervening, orthonormal
+from caryatid.models.residual import intervening
 from families import FAMILIES, REFUSED, VISION, WHOLE, family, vision_language
 from tiny import tiny_tokenizer
 

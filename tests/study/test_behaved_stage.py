@@ -6,7 +6,8 @@ import torch
 
 from caryatid.causal.locate import Site
 from caryatid.geometry.directions import mean_difference
-from caryatid.study.stages.behaved import AMONG_HARMFUL, FILTERED, compared
+from caryatid.study.stages.behaved import AMONG_HARMFUL, FILTERED, compared, grouped
+from caryatid.study.stages.selection import SelectionAnswer
 
 SITE = Site(3, -1, admissible=True)
 
@@ -63,3 +64,15 @@ def test_what_cannot_be_told_is_said(name: str, counts: tuple[int, int, int, int
     row = compared(name, groups(counts), SITE)
     assert row["note"] == note
     assert "angle" not in row
+
+
+def test_prompts_whose_answer_could_not_be_scored_are_in_no_group() -> None:
+    def answers(*verdicts: str) -> list[SelectionAnswer]:
+        return [SelectionAnswer(str(i), "", (), verdict, None) for i, verdict in enumerate(verdicts)]
+
+    sides = (
+        answers("full_refusal", "", "full_compliance", "partial_refusal"),
+        answers("full_compliance", "full_refusal"),
+    )
+    found = grouped(sides, torch.arange(4.0), torch.arange(10.0, 12.0))
+    assert [group.tolist() for group in found] == [[0, 3], [2], [10], [11]]

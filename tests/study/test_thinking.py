@@ -44,6 +44,7 @@ def _selected(thinking: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Meas
         selection_harmless=SimpleNamespace(prompts=tuple(rows)),
     )
     work = SimpleNamespace(
+        entry=SimpleNamespace(stage=SimpleNamespace(kind="selection")),
         open=lambda: loaded,
         of=lambda *_args: sets,
         chat=lambda one: one.chat(),

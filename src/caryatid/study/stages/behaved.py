@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from ...causal.locate import CandidateScorer, Site, rescored
+from ...causal.locate import Site, rescored
 from ...geometry.carriers import CandidateScores, select
 from ...geometry.directions import candidate_directions, mean_difference
 from ...geometry.profiles import Profile
@@ -27,9 +27,10 @@ from .carrier import ChosenCarrier
 from .prompts import Prompts
 from .reextraction import CHOOSING, likeliest
 from .refusal_tokens import RefusalTokens
-from .selection import JUDGED_TOKENS, short_answers
+from .selection import SelectionAnswer, judged_tokens, short_answers
 
 Row = dict[str, Any]
+Sides = tuple[list[SelectionAnswer], list[SelectionAnswer]]
 FILTERED, AMONG_HARMFUL = "filtered", "refused_minus_answered"
 # Groups of extraction prompts: harmful refused, harmful answered, harmless answered, harmless refused.
 SIGNS: Mapping[str, tuple[int, int]] = {FILTERED: (0, 2), AMONG_HARMFUL: (0, 1)}
@@ -60,31 +61,30 @@ class BehavedPrompts(Stage[Behaved]):
         geometry, judge = self.study.settings["geometry"], self.study.settings["behaviour"]["refusal_judge"]
         return {key: geometry[key] for key in (*SCORING, *CHOOSING)} | {
             "judge": judge,
-            "tokens": JUDGED_TOKENS,
+            "tokens": judged_tokens(self.config),
         }
 
     def size(self) -> str:
-        return f"answers to the extraction prompts, {JUDGED_TOKENS} tokens"
+        return f"answers to the extraction prompts, {judged_tokens(self.config)} tokens"
 
     def run(self, work: Work) -> Behaved:
         sets = work.of(Prompts, None)
         harmful, harmless = sets.extraction_harmful.prompts, sets.extraction_harmless.prompts
-        flags = [row.refused for row in short_answers(work, [*harmful, *harmless], JUDGED_TOKENS)]
-        up, down = np.array(flags[: len(harmful)]), np.array(flags[len(harmful) :])
+        answers = short_answers(work, [*harmful, *harmless], judged_tokens(self.config))
+        sides = answers[: len(harmful)], answers[len(harmful) :]
         site = work.of(ChosenCarrier).carrier.site
         here = work.of(Activations).at(site.layer, site.position)
-        groups = [here.harmful[up], here.harmful[~up], here.harmless[~down], here.harmless[down]]
+        groups = grouped(sides, here.harmful, here.harmless)
         rows = [compared(name, groups, site) for name in SIGNS]
-        places = self._places(work, up, down) if self.config.geometry.reextraction_resamples else {}
+        places = self._places(work, sides) if self.config.geometry.reextraction_resamples else {}
         found = tuple({**row, **places.get(row["direction"], {})} for row in rows)
-        return Behaved(tuple(up.tolist()), tuple(down.tolist()), found)
+        up, down = (tuple(row.refused for row in side) for side in sides)
+        return Behaved(up, down, found)
 
-    def _places(
-        self, work: Work, up: Bool[np.ndarray, "harmful"], down: Bool[np.ndarray, "_"]
-    ) -> dict[str, Row]:
+    def _places(self, work: Work, sides: Sides) -> dict[str, Row]:
         """Where each direction would find the carrier, of the likeliest candidates' places; those that there are."""
         scorer, config = scorer_at(work), self.config.geometry
-        parts = _parts(scorer, up, down)
+        parts = grouped(sides, scorer.harmful, scorer.harmless)
         grids = {
             name: candidate_directions(parts[i], parts[j])
             for name, (i, j) in SIGNS.items()
@@ -105,14 +105,15 @@ class BehavedPrompts(Stage[Behaved]):
         return dict(zip(("harmful", "harmless"), (sum(side) / len(side) for side in sides), strict=True))
 
 
-def _parts(
-    scorer: CandidateScorer, up: Bool[np.ndarray, "harmful"], down: Bool[np.ndarray, "_"]
-) -> list[Float[Tensor, "_ layers positions d"]]:
-    """The scorer's activations by group."""
-    refused, other = torch.from_numpy(up), torch.from_numpy(down)
-    return [
-        scorer.harmful[refused], scorer.harmful[~refused], scorer.harmless[~other], scorer.harmless[other]
-    ]  # fmt: skip
+def grouped(sides: Sides, harmful: Tensor, harmless: Tensor) -> list[Tensor]:
+    """Rows of both sides' prompts in four groups, as in `SIGNS`; those whose answer could not be scored in none."""
+    found = []
+    for side, values, refused in zip(
+        (0, 0, 1, 1), (harmful, harmful, harmless, harmless), (1, 0, 0, 1), strict=True
+    ):
+        rows = [i for i, row in enumerate(sides[side]) if row.verdict and row.refused == bool(refused)]
+        found.append(values[torch.tensor(rows, dtype=torch.long, device=values.device)])
+    return found
 
 
 def compared(name: str, groups: list[Float[Tensor, "_ d"]], site: Site) -> Row:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...behaviour.judges.base import REFUSED, Exchange, judge_answers
+from ...config import StudyConfig
 from ...data.prompts import Prompt
 from ...models.generate import generate
 from ..stage import AnyStage, Stage, register_stage
@@ -67,10 +68,10 @@ class Selection(Stage[Selected]):
     @property
     def tokens(self) -> int:
         """Token limit: enough to judge a refusal, and for the KL along the first answer tokens; after thoughts more."""
-        config = self.config
-        if config.model.thinking != "off":
-            return config.behaviour.max_new_tokens
-        return min(config.behaviour.max_new_tokens, max(config.geometry.answer_tokens, JUDGED_TOKENS))
+        return max(
+            judged_tokens(self.config),
+            min(self.config.behaviour.max_new_tokens, self.config.geometry.answer_tokens),
+        )
 
     def needs(self) -> Iterator[AnyStage]:
         yield self.at(Prompts, None)
@@ -93,6 +94,12 @@ class Selection(Stage[Selected]):
     def summary(self, result: Selected) -> Mapping[str, Any]:
         harmful, harmless = result.refusal_rates
         return {"harmful_refusal_rate": harmful, "harmless_refusal_rate": harmless}
+
+
+def judged_tokens(config: StudyConfig) -> int:
+    """Tokens of an answer in which a refusal can be told: few, or all that are allowed where a thought comes before."""
+    limit = config.behaviour.max_new_tokens
+    return limit if config.model.thinking != "off" else min(limit, JUDGED_TOKENS)
 
 
 def short_answers(work: Work, prompts: Sequence[Prompt], tokens: int) -> list[SelectionAnswer]:
