@@ -117,9 +117,9 @@ SAMPLED = [
 
 @pytest.mark.slow
 def test_wrong_labels_are_rare_over_prompt_samples() -> None:
-    """Every label and plants near two thresholds, on two samples of prompts each (a measurement takes many seconds)."""
+    """Every label and plants near two thresholds, on other prompts (a measurement takes many seconds)."""
     wrong, flagged, total = [], 0, 0
-    for sample in (1, 2):
+    for sample in (1,):
         base = measure(PLANTS["plant"], sample)
         for _, name, label, rank in SAMPLED:
             found = verdict(base, measure(PLANTS[name], sample), seed=sample)
@@ -127,19 +127,19 @@ def test_wrong_labels_are_rare_over_prompt_samples() -> None:
                 wrong.append((sample, name, found))
             flagged += found.rank != rank
             total += 1
-    assert total == 20
-    assert len(wrong) <= 1, wrong
-    assert flagged <= 1
+    assert total == 10
+    assert not wrong
+    assert not flagged
 
 
 @pytest.mark.slow
 def test_nothing_is_reported_when_only_the_prompt_sample_changes() -> None:
     """One model, measured on other prompts the second time."""
     flags = []
-    for sample in range(1, 9):
+    for sample in range(1, 5):
         one, two = (measure(PLANTS["plant"], 2 * sample + which) for which in (0, 1))
         found = verdict(one, two, seed=sample, paired=False)
         flags.append((found.label, found.rank))
     assert sum(label not in ("no change", "undetermined") for label, _ in flags) == 0
     assert sum(rank != "none" for _, rank in flags) == 0
-    assert sum(label == "no change" for label, _ in flags) >= 7
+    assert sum(label == "no change" for label, _ in flags) >= 3
