@@ -25,6 +25,7 @@ def test_cells_leave_out_what_cannot_be() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", list(BASES))
 def test_every_fourth_cell(name: str) -> None:
     simulation = Simulation(100, seed=1)

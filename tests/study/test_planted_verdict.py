@@ -116,6 +116,7 @@ SAMPLED = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the shape checker doubles what a measurement takes
 def test_wrong_labels_are_rare_over_prompt_samples() -> None:
     """Every label and plants near two thresholds, on other prompts (a measurement takes many seconds)."""
     wrong, flagged, total = [], 0, 0
@@ -133,6 +134,7 @@ def test_wrong_labels_are_rare_over_prompt_samples() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the shape checker doubles what a measurement takes
 def test_nothing_is_reported_when_only_the_prompt_sample_changes() -> None:
     """One model, measured on other prompts the second time."""
     flags = []
