@@ -29,7 +29,10 @@ def held(path: Path, *, wait: bool) -> Iterator[None]:
     lock: BaseFileLock = FileLock(path, timeout=limit)
     try:
         lock.acquire()
-    except (OSError, NotImplementedError) as error:
+    except (
+        OSError,
+        NotImplementedError,
+    ) as error:  # filelock raises the second where flock is not implemented
         refused = isinstance(error, NotImplementedError) or error.errno in _NO_LOCKS
         if isinstance(error, Timeout) or not refused:
             raise

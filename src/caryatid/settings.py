@@ -33,7 +33,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
-        for one in fields(self):  # type: ignore[arg-type]
+        for one in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value = getattr(self, one.name)
             if get_origin(hints[one.name]) is Literal and value not in get_args(hints[one.name]):
                 raise ValueError(f"{one.name} {value!r} is not one of {', '.join(get_args(hints[one.name]))}")

@@ -138,6 +138,6 @@ def attack_named(name: str) -> Attack:
     Raises:
         UsageError: no attack has that name.
     """
-    from . import builtin  # noqa: F401 - registers them
+    from . import builtin  # noqa: F401 - registers them; at the top it would be a circle
 
     return ATTACKS.named(name)

@@ -169,7 +169,7 @@ def _files(
         "model": loaded.identity,
         "dtype": str(loaded.dtype),
         "system": chat.system,
-        "settings": asdict(plan.settings),  # type: ignore[call-overload]
+        "settings": asdict(plan.settings),  # type: ignore[call-overload]  # any dataclass: a registered attack brings its own
         "seed": plan.seed,
         "block": [asdict(goal) for goal in block],
     }

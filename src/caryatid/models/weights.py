@@ -106,7 +106,7 @@ def without_weights(folder: Path, spec: str, dtype: str | None, trust_remote_cod
             model: Any = _loader(config).from_config(
                 config, dtype=getattr(torch, dtype or "float32"), trust_remote_code=trust_remote_code
             )
-    except Exception as error:
+    except Exception as error:  # transformers raises anything for configurations that it cannot build
         raise _explained(error, config, spec) from error
     return cast(PreTrainedModel, model.eval())
 
@@ -120,7 +120,7 @@ def _configuration(
             config: Any = AutoConfig.from_pretrained(
                 str(folder), trust_remote_code=trust_remote_code, local_files_only=True
             )
-    except Exception as error:
+    except Exception as error:  # raised by transformers, or by code that came with the model
         raise _explained(error, None, spec) from error
     mapping = None
     text = config.get_text_config()

@@ -9,7 +9,7 @@ The same functions as a study's stages, in one pass over one model:
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,7 @@ class _Locating:
             name: self.steps.of(
                 "answers",
                 Answered,
-                lambda name=name, rows=rows: self._answered(  # type: ignore[misc]
+                lambda name=name, rows=rows: self._answered(  # type: ignore[misc]  # mypy has no types for defaults
                     f"answers ({name})", rows, [Condition()], self._short if "selection" in name else 0
                 ).each[0],
                 part=name,
@@ -355,7 +355,7 @@ class _Locating:
         together = 2
         for start in range(0, settings.resamples, together):
             end = min(start + together, settings.resamples)
-            part = self.steps.of("resamples", _Banks, lambda s=start, e=end: compute(s, e), start=start)  # type: ignore[misc]
+            part = self.steps.of("resamples", _Banks, partial(compute, start, end), start=start)
             banks += part.banks
         return bootstrap_reextracted(scores, banks, profile, draws=settings.draws, rng=rng())
 

@@ -226,7 +226,7 @@ def _run_stage(session: Session, entry: Planned) -> None:
     try:
         result = entry.stage.run(Work(session, entry))
         entry.stage.save(result, folder)
-    except Exception as error:
+    except Exception as error:  # recorded, then raised again as it is
         folder.fail(error)
         raise
     facts, place = session.study.facts, entry.stage.place

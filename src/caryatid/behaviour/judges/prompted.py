@@ -5,6 +5,7 @@ was made to give leaves the answer unscored.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
@@ -50,7 +51,7 @@ def load_judge_model(spec: JudgeSpec) -> LoadedModel:
     return load_model(str(spec.model), dtype=spec.dtype, device=spec.device)
 
 
-class _Prompted:
+class _Prompted(ABC):
     """What judges behind a loaded model share: which model it is, token rows, back-off."""
 
     name = ""
@@ -136,9 +137,9 @@ class _Prompted:
             found[i] = one
         return found
 
+    @abstractmethod
     def _judged(self, pairs: Sequence[Exchange]) -> list[Judgement]:
         """Judgements of exchanges that have an answer."""
-        raise NotImplementedError
 
 
 class HarmBenchClassifier(_Prompted):
