@@ -303,7 +303,8 @@ class RunDirectory:
         if run.manifest_path.exists():
             run.check_version()
         elif any(
-            e.name not in {LOCK, f"{LOCK}.held", "stages"} and e.suffix != ".tmp" for e in path.iterdir()
+            e.name not in {LOCK, f"{LOCK}.held", "stages", "leases"} and e.suffix != ".tmp"
+            for e in path.iterdir()
         ):
             raise UsageError(
                 "output folder holds other files",
@@ -362,15 +363,18 @@ class RunDirectory:
         return StageFolder(name=name, key=key, path=self.path / "stages" / name / key, inputs=inputs)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
         """Hold the directory, so that two processes never write to one run.
+
+        Args:
+            wait: for another holder.
 
         Raises:
             UsageError: another process holds it.
         """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locks.held(self.path / LOCK, wait=False))
+                stack.enter_context(locks.held(self.path / LOCK, wait=wait))
             except locks.Timeout as error:
                 raise UsageError(
                     "another process is running this study",

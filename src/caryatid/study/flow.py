@@ -76,8 +76,10 @@ def run_study(
 ) -> RunResult:
     """Run or resume a study in `out`, then write its tables and report.
 
+    Several processes that do this with one `out` and one configuration share the work (`leases`).
+
     Raises:
-        UsageError: `out` cannot be used, or another process is using it.
+        UsageError: `out` cannot be used, or another process is using it with another configuration.
         CaryatidError: as the stages raise them; finished stages stay.
     """
     started = time.monotonic()
@@ -87,9 +89,10 @@ def run_study(
         if not session.ranks.main:
             seconds = time.monotonic() - started
             return RunResult(run.path, run.path / "report" / "index.html", 0, 0, seconds, main=False)
-        write_tables(run)
-        write_answers(run)
-        report = build_report(run)
+        with run.directory.locked(wait=True):
+            write_tables(run)
+            write_answers(run)
+            report = build_report(run)
     reused = len(session.plan) - executed
     return RunResult(run.path, report, reused, executed, time.monotonic() - started)
 

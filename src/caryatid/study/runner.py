@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,11 +20,13 @@ from ..errors import UsageError
 from ..progress import NO_PROGRESS, Progress
 from ..training.ranks import Ranks
 from .facts import Facts, Settled, settle_facts
+from .leases import RUNNER, Leases, live_leases
 from .plan import Plan, Planned, build_plan
 from .run import open_run
 from .series import anchors_of
 from .stage import Study
 from .stages.train import observed_anchor, where_is
+from .todo import Todo
 from .work import Session, Work
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "scipy")
@@ -57,7 +59,7 @@ def library_versions() -> dict[str, str]:
 def opened(
     config: StudyConfig, out: Path, progress: Progress, announce: Callable[[str], None]
 ) -> Iterator[Session]:
-    """A run directory, held by the first of the processes that train together; the others read what it settled."""
+    """A run directory, settled by the first of the processes that train together; the others read what it settled."""
     torch.set_float32_matmul_precision(config.model.matmul)
     ranks = Ranks.start()
     new = not out.exists()
@@ -68,15 +70,34 @@ def opened(
         yield Session(study, build_plan(study), run, where_is, announce=announce, ranks=ranks)
         ranks.barrier()
         return
-    with run.locked():
-        try:
-            settled, plan = _prepare(run, config, announce)
-        except BaseException:
-            run.discard_unused(folder=new)
-            raise
+    with ExitStack() as stack:
+        with run.locked(wait=True):
+            try:
+                _check_same(run, config)
+                settled, plan = _prepare(run, config, announce)
+            except BaseException:
+                run.discard_unused(folder=new)
+                raise
+            session = Session(plan.study, plan, run, where_is, settled.prompts, progress, announce, ranks)
+            stack.enter_context(session.leases.kept_alive())
         ranks.barrier()
-        yield Session(plan.study, plan, run, where_is, settled.prompts, progress, announce, ranks)
+        yield session
         ranks.barrier()
+
+
+def _check_same(run: RunDirectory, config: StudyConfig) -> None:
+    """Several processes may share a run directory, with one configuration.
+
+    Raises:
+        UsageError: a live one has another.
+    """
+    shared = any(name.startswith(RUNNER) for name in Leases(run).others())
+    if shared and run.config_path.exists() and run.config_text() != dump_config(config):
+        raise UsageError(
+            "another process is running this study with another configuration",
+            where=str(run.path),
+            remedy="Wait for it, or choose another --out.",
+        )
 
 
 def _prepare(run: RunDirectory, config: StudyConfig, announce: Callable[[str], None]) -> tuple[Settled, Plan]:
@@ -140,7 +161,7 @@ def study_status(directory: Path) -> list[StageStatus]:
         UsageError: not a run directory, or of another version.
     """
     run = open_run(directory)
-    busy = _is_locked(run.directory)
+    leased = live_leases(run.directory)
     rows = []
     for entry in run.plan:
         folder = entry.folder(run.directory)
@@ -150,18 +171,10 @@ def study_status(directory: Path) -> list[StageStatus]:
             seconds = folder.manifest().get("seconds")
         elif state == "failed":
             detail = folder.read_json("failed.json")["message"]
-        elif state == "partial" and busy:
+        elif entry.key in leased:
             state = "running"
         rows.append(StageStatus(entry.id, entry.stage.kind, state, seconds, detail))
     return rows
-
-
-def _is_locked(run: RunDirectory) -> bool:
-    try:
-        with run.locked():
-            return False
-    except UsageError:
-        return True
 
 
 def _earlier_facts(run: RunDirectory, config: StudyConfig) -> Facts | None:
@@ -194,35 +207,37 @@ def _write_manifest(run: RunDirectory, plan: Plan) -> None:
 
 
 def execute(session: Session, plan: Plan | None = None) -> int:
-    """Run what is not done of the session's plan, or of a part of it; returns how many stages ran.
+    """Run what is not done of the session's plan, or of a part of it; returns how many stages ran here.
 
-    Of several processes all run the stages that are collective (training), the first one does everything else.
+    Other runners may be at work in the same directory: each stage is run by the one that holds its lease, and this one
+    comes back when all are done. Of the processes that train together all run the stages that are collective
+    (training), the first one does everything else.
     """
-    plan, run, ranks = plan or session.plan, session.run, session.ranks
-    # By key: where nothing differs, stages of several seeds are one, and the first of them runs.
-    missing = {entry.key: entry.id for entry in reversed(plan.stages) if not entry.folder(run).done()}
-    pending = set(ranks.shared(list(missing.values())))
-    if not ranks.main:
+    plan, ranks = plan or session.plan, session.ranks
+    todo = Todo(session, plan) if ranks.main else None
+    if todo is None:
         session.progress = NO_PROGRESS
-    for number, entry in enumerate(plan, start=1):
-        if entry.id not in pending or not (ranks.main or entry.stage.collective):
+    ran = 0
+    while (name := ranks.shared(todo.take() if todo else None)) is not None:
+        entry = plan[name]
+        ran += 1
+        if not (ranks.main or entry.stage.collective):
             continue
-        if ranks.main:
-            session.announce(f"[{number}/{len(plan)}] {entry.id}: {entry.stage.size()}")
-            entry.folder(run).begin()
         if entry.stage.collective:
             ranks.barrier()
-        if ranks.main:
-            _run_stage(session, entry)
-        else:
+        if todo is None:
             entry.stage.run(Work(session, entry))
+        else:
+            _run_stage(session, entry)
+            todo.done(entry)
     session.close()
-    return len(pending)
+    return ran
 
 
 def _run_stage(session: Session, entry: Planned) -> None:
     """Compute, save and seal one stage; a failure is recorded for `study status`, whatever it is."""
     started, folder = time.monotonic(), entry.folder(session.run)
+    folder.begin()
     try:
         result = entry.stage.run(Work(session, entry))
         entry.stage.save(result, folder)

@@ -22,6 +22,7 @@ from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
 from ..training.ranks import ALONE, Ranks
 from .finished import Results
+from .leases import Leases
 from .plan import Plan, Planned
 from .series import AnchorRef
 from .stage import Stage, Study
@@ -95,8 +96,10 @@ class Session:
     ranks: Ranks = ALONE
     results: Results = field(init=False)
     models: Models = field(init=False)
+    leases: Leases = field(init=False)
 
     def __post_init__(self) -> None:
+        self.leases = Leases(self.run)
         self.results = Results(self.plan, self.run)
         self.models = Models(self.study, lambda ref: self.locate(self.study, self.results, ref))
 

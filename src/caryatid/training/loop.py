@@ -25,7 +25,7 @@ from .terms import my_share, token_count
 from .trainee import DrawnCases, Example, Trainee, cut
 
 EMA_DECAY = 0.9
-SAVE_AFTER = 600.0  # seconds between anchors after which the state is saved, too …
+SAVE_AFTER = 60.0  # seconds between anchors after which the state is saved, too …
 SAVE_SHARE = 20.0  # … or this many times what saving took, if that is longer
 
 
