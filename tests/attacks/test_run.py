@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from caryatid.attacks import base
-from caryatid.attacks.base import ATTACKS, Attack, AttackResult, BlockRun, Goal, attack_named, register_attack
-from caryatid.attacks.gcg import search as gcg
+from caryatid.attacks.base import ATTACKS, Attack, AttackResult, BlockRun, Goal, register_attack
+from caryatid.attacks.builtin import attack_named
 from caryatid.attacks.gcg.settings import GcgSettings
 from caryatid.attacks.goals import goals_of
 from caryatid.attacks.run import AttackPlan, attack_blocks, cases_json, run_attack
@@ -230,4 +230,4 @@ def test_an_attack_from_outside_needs_one_line(tmp_path: Path, monkeypatch: pyte
         attack_named("roar")
     with pytest.raises(ValueError, match="marks 0 must be above 0"):
         ShoutSettings(marks=0)
-    assert gcg.gcg_search is attack_named("gcg").search
+    assert attack_named("gcg").settings is GcgSettings

@@ -202,7 +202,8 @@ def test_cases_of_every_kind_are_sent_as_they_were_found(
 def test_an_interrupted_attack_says_whether_it_can_go_on(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from caryatid.attacks.base import ATTACKS, Attack, attack_named
+    from caryatid.attacks.base import ATTACKS, Attack
+    from caryatid.attacks.builtin import attack_named
     from caryatid.attacks.gcg.settings import GcgSettings
 
     behaviours = tmp_path / "b.csv"

@@ -130,14 +130,3 @@ ATTACKS: Registry[str, Attack] = Registry("attack")
 def register_attack(attack: Attack) -> Attack:
     """Make an attack known by its name; see `Registry.register`."""
     return ATTACKS.register(attack.name, attack)
-
-
-def attack_named(name: str) -> Attack:
-    """A registered attack; caryatid's own are registered by the first call.
-
-    Raises:
-        UsageError: no attack has that name.
-    """
-    from . import builtin  # noqa: F401 - registers them; at the top it would be a circle
-
-    return ATTACKS.named(name)

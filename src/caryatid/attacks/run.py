@@ -14,7 +14,8 @@ from ..models.sizes import BatchSizes
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
 from ..settings import Settings
-from .base import AttackResult, BlockRun, Goal, attack_named
+from .base import AttackResult, BlockRun, Goal
+from .builtin import attack_named
 
 _FORMAT = 3  # of kept results; raised when results get further fields
 MOST_TOGETHER = 16

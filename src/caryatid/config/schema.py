@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ..attacks.base import attack_named
+from ..attacks.builtin import attack_named
 from ..attacks.gcg.settings import GcgSettings
 from ..behaviour.judges.base import JudgeSpec
 from ..behaviour.judges.registry import judge_names
