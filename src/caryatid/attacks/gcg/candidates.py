@@ -109,6 +109,26 @@ def allowed_token_ids(tokenizer: PreTrainedTokenizerBase) -> TokenFilter:
     return found
 
 
+_MASKS: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, int, bool, torch.device], Tensor]] = (
+    WeakKeyDictionary()
+)
+
+
+def allowed_mask(
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: int,
+    positions: int,
+    first_spaced: bool,
+    device: torch.device,
+) -> Bool[Tensor, "positions vocab"]:
+    """`TokenFilter.mask` of a tokenizer on a device; made once, as it is the same at every step. Not to be changed."""
+    known = _MASKS.setdefault(tokenizer, {})
+    key = (vocabulary, positions, first_spaced, device)
+    if key not in known:
+        known[key] = allowed_token_ids(tokenizer).mask(vocabulary, positions, first_spaced).to(device)
+    return known[key]
+
+
 def _filter_file(tokenizer: PreTrainedTokenizerBase) -> Path | None:
     """Cache path keyed by every input of the filter; None for a tokenizer that cannot be serialised."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

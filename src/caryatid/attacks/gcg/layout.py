@@ -16,6 +16,18 @@ _LOSS_CHUNK = 2048
 
 
 @contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """On CUDA: small tensors on the CPU are handled by one thread; handing them to dozens takes far longer."""
+    threads = torch.get_num_threads()
+    if device.type == "cuda":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Context with dropout off; afterwards every module is in its former mode."""
     training = [module for module in model.modules() if module.training]

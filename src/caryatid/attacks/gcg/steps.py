@@ -21,14 +21,13 @@ from ...models.load import LoadedModel
 from ...models.template import ChatFormat
 from .candidates import (
     Substitutions,
-    TokenFilter,
-    allowed_token_ids,
+    allowed_mask,
     ordered_substitutions,
     topk_substitutions,
 )
 from .gradient import GradientPass, SuffixGradients, suffix_gradients
 from .graphs import Replay, fused, worth_fusing
-from .layout import PromptLayout, build_prefix_cache, evaluation_mode
+from .layout import PromptLayout, build_prefix_cache, evaluation_mode, one_thread
 from .precision import LowPrecision, low_precision
 from .scoring import PendingScores, default_scoring, start_scoring, usable_scoring
 from .settings import GcgSettings, Scoring
@@ -49,7 +48,6 @@ class GcgEngine:
     slots: tuple[SuffixSlot, ...]
     targets: tuple[tuple[int, ...], ...]
     prefix: PrefixCache | None
-    tokens: TokenFilter
     settings: GcgSettings
     exact: bool
     limit: RowLimit
@@ -109,14 +107,12 @@ def gcg_engine(
     """
     slots = tuple(_slot(chat, state) for state in states)
     targets = tuple(tuple(chat.answer_ids(state.goal.target, end_of_turn=False)) for state in states)
-    tokens = allowed_token_ids(loaded.tokenizer)
     engine = GcgEngine(
         loaded,
         chat,
         slots,
         targets,
         prefix=None,
-        tokens=tokens,
         settings=settings,
         exact=exact,
         limit=limit,
@@ -220,7 +216,9 @@ def _ordered(
 ) -> Substitutions:
     """One case's substitutions in the order in which they are tried."""
     suffix = torch.tensor(layout.suffix_ids)
-    allowed = engine.tokens.mask(gradient.shape[1], len(suffix), bool(slot.lead))
+    allowed = allowed_mask(
+        engine.loaded.tokenizer, gradient.shape[1], len(suffix), bool(slot.lead), gradient.device
+    )
     top = topk_substitutions(gradient, suffix, allowed, engine.settings.top_k)
     return ordered_substitutions(top, generator)
 
@@ -325,6 +323,13 @@ def gcg_step(
     Args:
         generators: one per case; the same object may stand for all, the cases then draw from it in turn.
     """
+    with one_thread(engine.loaded.device):
+        return _step(engine, states, generators)
+
+
+def _step(
+    engine: GcgEngine, states: Sequence[GcgState], generators: Sequence[torch.Generator]
+) -> list[GcgState]:
     layouts = engine.layouts(states)
     found = suffix_gradients(
         engine.loaded,
