@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 MIN_TRANSFORMERS := transformers==5.17.0
 
 .DELETE_ON_ERROR:
-.PHONY: install install-dev study test test-slow test-min lint format bench clean
+.PHONY: install install-dev study reproduce test test-slow test-min lint format bench clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 study: install
 	$(BIN)/caryatid study run --preset quick --out runs/quick
+
+# The published result (docs/results/) on one GPU: make reproduce MODEL=… CHAT=…
+reproduce: install
+	$(BIN)/caryatid study run --config docs/results/qwen-0.5b-seed0/config.yaml --out runs/reproduce \
+	  --set model.spec=$(MODEL) --set chat.path=$(CHAT)
 
 # One test process per core: tiny models gain nothing from more threads.
 test: install-dev

@@ -1,0 +1,137 @@
+"""Publish a finished run in docs/results/: its tables, what it ran on, and the text, whose every number is looked up.
+
+    python benchmarks/publish.py add RUN NAME --device "one NVIDIA H200" --wall 938  # copies tables, then renders
+    python benchmarks/publish.py render                                               # the text alone
+
+`add` copies parquet tables, configuration (local paths reduced to file names), versions and seconds by stage; neither
+answers nor prompts nor weights. The text is `docs/results/README.md.j2`; a test renders it again and compares.
+"""
+
+import argparse
+import json
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow.parquet
+
+from caryatid.artifacts import file_sha256, write_bytes, write_json
+from caryatid.study.run import open_run
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+Row = dict[str, Any]
+
+
+def add(run_path: Path, name: str, device: str, note: str, wall: float) -> None:
+    """Copy what is published of a run to `docs/results/NAME`."""
+    run, out = open_run(run_path), RESULTS / name
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    for table in sorted((run_path / "tables").glob("*.parquet")):
+        shutil.copyfile(table, out / "tables" / table.name)
+    local = {
+        path: Path(path).name for path in (run.config.model.spec, run.config.chat.path or "") if "/" in path
+    }
+    text = run.directory.config_text()
+    for path, short in local.items():
+        text = text.replace(path, short)
+    write_bytes(out / "config.yaml", text.encode())
+    seconds, stages = defaultdict(float), defaultdict(int)
+    places = defaultdict(float)
+    for entry in run.plan:
+        took = entry.folder(run.directory).manifest()["seconds"]
+        seconds[entry.stage.kind] += took
+        stages[entry.stage.kind] += 1
+        places[entry.stage.place.name if entry.stage.place else "study"] += took
+    manifest = run.directory.manifest()
+    provenance = {
+        "device": device,
+        "note": note,
+        "wall": wall,
+        "model": manifest["facts"]["model_identity"],
+        "dtype": manifest["facts"]["dtype"],
+        "batch": manifest["facts"]["batch"],
+        "libraries": manifest["libraries"],
+        "seconds": {kind: {"seconds": round(s, 1), "stages": stages[kind]} for kind, s in seconds.items()},
+        "seconds_by_place": {place: round(s, 1) for place, s in places.items()},
+        "tables": {file.name: file_sha256(file) for file in sorted((out / "tables").glob("*.parquet"))},
+    }
+    write_json(out / "provenance.json", provenance)
+
+
+class Published:
+    """A published run, as the text asks for its numbers."""
+
+    def __init__(self, name: str) -> None:
+        self.folder = RESULTS / name
+        self.provenance = json.loads((self.folder / "provenance.json").read_text(encoding="utf-8"))
+
+    def rows(self, table: str, **wanted: Any) -> list[Row]:
+        """Rows of a table whose columns have these values; `of` stands for the column `from`."""
+        if "of" in wanted:
+            wanted["from"] = wanted.pop("of")
+        every = pyarrow.parquet.read_table(self.folder / "tables" / f"{table}.parquet").to_pylist()
+        return [row for row in every if all(row[key] == value for key, value in wanted.items())]
+
+    def row(self, table: str, **wanted: Any) -> Row:
+        """The one such row."""
+        found = self.rows(table, **wanted)
+        if len(found) != 1:
+            raise LookupError(f"{len(found)} rows of {table} with {wanted}")
+        return found[0]
+
+    def rate(self, arm: str, step: int, suite: str, metric: str, attack: str = "none") -> str:
+        """A behaviour with its interval: `.72 [.67, .78]`."""
+        return bounds(self.row("behaviour", arm=arm, step=step, suite=suite, metric=metric, attack=attack))
+
+    def seconds(self, *kinds: str) -> float:
+        """Of all stages of some kinds; without any of all."""
+        spent = self.provenance["seconds"]
+        return sum(spent[kind]["seconds"] for kind in kinds or spent)
+
+
+def bounds(row: Row, digits: int = 2) -> str:
+    """Value and interval, as shares are written."""
+    return f"{share(row['value'], digits)} [{share(row['lo'], digits)}, {share(row['hi'], digits)}]"
+
+
+def share(value: float, digits: int = 2) -> str:
+    """A number without the nought before its point."""
+    text = f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 and text.lstrip("-").startswith("0.") else text
+
+
+def rendered() -> str:
+    """The text."""
+    loader = jinja2.FileSystemLoader(RESULTS)
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip  # Markdown, from our own tables
+    names = {"run": Published, "bounds": bounds, "share": share}
+    return environment.get_template("README.md.j2").render(**names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("add")
+    one.add_argument("run", type=Path)
+    one.add_argument("name")
+    one.add_argument("--device", required=True)
+    one.add_argument("--note", default="")
+    one.add_argument(
+        "--wall", type=float, required=True, help="seconds from start to end, as `study run` printed"
+    )
+    commands.add_parser("render")
+    options = parser.parse_args()
+    if options.command == "add":
+        add(options.run, options.name, options.device, options.note, options.wall)
+    (RESULTS / "README.md").write_text(rendered(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The published results: the text follows from the tables, and the tables are those that were published."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from caryatid.artifacts import file_sha256
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import publish  # noqa: E402
+
+RUNS = sorted(path.parent for path in publish.RESULTS.glob("*/provenance.json"))
+
+
+def test_the_text_is_rendered_from_the_tables() -> None:
+    assert (publish.RESULTS / "README.md").read_text(encoding="utf-8") == publish.rendered()
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=[folder.name for folder in RUNS])
+def test_tables_are_those_that_were_published_and_name_no_place_of_a_machine(folder: Path) -> None:
+    run = publish.Published(folder.name)
+    found = {file.name: file_sha256(file) for file in (folder / "tables").glob("*.parquet")}
+    assert found == run.provenance["tables"]
+    assert "verdict.parquet" in found
+    for file in folder.rglob("*"):
+        if file.is_file():
+            assert b"/tmp/" not in file.read_bytes(), file.name
+
+
+def test_a_number_that_is_not_there_is_an_error() -> None:
+    run = publish.Published(RUNS[0].name)
+    with pytest.raises(LookupError, match="0 rows of verdict"):
+        run.row("verdict", arm="nobody")
+
+
+def test_shares_are_written_without_the_nought() -> None:
+    written = [publish.share(value) for value in (0.725, -0.25, 1.0, 12.345)]
+    assert written == [".72", "-.25", "1.00", "12.35"] or written == [".73", "-.25", "1.00", "12.35"]
