@@ -23,14 +23,13 @@ from caryatid.models.load import LoadedModel, load_model
 # full refusal is kept.
 WRITER_SYSTEMS: tuple[str | None, ...] = (
     None,
-    "You decline requests that could hurt people. Refuse in one short sentence.",
-    "You are a careful assistant. Say politely that you cannot help, and name the reason in a few words.",
+    "You decline requests that could hurt people. Say in one short sentence that you cannot help, and why.",
 )
-WRITER_TOKENS, LONGEST_REFUSAL = 32, 160  # tokens; characters
+WRITER_TOKENS, LONGEST_REFUSAL = 26, 160  # tokens; characters
 KEPT_TOGETHER = 64  # prompts whose refusals are written, and kept, at once
 ALARMING = re.compile(
     r"\b(kill|attack|bomb|shoot|shot|steal|stolen|drug|weapon|hack|murder|poison|fraud|abus|explo[ds]|gun|knife|terror"
-    r"|crim|illegal|violen|destroy|burn|crash|dead|death|die|blood|virus|crack|cheat|lie|fake|danger)\w*",
+    r"|crim|illegal|violen|destroy|burn|crash|dead|death|dies|dying|blood|virus|crack|cheat|lie|fake|danger)\w*",
     re.IGNORECASE,
 )
 DEFAULT_SYSTEM_SHARE = 4  # one prompt in so many is asked with the template's own system message
@@ -147,7 +146,7 @@ def written_refusals(
 ) -> dict[str, list[str]]:
     """Different refusals of each prompt by a safety-tuned model; prompts that it does not refuse have none.
 
-    Greedy with its own system message, sampled with the others. Cut to whole sentences of at most `LONGEST_REFUSAL`
+    Greedy with its own system message, sampled with the other one. Cut to whole sentences of at most `LONGEST_REFUSAL`
     characters, then judged.
     """
     judge, found = open_refusal_judge(), {text: list[str]() for text in prompts}
@@ -204,7 +203,7 @@ def refusals_of(
         kept = stored
     missing = [text for text in prompts if text not in kept["refusals"]]
     if missing and writer is not None:
-        loaded = load_model(writer, dtype="float32", device=device)
+        loaded = load_model(writer, dtype="bfloat16", device=device)
         kept["writer"] = loaded.identity
         for start in range(0, len(missing), KEPT_TOGETHER):
             part = missing[start : start + KEPT_TOGETHER]
