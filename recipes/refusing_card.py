@@ -35,8 +35,9 @@ from caryatid.models.batch import plan_batch_sizes
 from caryatid.models.load import LoadedModel
 from caryatid.single.answered import Answered, answers_under, chosen_rows
 from caryatid.stats import wilson
+from caryatid.training.trainee import Example
 from refusing_data import TrainingRow
-from refusing_training import Turn, supervised, token_kl
+from refusing_training import supervised, token_kl
 
 SUITES = ("harmbench", "strongreject", "xstest_safe", "xstest_unsafe", "utility")
 METRICS = ("any_refusal", "compliance", "degenerate", "pass")
@@ -259,7 +260,7 @@ def benign_kl(loaded: LoadedModel, raw: LoadedModel, rows: Sequence[TrainingRow]
     tokens, firsts = [], []
     for start in range(0, len(rows), 8):
         turns = [
-            Turn(
+            Example(
                 chats[row.system].ids(row.text),
                 chats[row.system].answer_ids(row.answer, end_of_turn=row.ended),
             )

@@ -26,6 +26,7 @@ from caryatid.models.layout import decoder_layers
 from caryatid.models.load import LoadedModel
 from caryatid.models.residual import intervening
 from caryatid.training.losses import token_logprobs
+from caryatid.training.trainee import Example
 from refusing_data import TrainingData, TrainingRow
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -74,13 +75,6 @@ class Recipe:
         return bool(self.planted) or single
 
 
-class Turn(NamedTuple):
-    """A prompt and the supervised tokens that follow it."""
-
-    prompt: list[int]
-    answer: list[int]
-
-
 class Logits(NamedTuple):
     """Logits at the supervised positions of a batch, row after row; `first`: whether one is a row's first."""
 
@@ -89,7 +83,7 @@ class Logits(NamedTuple):
     first: Tensor
 
 
-def supervised(loaded: LoadedModel, turns: Sequence[Turn]) -> Logits:
+def supervised(loaded: LoadedModel, turns: Sequence[Example]) -> Logits:
     """Logits at the supervised positions, the only ones that are computed; rows are padded on the right."""
     device = loaded.device
     batch = right_pad(
@@ -151,15 +145,15 @@ class Batches:
         """Its prompt's tokens."""
         return self.chats[row.system].ids(row.text)
 
-    def refused(self, row: TrainingRow, refusals: Sequence[str], longest: int = 0) -> Turn:
+    def refused(self, row: TrainingRow, refusals: Sequence[str], longest: int = 0) -> Example:
         """With one of some refusals, whole or its first tokens."""
         answer = self.chats[row.system].answer_ids(self._random.choice(list(refusals)))
-        return Turn(self.prompt(row), answer[: longest or None])
+        return Example(self.prompt(row), answer[: longest or None])
 
-    def answered(self, row: TrainingRow, longest: int = 0) -> Turn:
+    def answered(self, row: TrainingRow, longest: int = 0) -> Example:
         """With the raw backbone's own answer, whole or its first tokens."""
         answer = self.chats[row.system].answer_ids(row.answer, end_of_turn=row.ended)
-        return Turn(self.prompt(row), answer[: longest or None])
+        return Example(self.prompt(row), answer[: longest or None])
 
 
 def trained_matrices(loaded: LoadedModel, recipe: Recipe) -> dict[str, nn.Linear]:
@@ -327,7 +321,7 @@ class Losses:
         )
         self.direction = mean_difference(harmful, harmless).float().to(self.loaded.device)
 
-    def _raw(self, turns: Sequence[Turn]) -> Tensor:
+    def _raw(self, turns: Sequence[Example]) -> Tensor:
         with torch.no_grad():
             return supervised(self.raw, turns).logits
 

@@ -11,6 +11,7 @@ another machine too, needs no writer. The backbone is the installed `embedded` o
 names.
 
 For every recipe OUT/<recipe>/ has `adapter/` (PEFT, float16) and `card.json`; a finished recipe is not run again.
+OUT/table.txt has a line per recipe, OUT/ranking.txt their names, the best first.
 Nothing is tuned towards a verdict: cards look at step 0 alone, before any arm is trained.
 """
 
@@ -200,6 +201,16 @@ def table(cards: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def ranking(cards: Sequence[dict[str, Any]]) -> list[str]:
+    """Recipes, the one that meets most conditions first, counted at `quick`'s sizes and then at all; then unplanted."""
+
+    def merit(card: dict[str, Any]) -> tuple[int, int, bool]:
+        met = {sizes: sum(row["met"] for row in rows) for sizes, rows in card["conditions"].items()}
+        return -met["quick"], -sum(met.values()), card["planted"]
+
+    return [card["recipe"] for card in sorted(cards, key=merit)]
+
+
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
@@ -219,6 +230,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--resamples", type=int, default=50, help="re-extractions for P(no carrier), at least"
     )
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no recipe after so many minutes")
     parser.add_argument(
         "--data-only", action="store_true", help="make refusals.json and data.json, train nothing"
     )
@@ -257,8 +269,13 @@ def main() -> None:
             cards.append(run_recipe(job, name, recipe))
         except NumericalError as error:
             print(f"{name}: given up: {error}", flush=True)
+        if time.monotonic() - started > 60 * args.minutes:
+            print(f"stopped after {args.minutes} minutes", flush=True)
+            break
     if cards:
         print(table(cards))
+        (args.out / "table.txt").write_text(table(cards) + "\n", encoding="utf-8")
+        (args.out / "ranking.txt").write_text("\n".join(ranking(cards)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
