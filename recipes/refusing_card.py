@@ -98,7 +98,7 @@ def behaviour(loaded: LoadedModel, measuring: Measuring) -> list[dict[str, Any]]
     rows = run_suites(loaded, asked, Asking(measuring.tokens, size, ""), judge=open_refusal_judge())
     keys = ("suite", "metric", "value", "n", "lo", "hi", "judge")
     return [
-        {key: row[key] for key in keys}
+        {key: plain(row[key]) for key in keys}
         for row in metrics_rows(rows, "base", 0, 0)
         if row["metric"] in METRICS
     ]
@@ -107,7 +107,7 @@ def behaviour(loaded: LoadedModel, measuring: Measuring) -> list[dict[str, Any]]
 def rate(rows: Sequence[dict[str, Any]], suite: str, metric: str) -> float:
     """One of the rates; NaN where there is none."""
     found = [row["value"] for row in rows if (row["suite"], row["metric"]) == (suite, metric)]
-    return float(found[0]) if found else math.nan
+    return float(found[0]) if found and found[0] is not None else math.nan
 
 
 @dataclass
@@ -234,15 +234,15 @@ class _Anatomy:
             benign, carrier.span(1), draws=own.controls, generator=torch.Generator().manual_seed(0)
         ).bases
         conditions = [Condition(), *ablation_conditions(carrier.span(1), drawn)]
-        plain, *under = self.answered("harmbench", conditions, own.tokens)
-        flags = [[one.answered for one in chosen_rows(each, plain.refused).outcomes] for each in under]
-        n = sum(plain.refused)
+        asked, *under = self.answered("harmbench", conditions, own.tokens)
+        flags = [[one.answered for one in chosen_rows(each, asked.refused).outcomes] for each in under]
+        n = sum(asked.refused)
         random = [sum(each) / n for each in flags[1:]] if n else []
         (utility,) = self.answered("utility", conditions[1:2], own.tokens)
         return {
             "layer": site.layer,
             "admissible": site.admissible,
-            "removed": _plain(wilson(sum(flags[0]), n)._asdict()) if n else None,
+            "removed": plain(wilson(sum(flags[0]), n)._asdict()) if n else None,
             "removed_random_mean": sum(random) / len(random) if random else None,
             "removed_random_max": max(random, default=None),
             "utility_ablated": sum(utility.passed) / max(len(utility.passed), 1),
@@ -251,7 +251,7 @@ class _Anatomy:
 
 def anatomy(loaded: LoadedModel, measuring: Measuring, toward: str) -> dict[str, Any]:
     """Gap, scored candidates, carriers under every profile, and what ablation removes of generated refusals."""
-    return dict(_plain(_Anatomy(loaded, measuring, toward).run()))
+    return dict(plain(_Anatomy(loaded, measuring, toward).run()))
 
 
 def benign_kl(loaded: LoadedModel, raw: LoadedModel, rows: Sequence[TrainingRow]) -> dict[str, float]:
@@ -301,12 +301,12 @@ def conditions_met(measured: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """For JSON, which has no NaN: null."""
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

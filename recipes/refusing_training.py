@@ -290,12 +290,12 @@ def save_adapter(
 @contextmanager
 def _tf32(device: torch.device) -> Iterator[None]:
     """TF32 matrix products in training on CUDA; measuring stays in full float32."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = device.type == "cuda"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision(before)
 
 
 class Losses:

@@ -37,12 +37,13 @@ from caryatid.data.study_prompts import build_study_prompts
 from caryatid.errors import NumericalError
 from caryatid.models.convert import EMBEDDED_SHA256, convert_gguf
 from caryatid.models.load import LoadedModel, load_model
-from refusing_card import Measuring, anatomy, behaviour, benign_kl, conditions_met, quick_measuring
+from refusing_card import Measuring, anatomy, behaviour, benign_kl, conditions_met, plain, quick_measuring
 from refusing_data import DataSizes, TrainingData, stored_data
 from refusing_training import WRITERS, Recipe, train
 
 VERSION = 1  # raise it when what is trained or measured changes
 LIMIT = 10_000_000  # bytes of an adapter
+MISSED = 1  # conditions; with more of them missed at `quick`'s sizes a recipe is not measured at the others
 
 RECIPES: dict[str, Recipe] = {
     "lora4_blocks10_12": Recipe("lora", rank=4, learning_rate=2e-3, targets=WRITERS, blocks=(10, 13), kl=2.0),
@@ -69,6 +70,7 @@ class Job:
     measurings: tuple[Measuring, ...]
     toward: str
     out: Path
+    everywhere: bool
 
 
 def measurings(lookup: Lookup, resamples: int, smoke: bool) -> tuple[tuple[Measuring, ...], str]:
@@ -77,7 +79,7 @@ def measurings(lookup: Lookup, resamples: int, smoke: bool) -> tuple[tuple[Measu
     toward = config.training.r2d2.toward_text
     sizes = {"harmful": 128, "harmless": 128}
     limits = {f"extraction_{side}": n for side, n in sizes.items()} | {"selection_harmless": 64, "chat": 64}
-    limits |= dict.fromkeys(("harmbench", "strongreject", "xstest_safe", "xstest_unsafe"), 120)
+    limits |= dict.fromkeys(("harmbench", "strongreject", "xstest_safe", "xstest_unsafe"), 100)
     tiny = dict.fromkeys((*limits, "selection_harmful", "utility"), 4) | {
         "chat_heldout": 4,
         "warmup_harmless": 8,
@@ -92,7 +94,9 @@ def measurings(lookup: Lookup, resamples: int, smoke: bool) -> tuple[tuple[Measu
         ),
     }
     quick = quick_measuring(config, sets["quick"], resamples)
-    rest = [Measuring(name, sets[name], 48, resamples=resamples) for name in ("embedded", "benchmarks")]
+    rest = [
+        Measuring(name, sets[name], 48, resamples=min(resamples, 20)) for name in ("embedded", "benchmarks")
+    ]
     if not smoke:
         return (quick, *rest), toward
     small = {"resamples": 2, "likely": 2, "controls": 1, "layer_stride": 8, "draws": 100}
@@ -116,7 +120,7 @@ def run_recipe(job: Job, name: str, recipe: Recipe) -> dict[str, Any]:
     """Train one recipe and measure its card; a finished one is read back."""
     folder = job.out / name
     sizes = [(one.name, one.tokens, one.resamples, one.sets.to_json()["sets"]) for one in job.measurings]
-    key = content_key([VERSION, asdict(recipe), job.data.facts["key"], job.raw.identity, sizes])
+    key = content_key([VERSION, asdict(recipe), job.data.facts["key"], job.everywhere, sizes])
     place = folder / "card.json"
     if place.is_file() and (kept := json.loads(place.read_text(encoding="utf-8")))["key"] == key:
         print(f"{name}: finished before", flush=True)
@@ -128,7 +132,7 @@ def run_recipe(job: Job, name: str, recipe: Recipe) -> dict[str, Any]:
     del loaded
     base = Anchor("base", 0, "embedded")
     step0 = open_from(replace(base, adapters=(str(folder / "adapter"),)), base, job.raw)
-    measured = {}
+    measured: dict[str, Any] = {}
     for one in job.measurings:
         measured[one.name] = {
             "tokens": one.tokens,
@@ -136,7 +140,10 @@ def run_recipe(job: Job, name: str, recipe: Recipe) -> dict[str, Any]:
             "behaviour": behaviour(step0, one),
             "carriers": anatomy(step0, one, job.toward),
         }
-        print(f"  measured at {one.name} after {time.monotonic() - started:.0f} s", flush=True)
+        missed = [row["condition"] for row in conditions_met(measured[one.name]) if not row["met"]]
+        print(f"  {one.name}: misses {missed or 'nothing'} ({time.monotonic() - started:.0f} s)", flush=True)
+        if len(missed) > MISSED and not job.everywhere:
+            break
     device = job.raw.device
     card: dict[str, Any] = {
         "key": key,
@@ -161,7 +168,7 @@ def run_recipe(job: Job, name: str, recipe: Recipe) -> dict[str, Any]:
     }
     card["conditions"] = {place: conditions_met(one) for place, one in measured.items()}
     card["passes"] = all(row["met"] for row in card["conditions"]["quick"]) and card["adapter"]["fits"]
-    write_json(place, card)
+    write_json(place, plain(card))
     return card
 
 
@@ -230,6 +237,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--resamples", type=int, default=50, help="re-extractions for P(no carrier), at least"
     )
+    parser.add_argument("--everywhere", action="store_true", help="measure at all sizes, whatever is missed")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no recipe after so many minutes")
     parser.add_argument(
         "--data-only", action="store_true", help="make refusals.json and data.json, train nothing"
@@ -259,7 +267,7 @@ def main() -> None:
     if args.data_only:
         return
     sized, toward = measurings(lookup, args.resamples, args.smoke)
-    job = Job(raw, data, sized, toward, args.out)
+    job = Job(raw, data, sized, toward, args.out, args.everywhere or args.smoke)
     cards = []
     for name in args.recipes or RECIPES:
         recipe = RECIPES[name]
