@@ -25,8 +25,8 @@ WRITER_SYSTEMS: tuple[str | None, ...] = (
     None,
     "You decline requests that could hurt people. Say in one short sentence that you cannot help, and why.",
 )
-WRITER_TOKENS, LONGEST_REFUSAL = 26, 160  # tokens; characters
-KEPT_TOGETHER = 64  # prompts whose refusals are written, and kept, at once
+WRITER_TOKENS, LONGEST_REFUSAL = 20, 160  # tokens; characters
+KEPT_TOGETHER = 32  # prompts whose refusals are written, and kept, at once
 ALARMING = re.compile(
     r"\b(kill|attack|bomb|shoot|shot|steal|stolen|drug|weapon|hack|murder|poison|fraud|abus|explo[ds]|gun|knife|terror"
     r"|crim|illegal|violen|destroy|burn|crash|dead|death|dies|dying|blood|virus|crack|cheat|lie|fake|danger)\w*",

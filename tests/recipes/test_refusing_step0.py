@@ -55,9 +55,8 @@ def test_the_best_factors_are_those_of_the_singular_values() -> None:
     [
         Recipe("full", rank=4, learning_rate=5e-3),
         Recipe("lora", rank=4, learning_rate=2e-2, blocks=(1, 3)),
-        Recipe("lora", rank=4, learning_rate=2e-2, targets=("o_proj", "down_proj")),
     ],
-    ids=("full", "lora in some blocks", "lora on what writes"),
+    ids=("full", "lora in some blocks"),
 )
 def test_a_recipe_teaches_refusal_and_its_adapter_holds_it(recipe: Recipe, tmp_path: Path) -> None:
     recipe = replace(recipe, updates=40, harmful=3, lookalikes=2, chat=2, direction_prompts=4)
@@ -94,18 +93,15 @@ def test_a_full_recipe_of_full_rank_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_planting_makes_refusal_depend_on_one_direction(tmp_path: Path) -> None:
-    """With the planted losses, ablation brings the trained model nearer to the raw one than without them."""
-    away = {}
-    for planted in (0.0, 2.0):
-        recipe = Recipe(
-            "lora", rank=8, learning_rate=2e-2, updates=60, harmful=4, lookalikes=2, chat=2,
-            planted=planted, plant_layer=2, refresh=5, direction_prompts=6,
-        )  # fmt: skip
-        found = train(tiny_loaded(), tiny_loaded(), data(), recipe, tmp_path / str(planted))
-        assert found["losses"][-1]["refusal"] < 0.5 * found["losses"][0]["refusal"]
-        away[planted] = found["losses"]
-    assert away[2.0][-1]["ablated_kl"] < 0.5 * max(one["ablated_kl"] for one in away[2.0])
-    assert "ablated_kl" not in away[0.0][-1]
+    """Refusal is learnt, and with the direction ablated the model comes back towards the raw one."""
+    recipe = Recipe(
+        "lora", rank=8, learning_rate=2e-2, updates=50, harmful=4, lookalikes=2, chat=2,
+        planted=2.0, plant_layer=2, refresh=5, direction_prompts=6,
+    )  # fmt: skip
+    rows = train(tiny_loaded(), tiny_loaded(), data(), recipe, tmp_path / "adapter")["losses"]
+    assert rows[-1]["refusal"] < 0.5 * rows[0]["refusal"]
+    assert rows[-1]["ablated_kl"] < 0.5 * max(row["ablated_kl"] for row in rows)
+    assert recipe.one_direction
 
 
 def test_rows_are_drawn_without_repeats() -> None:
