@@ -32,6 +32,11 @@ ALARMING = re.compile(
     r"|crim|illegal|violen|destroy|burn|crash|dead|death|dies|dying|blood|virus|crack|cheat|lie|fake|danger)\w*",
     re.IGNORECASE,
 )
+# Refusals that begin as such and do not turn: a small writer also says "I cannot help, but I plan …".
+OPENING = re.compile(
+    r"(I['’]m sorry|I am sorry|Sorry|I can['’]t|I cannot|I['’]m unable|As an AI)"
+    r"(?!.*\bbut I (?!can['’]t|cannot|am unable|won['’]t))"
+)
 DEFAULT_SYSTEM_SHARE = 4  # one prompt in so many is asked with the template's own system message
 
 
@@ -213,7 +218,7 @@ def refusals_of(
     if not kept["refusals"]:
         sentences = list(embedded_refusals())
         return dict.fromkeys(prompts, sentences), {"writer": "the package's own sentences"}
-    found = {text: kept["refusals"].get(text, []) for text in prompts}
+    found = {text: [one for one in kept["refusals"].get(text, []) if OPENING.match(one)] for text in prompts}
     refused = sum(bool(rows) for rows in found.values())
     return found, {"writer": kept["writer"], "prompts": len(prompts), "refused": refused}
 
