@@ -18,7 +18,7 @@ from .models.generate import generate
 from .models.identity import combined, folder_identity
 from .models.load import LoadedModel, load_model, tokenizer_in
 from .models.quiet import Say, warn
-from .models.resolve import EMBEDDED, resolve
+from .models.resolve import EMBEDDED, REFUSING, resolve
 from .models.weights import check_finite, without_weights
 
 
@@ -82,7 +82,7 @@ def name_base(folder: Path, base: Anchor, root: Path) -> None:
     """
     named = base.adapters[-1] if base.adapters else base.weights or base.backbone
     path = Path(named).expanduser()
-    if named != EMBEDDED and path.exists():
+    if named not in (EMBEDDED, REFUSING) and path.exists():
         found = path.resolve()
         inside = found.is_relative_to(root.resolve())
         named = os.path.relpath(found, folder.resolve()) if inside else str(found)

@@ -47,7 +47,7 @@ def check(
 
 @app.command(epilog="Example: caryatid models fetch embedded")
 def fetch(
-    name: str = typer.Argument(help="`embedded`, or a hub id."),
+    name: str = typer.Argument(help="`embedded`, `embedded-refusing`, or a hub id."),
     revision: str | None = options.Revision,
     as_json: bool = options.Json,
 ) -> None:

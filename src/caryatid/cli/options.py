@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from ..behaviour.judges.base import JudgeSpec
     from ..data.study_prompts import Source as PromptSource
 
-_MODEL = "Hub id, folder, .gguf file, adapter folder, or `embedded`."
+_MODEL = "Hub id, folder, .gguf file, adapter folder, `embedded`, or `embedded-refusing`."
 Model = typer.Option(..., "--model", "-m", help=_MODEL)
 ModelArgument = typer.Argument(help=_MODEL)
 Source = typer.Option("auto", "--source", help="auto, benchmarks or embedded.")

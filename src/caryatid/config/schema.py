@@ -27,7 +27,10 @@ from .thresholds import Thresholds
 class ModelConfig(Part):
     """The backbone."""
 
-    spec: str = Field("embedded", description="Hub id, folder, .gguf file, adapter folder, or `embedded`.")
+    spec: str = Field(
+        "embedded",
+        description="Hub id, folder, .gguf file, adapter folder, `embedded`, or `embedded-refusing`.",
+    )
     revision: str | None = Field(None, description="Hub revision.")
     system: str | None = Field(
         None, description="System message; null: the template's default; '': an empty one."

@@ -157,7 +157,8 @@ def load_model(
     """Load a decoder-only model for measurement.
 
     Args:
-        spec: hub id, model folder, `.gguf` file, adapter folder (added to its base in memory), or `embedded`.
+        spec: hub id, model folder, `.gguf` file, adapter folder (added to its base in memory), `embedded`,
+            or `embedded-refusing`.
         dtype: "float32", "bfloat16" or "float16". Default: float32 on CPU, the checkpoint's own elsewhere.
         device: cpu, cuda, xpu or mps; default the first of CUDA, XPU and MPS that there is, else the CPU.
         revision: of a hub model.

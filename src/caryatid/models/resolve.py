@@ -1,4 +1,7 @@
-"""From what a user names to a local folder of safetensors: hub id, folder, GGUF file, adapter folder, `embedded`."""
+"""From what a user names to a local folder of safetensors: hub id, folder, GGUF file, adapter folder, or a shipped one.
+
+`embedded` is the raw backbone, `embedded-refusing` the same with the adapter that ships in `data/embedded_refusing`.
+"""
 
 import json
 import re
@@ -29,7 +32,8 @@ from ..paths import hub_offline
 from .convert import convert_gguf, ensure_embedded
 from .identity import combined, folder_identity
 
-EMBEDDED = "embedded"
+EMBEDDED, REFUSING = "embedded", "embedded-refusing"
+REFUSING_FOLDER = Path(__file__).parent / "data" / "embedded_refusing"
 _HTTP_ERROR: type[Exception] = vars(hub_errors)["HTTPError"]  # of the HTTP client that this hub version uses
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -214,6 +218,24 @@ def _adapter(folder: Path, spec: str, trust_remote_code: bool, depth: int) -> Re
     return ResolvedModel(below.folder, (*below.adapters, folder), whole, below.notes)
 
 
+def _refusing() -> ResolvedModel:
+    """The embedded backbone with the adapter that ships; its identity covers both.
+
+    Raises:
+        DataMissingError: the adapter, or the backbone, is not installed.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (REFUSING_FOLDER / name).is_file():
+            raise DataMissingError(
+                f"its adapter is not in this copy of caryatid ({REFUSING_FOLDER / name})",
+                where=REFUSING,
+                remedy="Install caryatid again, make the adapter (recipes/train_refusing_step0.py), or use 'embedded'.",
+            )
+    embedded = ensure_embedded()
+    whole = combined([embedded.identity, folder_identity(REFUSING_FOLDER)])
+    return ResolvedModel(embedded.folder, (REFUSING_FOLDER,), whole)
+
+
 def _has_weights(folder: Path) -> bool:
     """Whether a folder holds a model's own weights, whatever else."""
     return any(path.name != "adapter_model.safetensors" for path in folder.glob("*.safetensors"))
@@ -230,6 +252,8 @@ def resolve(
     if spec == EMBEDDED:
         embedded = ensure_embedded()
         return ResolvedModel(embedded.folder, (), embedded.identity)
+    if spec == REFUSING:
+        return _refusing()
     path = Path(spec).expanduser()
     if path.suffix.lower() == ".gguf":
         converted = convert_gguf(path)

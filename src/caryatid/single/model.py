@@ -122,7 +122,8 @@ def load(
     system: str | None = None,
     options: ChatOptions | None = None,
 ) -> Model:
-    """Load a model: a hub id, a local folder, a `.gguf` file, an adapter folder, or `embedded`.
+    """Load a model: a hub id, a local folder, a `.gguf` file, an adapter folder, `embedded` or
+    `embedded-refusing`.
 
     Args:
         options: how its chat template is filled in: thinking, variables, date, which template.

@@ -1,0 +1,94 @@
+"""`embedded-refusing`: the embedded backbone with the adapter that ships, here a tiny stand-in for both."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from caryatid.anchors import Anchor, name_base, open_anchor
+from caryatid.artifacts import file_sha256
+from caryatid.cli import run
+from caryatid.errors import DataMissingError
+from caryatid.models import resolve as room
+from caryatid.models.convert import EMBEDDED_SHA256, Converted
+from caryatid.models.load import load_model
+from caryatid.models.resolve import REFUSING, REFUSING_FOLDER, resolve
+from tiny import save_adapter, save_tiny
+
+IDS = torch.tensor([[5, 17, 90, 33, 8]])
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model in the backbone's place, and a folder for the adapter, with one in it."""
+    base = save_tiny(tmp_path / "base")
+    monkeypatch.setattr(room, "ensure_embedded", lambda: Converted(base, "sum", "base identity"))
+    folder = save_adapter(tmp_path / "package", size=0.1)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "embedded"}))
+    monkeypatch.setattr(room, "REFUSING_FOLDER", folder)
+    return folder
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def test_it_is_the_backbone_with_the_adapter(shipped: Path, tmp_path: Path) -> None:
+    loaded = load_model(REFUSING, device="cpu")
+    raw = load_model("embedded", device="cpu")
+    same = open_anchor(Anchor("base", 0, "embedded", adapters=(str(shipped),)), device="cpu")
+    assert torch.equal(logits(loaded.model), logits(same.model))
+    assert not torch.allclose(logits(loaded.model), logits(raw.model), atol=0.1)
+    assert loaded.spec == REFUSING
+
+
+def test_its_identity_covers_both(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = resolve(REFUSING)
+    assert first.adapters == (shipped,)
+    save_adapter(shipped, size=0.1, seed=1)
+    other_adapter = resolve(REFUSING).identity
+    monkeypatch.setattr(room, "ensure_embedded", lambda: Converted(tmp_path / "base", "sum", "another"))
+    other_base = resolve(REFUSING).identity
+    assert len({first.identity, other_adapter, other_base, "base identity", "another"}) == 5
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
+def test_without_its_adapter_it_says_what_to_do(
+    shipped: Path, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shipped / missing).unlink()
+    with pytest.raises(DataMissingError, match="not in this copy of caryatid") as caught:
+        load_model(REFUSING, device="cpu")
+    assert "recipes/train_refusing_step0.py" in str(caught.value.remedy)
+    assert run(["models", "check", REFUSING]) == 3
+    assert REFUSING in capsys.readouterr().err
+
+
+def test_an_arm_trained_on_it_can_be_opened_alone(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a folder of the same name lies about."""
+    monkeypatch.chdir(tmp_path)
+    Path(REFUSING).mkdir()
+    arm = save_adapter(tmp_path / "arm", size=0.05, seed=2)
+    name_base(arm, Anchor("base", 0, REFUSING), tmp_path)
+    assert json.loads((arm / "adapter_config.json").read_text())["base_model_name_or_path"] == REFUSING
+    assert resolve(str(arm)).adapters == (shipped, arm)
+    whole = open_anchor(Anchor("sft", 2, REFUSING, adapters=(str(arm),)), device="cpu")
+    assert torch.allclose(logits(load_model(str(arm), device="cpu").model), logits(whole.model), atol=1e-5)
+
+
+def test_what_ships_is_what_its_card_describes() -> None:
+    weights = REFUSING_FOLDER / "adapter_model.safetensors"
+    if not weights.is_file():
+        pytest.skip("no adapter ships in this version")
+    card = json.loads((REFUSING_FOLDER / "card.json").read_text(encoding="utf-8"))
+    assert card["adapter"]["sha256"] == file_sha256(weights)
+    assert card["base"]["sha256"] == EMBEDDED_SHA256
+    assert weights.stat().st_size <= 10_000_000
+    config = json.loads((REFUSING_FOLDER / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "embedded"
