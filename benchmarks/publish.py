@@ -3,7 +3,7 @@
     python benchmarks/publish.py add RUN NAME --device "one NVIDIA H200" --wall 938  # copies tables, then renders
     python benchmarks/publish.py render                                               # the text alone
 
-`add` copies parquet tables, configuration (local paths reduced to file names), versions and seconds by stage; neither
+`add` copies parquet tables, the figure of behaviour, configuration (local paths reduced to file names), versions and seconds by stage; neither
 answers nor prompts nor weights. The text is `docs/results/README.md.j2`; a test renders it again and compares.
 """
 
