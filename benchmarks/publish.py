@@ -3,8 +3,8 @@
     python benchmarks/publish.py add RUN NAME --device "one NVIDIA H200" --wall 938  # copies tables, then renders
     python benchmarks/publish.py render                                               # the text alone
 
-`add` copies parquet tables, the figure of behaviour, configuration (local paths reduced to file names), versions and seconds by stage; neither
-answers nor prompts nor weights. The text is `docs/results/README.md.j2`; a test renders it again and compares.
+`add` copies parquet tables, the figure of behaviour, configuration (local paths reduced to file names), versions and
+seconds by stage; neither answers nor prompts nor weights. The text is `docs/results/README.md.j2`; a test renders it again and compares.
 """
 
 import argparse
@@ -30,6 +30,8 @@ def add(run_path: Path, name: str, device: str, note: str, wall: float) -> None:
     (out / "tables").mkdir(parents=True, exist_ok=True)
     for table in sorted((run_path / "tables").glob("*.parquet")):
         shutil.copyfile(table, out / "tables" / table.name)
+    for figure in sorted((run_path / "figures").glob("behaviour-*.svg")):
+        shutil.copyfile(figure, out / figure.name)
     local = {
         path: Path(path).name for path in (run.config.model.spec, run.config.chat.path or "") if "/" in path
     }
