@@ -3,8 +3,9 @@
     python benchmarks/publish.py add RUN NAME --device "one NVIDIA H200" --wall 938  # copies tables, then renders
     python benchmarks/publish.py render                                               # the text alone
 
-`add` copies parquet tables, the figure of behaviour, configuration (local paths reduced to file names), versions and
-seconds by stage; neither answers nor prompts nor weights. The text is `docs/results/README.md.j2`; a test renders it again and compares.
+`add` copies parquet tables, the figure of behaviour, configuration (absolute paths reduced to file names), versions and
+seconds by stage; neither answers nor prompts nor weights. The text is `docs/results/README.md.j2`; a test renders it again
+and compares.
 """
 
 import argparse
@@ -33,7 +34,9 @@ def add(run_path: Path, name: str, device: str, note: str, wall: float) -> None:
     for figure in sorted((run_path / "figures").glob("behaviour-*.svg")):
         shutil.copyfile(figure, out / figure.name)
     local = {
-        path: Path(path).name for path in (run.config.model.spec, run.config.chat.path or "") if "/" in path
+        path: Path(path).name
+        for path in (run.config.model.spec, run.config.chat.path or "")
+        if Path(path).is_absolute()
     }
     text = run.directory.config_text()
     for path, short in local.items():
