@@ -4,8 +4,8 @@
     python benchmarks/publish.py render                                               # the text alone
 
 `add` copies parquet tables, the figure of behaviour, configuration (absolute paths reduced to file names), versions and
-seconds by stage; neither answers nor prompts nor weights. The text is `docs/results/README.md.j2`; a test renders it again
-and compares.
+seconds by stage; neither answers nor prompts nor weights. The text is `docs/results/README.md.j2`; a test renders it
+again and compares.
 """
 
 import argparse
