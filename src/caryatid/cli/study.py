@@ -1,6 +1,7 @@
 """`caryatid study …` and `caryatid report`."""
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -65,13 +66,20 @@ def plan(
         "--refusal-rate",
         min=0,
         max=1,
-        help="Share of requests that an arm's last anchor may refuse, for reach.",
+        help="Share of requests that an arm's last anchor may refuse, for reach and time.",
+    ),
+    again: bool = typer.Option(
+        False, "--recalibrate", help="Time this device anew; else its last timing is used."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
-    """Show the stages of a study with their sizes, and which verdicts are within reach."""
+    """Show the stages of a study with sizes, time, memory and disk, and which verdicts are within reach.
+
+    The backbone is timed on this device once, for some seconds.
+    """
     from ..artifacts import RunDirectory
     from ..config import load_config
+    from ..study.forecast import forecast_of
     from ..study.reach import reach_lines
     from ..study.runner import settled_plan
 
@@ -79,24 +87,48 @@ def plan(
     settled, stages = settled_plan(settings, out)
     facts = settled.facts
     reached = reach_lines(settings, settled.prompts, refusal_rate) if settled.prompts else []
-    rows = [[entry.id, entry.stage.kind, entry.stage.size(), entry.key] for entry in stages]
-    if out is not None:
-        states = [entry.folder(RunDirectory(out)).state() for entry in stages]
-        rows = [[*row, state] for row, state in zip(rows, states, strict=True)]
+    forecast = forecast_of(stages, settled.prompts, again=again, refusal_rate=refusal_rate)
+    assert forecast is not None
+    rows, left = [], list(stages)
+    for entry in stages:
+        cost, state = forecast.costs[entry.id], None
+        if out is not None:
+            state = entry.folder(RunDirectory(out)).state()
+            left = left if state != "done" else [one for one in left if one is not entry]
+        named: dict[str, Any] = {
+            "id": entry.id,
+            "stage": entry.stage.kind,
+            "size": entry.stage.size(),
+            "key": entry.key,
+        }
+        rows.append(named | vars(cost) | ({"state": state} if out else {}))
     if as_json:
-        names = ("id", "stage", "size", "key", "state")
+        total = {"seconds": sum(forecast.costs[one.id].seconds for one in left), "left": len(left)}
         print_json(
             {
                 "facts": facts.to_json(),
-                "stages": [dict(zip(names, row, strict=False)) for row in rows],
+                "stages": rows,
                 "reach": reached,
+                "forecast": {**total, "text": forecast.line(left), "calibration": forecast.note},
             }
         )
         return
     announce(f"prompts: {facts.prompts_note}; batches {dict(facts.batch)}")
-    print_table(["stage", "kind", "size", "key", *(["state"] if out else [])], rows)
+    names = ["id", "size", "seconds", "memory", "disk", *(["state"] if out else [])]
+    print_table(["stage", *names[1:]], [[_cell(row, name) for name in names] for row in rows])
+    typer.echo(f"{len(left)} stages: {forecast.line(left)}")
     for line in reached:
         typer.echo(line)
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    """A cell of the plan's table, with its unit."""
+    from ..study.forecast import size
+
+    value = row[name]
+    if name in ("memory", "disk"):
+        return size(value) if value else ""
+    return f"{value:.1f}" if name == "seconds" else str(value)
 
 
 @app.command(epilog="Example: caryatid study status runs/quick")
