@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from .console import TerminalProgress, announce, print_json, print_table
+from .watching import watch_run
 
 app = typer.Typer(help="Plan, run and inspect studies.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -131,14 +132,20 @@ def _cell(row: dict[str, Any], name: str) -> str:
     return f"{value:.1f}" if name == "seconds" else str(value)
 
 
-@app.command(epilog="Example: caryatid study status runs/quick")
+@app.command(epilog="Example: caryatid study status runs/quick --watch")
 def status(
     directory: Path = typer.Argument(help="A run directory."),
+    watch: bool = typer.Option(
+        False, "--watch", help="Keep showing stages, pace and remaining time until the study is finished."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the states as JSON."),
 ) -> None:
     """Show which stages are done, running or failed."""
     from ..study.runner import study_status
 
+    if watch:
+        watch_run(directory)
+        return
     rows = study_status(directory)
     if as_json:
         print_json([vars(row) for row in rows])
