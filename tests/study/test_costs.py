@@ -14,7 +14,7 @@ from caryatid.config import dump_config
 from caryatid.study import calibration
 from caryatid.study.calibration import Rates, kept_rates, measured_rates
 from caryatid.study.costs import NOTHING, TIMED, Sizes, WorkUnits, decoding, scoring, sizes_of
-from caryatid.study.forecast import Forecast, forecast_of
+from caryatid.study.forecast import Forecast, kept_forecast
 from caryatid.study.run import Run, open_run
 from caryatid.study.runner import planned
 from caryatid.study.series import AnchorRef, ArmRef, SeedRef
@@ -119,7 +119,7 @@ def test_stages_that_are_one_cost_once(place: Path, sizes: Sizes) -> None:
 def test_a_device_is_timed_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CARYATID_CACHE", str(tmp_path))
     plan = planned(small_config(place))
-    assert forecast_of(plan, None, measure=False) is None
+    assert kept_forecast(plan, None) is None
     rates = measured_rates(plan.study)
     assert rates.seconds.keys() == set(TIMED)
     assert all(
@@ -135,7 +135,7 @@ def test_a_device_is_timed_once(place: Path, tmp_path: Path, monkeypatch: pytest
         measured_rates(plan.study, again=True)
     other = planned(small_config(place, "batch.forward=8"))
     assert kept_rates(other.study) is None
-    found = forecast_of(plan, None, measure=False)
+    found = kept_forecast(plan, None)
     assert found is not None
     assert found.seconds.keys() == {entry.id for entry in plan}
 

@@ -89,30 +89,16 @@ def plan(
     facts = settled.facts
     reached = reach_lines(settings, settled.prompts, refusal_rate) if settled.prompts else []
     forecast = forecast_of(stages, settled.prompts, again=again, refusal_rate=refusal_rate)
-    assert forecast is not None
-    rows, left = [], list(stages)
-    for entry in stages:
-        cost, state = forecast.costs[entry.id], None
-        if out is not None:
-            state = entry.folder(RunDirectory(out)).state()
-            left = left if state != "done" else [one for one in left if one is not entry]
-        named: dict[str, Any] = {
-            "id": entry.id,
-            "stage": entry.stage.kind,
-            "size": entry.stage.size(),
-            "key": entry.key,
-        }
-        rows.append(named | vars(cost) | ({"state": state} if out else {}))
+    rows = forecast.rows(stages, None if out is None else RunDirectory(out))
+    left = [entry for entry, row in zip(stages, rows, strict=True) if row.get("state") != "done"]
     if as_json:
-        total = {"seconds": sum(forecast.costs[one.id].seconds for one in left), "left": len(left)}
-        print_json(
-            {
-                "facts": facts.to_json(),
-                "stages": rows,
-                "reach": reached,
-                "forecast": {**total, "text": forecast.line(left), "calibration": forecast.note},
-            }
-        )
+        total: dict[str, Any] = {
+            "seconds": sum(forecast.costs[one.id].seconds for one in left),
+            "left": len(left),
+            "text": forecast.line(left),
+            "calibration": forecast.note,
+        }
+        print_json({"facts": facts.to_json(), "stages": rows, "reach": reached, "forecast": total})
         return
     announce(f"prompts: {facts.prompts_note}; batches {dict(facts.batch)}")
     names = ["id", "size", "seconds", "memory", "disk", *(["state"] if out else [])]

@@ -24,7 +24,6 @@ from ..report.tables import read_tables
 from .page import HARMFUL_SUITES, build_report
 from .run import Run, open_run
 from .series import verdict_pairs
-from .stage import Stage
 from .stages.answers import Answered, Answers
 from .stages.carrier import ChosenCarrier
 from .stages.prompts import Prompts
@@ -93,8 +92,8 @@ def _copy(run: Run, copy: RunDirectory) -> None:
     manifest["facts"]["prompts_note"] = note.partition(" (")[0]  # what follows names folders of one machine
     write_json(copy.manifest_path, manifest)
     for entry in run.plan:
-        stage: Stage[Any] = entry.stage
-        if isinstance(stage, KEPT):
+        if isinstance(entry.stage, KEPT):
+            stage: Any = entry.stage
             here, there = entry.folder(run.directory), entry.folder(copy)
             there.begin()
             result = stage.load(here)

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from ..artifacts import RunDirectory
 from ..data.study_prompts import StudyPrompts
 from .calibration import Rates, kept_rates, measured_rates
 from .costs import Sizes, sizes_of
@@ -46,6 +48,15 @@ class Forecast:
         """By stage."""
         return {name: cost.seconds for name, cost in self.costs.items()}
 
+    def rows(self, plan: Plan, run: RunDirectory | None = None) -> list[dict[str, Any]]:
+        """The plan with its costs, one row a stage; with a run directory also what state each is in there."""
+        found = []
+        for entry in plan:
+            row: dict[str, Any] = {"id": entry.id, "stage": entry.stage.kind, "size": entry.stage.size()}
+            state = {} if run is None else {"state": entry.folder(run).state()}
+            found.append({**row, "key": entry.key, **vars(self.costs[entry.id]), **state})
+        return found
+
     def line(self, left: Iterable[Planned]) -> str:
         """What the stages `left` take together, in words."""
         costs = [self.costs[entry.id] for entry in left]
@@ -56,27 +67,25 @@ class Forecast:
 
 
 def forecast_of(
-    plan: Plan,
-    prompts: StudyPrompts | None,
-    *,
-    measure: bool = True,
-    again: bool = False,
-    refusal_rate: float = 0.5,
-) -> Forecast | None:
-    """The forecast of a plan on this device.
+    plan: Plan, prompts: StudyPrompts | None, *, again: bool = False, refusal_rate: float = 0.5
+) -> Forecast:
+    """The forecast of a plan on this device, which is timed if that was not done before.
 
     Args:
-        prompts: of the study, where they are at hand.
-        measure: calibrate where that was not done before; False: None then. again: calibrate in any case.
+        prompts: of the study, where they are at hand. again: time the device in any case.
         refusal_rate: share of the transfer prompts that anchors are taken to refuse.
 
     Raises:
         CaryatidError: as loading the backbone raises it. MemoryExhaustedError: it does not fit.
     """
-    rates = measured_rates(plan.study, again=again) if measure or again else kept_rates(plan.study)
-    if rates is None:
-        return None
+    rates = measured_rates(plan.study, again=again)
     return Forecast.of(plan, sizes_of(plan.study.config, prompts, refusal_rate), rates)
+
+
+def kept_forecast(plan: Plan, prompts: StudyPrompts | None) -> Forecast | None:
+    """The forecast of a plan where this device was timed for its backbone before; loads no weights."""
+    rates = kept_rates(plan.study)
+    return Forecast.of(plan, sizes_of(plan.study.config, prompts), rates) if rates else None
 
 
 def _cost(entry: Planned, sizes: Sizes, rates: Rates) -> Cost:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..data.study_prompts import StudyPrompts
-from .forecast import forecast_of, spoken
+from .forecast import forecast_of, kept_forecast, spoken
 from .plan import Plan, Planned
 
 PRIOR = 0.02  # weight of the forecast itself, as a share of the whole study's seconds
@@ -38,8 +38,12 @@ class Remaining:
     def of(
         cls, plan: Plan, prompts: StudyPrompts | None, pending: Collection[str], *, measure: bool = True
     ) -> "Remaining":
-        """Of a run of which the stages `pending` (ids) are left; arguments and errors as `forecast_of`."""
-        found = forecast_of(plan, prompts, measure=measure)
+        """Of a run of which the stages `pending` (ids) are left.
+
+        Args:
+            measure: time this device where that was not done before (`forecast_of`, also for errors).
+        """
+        found = forecast_of(plan, prompts) if measure else kept_forecast(plan, prompts)
         skipped = [entry.id for entry in plan if entry.id not in pending]
         return cls(plan, found.seconds if found else {}, skipped)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
-from .forecast import forecast_of, spoken
+from .forecast import kept_forecast, spoken
 from .plan import Planned
 from .remaining import Remaining
 from .run import open_run
@@ -119,7 +119,7 @@ class Watch:
 
     def _remaining(self) -> Remaining:
         if self._forecast is None and self.run.has(Prompts):  # once: prompts and timing do not change
-            found = forecast_of(self.run.plan, self.run.of(Prompts), measure=False)
+            found = kept_forecast(self.run.plan, self.run.of(Prompts))
             self._forecast = found.seconds if found else {}
         remaining = Remaining(self.run.plan, self._forecast or {})
         for name, seconds in self._seconds.items():
