@@ -88,6 +88,7 @@ def test_transfer_answers_under_every_source_and_subspace(run: Run, sizes: Sizes
 def test_attacks_and_training_are_as_long_as_they_were(run: Run, sizes: Sizes) -> None:
     budget, units = run.of(Cases, SeedRef(0)).budget, Cases(run.study, SeedRef(0)).work_units(sizes)
     assert units.attack_steps == budget["cases"] * budget["steps"]
+    assert units.attacks == budget["cases"]
     assert units.candidates == units.attack_steps * run.config.attacks.fixed_source.width
     assert budget["candidates"] <= units.candidates
     for arm in ("sft", "r2d2"):

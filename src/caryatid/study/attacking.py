@@ -73,8 +73,9 @@ class AttackStage(Stage[Attacked]):
 
     def work_units(self, sizes: Sizes) -> WorkUnits:
         attack, settings = self.attack, self.attack.settings
-        steps = attack.behaviours * getattr(settings, "steps", 1)
-        return WorkUnits(attack_steps=steps, candidates=steps * getattr(settings, "width", 1))
+        goals, width = attack.behaviours, getattr(settings, "width", 1)
+        steps = goals * getattr(settings, "steps", 1)
+        return WorkUnits(attacks=goals, attack_steps=steps, candidates=steps * width)
 
     def against(self, work: Work, ref: AnchorRef) -> Attacked:
         """Optimise cases against an anchor; finished cases survive a kill."""

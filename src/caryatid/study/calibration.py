@@ -40,7 +40,8 @@ from .stages.comparison import Measure
 
 VERSION = 1  # of what is measured; raised, older measurements are not used
 BUSY = 1.5  # processes a core over the last minute, from which on other programs disturb
-SECONDS = 1.0  # that one measurement of the larger size may take, about
+SECONDS = 0.6  # that one measurement of the larger size may take, about
+TOO_LONG = 3.0  # seconds of the smaller size, from which no larger one is run
 RUNS = 3  # of one measurement at most
 NEW_TOKENS = 5  # decoded in a measurement
 LENGTH, SHORT = 32, 8  # tokens of a row; of one that is only begun
@@ -201,7 +202,7 @@ class _Calibration:
     def _two_sizes(
         self, run: Callable[[int], Any], batch: int, kind: str, *, few: int = 1, guess: float | None = None
     ) -> tuple[float, float]:
-        """Seconds of one more row, and of none, from `few` rows and as many more as are measured in about a second.
+        """Seconds of one more row, and of none, from `few` rows and as many more as are measured in about `SECONDS`.
 
         Notes the working memory of a whole batch under `kind`.
 
@@ -210,6 +211,9 @@ class _Calibration:
         """
         run(few)  # what happens once only
         small = self._best(lambda: run(few))
+        if small > TOO_LONG:  # a large model, or a device that others use: one size must do
+            self.memory.setdefault(kind, 0.0)
+            return small / few, 0.0
         rows = max(few + 1, min(batch, few + int(SECONDS / (guess or small / few))))
         with _peak(self.device) as peak:
             large = self._best(lambda: run(rows))
@@ -264,15 +268,17 @@ class _Calibration:
         chat, goal = loaded.chat(config.model.system), Goal("calibration", REQUEST, TARGET)
         length = wanted.suffix_length if isinstance(wanted.suffix_length, int) else wanted.suffix_length[1]
 
-        def step(width: int) -> Any:
-            settings = replace(wanted, steps=1, width=width, stop_below=None)
+        def attack(width: int, steps: int = 1) -> Any:
+            settings = replace(wanted, steps=steps, width=width, stop_below=None)
             states = [start_state(chat, goal, length=length)]
             generator = torch.Generator().manual_seed(0)
             return gcg_steps(loaded, chat, states, settings, batch_size=batch, generator=generator)
 
         most = max(min(wanted.width, MANY), FEW + 1)
-        each, begin = self._two_sizes(step, most, "candidates", few=FEW)
-        self.seconds |= {"candidates": each, "attack_steps": begin}
+        each, rest = self._two_sizes(attack, most, "candidates", few=FEW)
+        further = (self._best(lambda: attack(FEW, 3)) - rest - FEW * each) / 2  # seconds of one more step
+        gradient = min(max(further - FEW * each, 0.0), rest)
+        self.seconds |= {"candidates": each, "attack_steps": gradient, "attacks": rest - gradient}
 
     def _training(self) -> None:
         config, loaded = self.study.config, self._timed("loaded", self._load)

@@ -33,7 +33,8 @@ class WorkUnits:
             size that are computed and compared.
         steps: decoding steps (of a batch). decoded: tokens decoded (in all rows).
         updates: optimizer updates. trained: tokens run forward and back.
-        attack_steps: gradients of an attack's goals. candidates: suffixes scored.
+        attacks: goals whose attack begins, or goes on from a kept suffix. attack_steps: steps of these, one gradient
+            each. candidates: suffixes scored.
         angles: layers at which two anchors are compared.
         disk: bytes that stay. scratch: bytes on disk while the stage runs. held: bytes of results in memory.
     """
@@ -48,6 +49,7 @@ class WorkUnits:
     decoded: float = 0
     updates: float = 0
     trained: float = 0
+    attacks: float = 0
     attack_steps: float = 0
     candidates: float = 0
     angles: float = 0

@@ -59,22 +59,23 @@ class Train(Stage[Trained]):
         chat = min(sizes.tokens["chat"] + self.config.chat.max_new_tokens, config.max_length)
         batches, r2d2 = steps[-1] * config.accumulation, config.r2d2
         tokens = batches * config.chat_batch_size * chat
-        attacked = 0.0
+        attacks = WorkUnits()
         if arm.terms is not None:
             cases = min(r2d2.cases, r2d2.pool)
             suffix = suffix_tokens(r2d2.suffix_length) if arm.suffixes != "none" else 0
             rows = cases if arm.terms is toward_only else 2 * cases
             tokens += batches * rows * (sizes.tokens["pool"] + suffix + ANSWER_TOKENS)
-            attacked = {
-                "none": 0,
-                "dynamic": batches * cases * r2d2.gcg_steps,
-                "static": r2d2.pool * r2d2.static_gcg_steps,
+            goals, each = {
+                "none": (0, 0),
+                "dynamic": (batches * cases, r2d2.gcg_steps),
+                "static": (r2d2.pool, r2d2.static_gcg_steps),
             }[arm.suffixes]
+            searched = goals * each
+            attacks = WorkUnits(attacks=goals, attack_steps=searched, candidates=searched * r2d2.width)
         held, length = sizes.both("chat_heldout")
         answer = self.config.chat.max_new_tokens
         kl = scoring(2 * held, length + answer, 2 * config.chat_batch_size, answer) * len(steps)
         updates = WorkUnits(passes=batches, updates=steps[-1], trained=tokens)
-        attacks = WorkUnits(attack_steps=attacked, candidates=attacked * r2d2.width)
         return sizes.trained(self.config, len(steps)) + updates + attacks + kl
 
     def run(self, work: Work) -> Trained:
