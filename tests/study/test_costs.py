@@ -10,14 +10,19 @@ from safetensors import safe_open
 from small import small_config
 
 from caryatid.cli import run as command
-from caryatid.config import dump_config
+from caryatid.config import dump_config, load_config
+from caryatid.config.load import preset_names
+from caryatid.data.study_prompts import ROLES
 from caryatid.study import calibration
 from caryatid.study.calibration import Rates, kept_rates, measured_rates
-from caryatid.study.costs import NOTHING, TIMED, Sizes, WorkUnits, decoding, scoring, sizes_of
+from caryatid.study.costs import NOTHING, TIMED, ModelSizes, Sizes, WorkUnits, decoding, scoring, sizes_of
+from caryatid.study.facts import Facts
 from caryatid.study.forecast import Forecast, kept_forecast
+from caryatid.study.plan import build_plan
 from caryatid.study.run import Run, open_run
 from caryatid.study.runner import planned
 from caryatid.study.series import AnchorRef, ArmRef, SeedRef
+from caryatid.study.stage import Study
 from caryatid.study.stages.answers import Answers
 from caryatid.study.stages.candidates import ScoredCandidates, candidate_count
 from caryatid.study.stages.cases import Cases
@@ -64,6 +69,27 @@ def test_every_kind_that_takes_the_model_says_how_much(run: Run, sizes: Sizes) -
     for entry in run.plan:
         units = entry.stage.work_units(sizes)
         assert (units == NOTHING) == (entry.stage.kind in COSTS_NOTHING), entry.id
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_stage_of_every_preset_has_finite_work(preset: str) -> None:
+    """With seeds, nulls and adaptive attacks, so that all kinds are there; no model and no prompts are needed."""
+    wanted = ("seeds=[0,1]", "nulls.redraws=2", "attacks.adaptive.enabled=true")
+    config = load_config(preset=preset, overrides=wanted)
+    batch = {"forward": 32, "generate": 32, "gcg": 64, "train": 8}
+    facts = Facts("model", "bfloat16", "cpu", "benchmarks", "", "", batch)
+    sizes = Sizes(
+        ModelSizes(layers=30, width=576, positions=5, prefix=20, parameters=10**8, adapter=10**5),
+        dict.fromkeys(ROLES, 100),
+        dict.fromkeys(ROLES, 40.0),
+    )
+    plan = build_plan(Study(config, facts))
+    forecast = Forecast.of(plan, sizes, Rates(dict.fromkeys(TIMED, 0.01)))
+    assert {"null", "regime", "adaptive"} <= {entry.stage.kind for entry in plan}
+    assert all(0 <= cost.seconds < float("inf") and cost.memory >= 0 for cost in forecast.costs.values())
+    full = config.training.mode == "full"
+    kept = 4 * len(config.steps[1:]) * (10**8 if full else config.training.lora.r * 10**5)
+    assert forecast.costs["train/r2d2/seed0"].disk == kept
 
 
 def test_answers_are_as_many_as_were_given(run: Run, sizes: Sizes) -> None:
