@@ -43,8 +43,8 @@ BUSY = 1.5  # processes a core over the last minute, from which on other program
 SECONDS = 0.6  # that one measurement of the larger size may take, about
 TOO_LONG = 3.0  # seconds of the smaller size, from which no larger one is run
 RUNS = 3  # of one measurement at most
-NEW_TOKENS = 5  # decoded in a measurement
-LENGTH, SHORT = 32, 8  # tokens of a row; of one that is only begun
+NEW_TOKENS = 6  # decoded in a measurement
+LENGTH, SHORT = 32, 16  # tokens of a row; of a prompt that is answered
 FEW, MANY = 4, 64  # candidates of an attack's step
 LARGE = 4e9  # bytes of weights from which a model is not loaded a second time
 WIDTH = 1024  # of activations that are compared
@@ -255,8 +255,9 @@ class _Calibration:
             return generate_ids(loaded, rows, stop=(), max_new_tokens=NEW_TOKENS, batch_size=count)
 
         prompt = SHORT * self.seconds["tokens"]
-        guess = prompt + 3 * NEW_TOKENS * self.seconds["tokens"]
-        each, begin = self._two_sizes(decode, batch, "decoded", guess=guess)
+        each, begin = self._two_sizes(
+            decode, batch, "decoded", guess=prompt / 2
+        )  # more rows: a step's cost is uneven
         self.seconds["decoded"] = max(each - prompt, 0.0) / NEW_TOKENS
         self.seconds["steps"] = max(begin - self.seconds["passes"], 0.0) / NEW_TOKENS
 
@@ -293,7 +294,7 @@ class _Calibration:
                 trainee.update()
 
         tokens = 1.5 * LENGTH  # of a row with its answer
-        guess = 4 * tokens * self.seconds["tokens"]
+        guess = 2 * tokens * self.seconds["tokens"]
         each, begin = self._two_sizes(update, batch, "trained", guess=guess)
         self.seconds |= {"updates": begin, "trained": each / tokens}
         if training.mode == "lora" and loaded.model.get_memory_footprint() < LARGE:
