@@ -168,8 +168,9 @@ def test_a_device_is_timed_once(place: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_plan_shows_time_memory_and_disk_and_what_is_left(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CARYATID_CACHE", str(tmp_path))
     file = finished.parent / "plan.yaml"
     file.write_text(dump_config(open_run(finished).config))
     assert command(["study", "plan", "--config", str(file), "--json"]) == 0

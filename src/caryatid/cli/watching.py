@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .console import out
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
     from ..study.watching import Look
 
@@ -28,11 +28,11 @@ def watch_run(directory: Path) -> None:
     look = watch.look()
     try:
         if out.is_terminal:
-            with Live(_table(look), console=out) as live:
+            with Live(_shown(look), console=out) as live:
                 while not look.finished:
                     time.sleep(EVERY)
                     look = watch.look()
-                    live.update(_table(look))
+                    live.update(_shown(look))
             return
         out.print(look.line, markup=False)
         while not look.finished:
@@ -44,23 +44,15 @@ def watch_run(directory: Path) -> None:
         return
 
 
-def _table(look: "Look") -> "Table":
+def _shown(look: "Look") -> "Group":
     """Kinds of stages with what is done of them, and the line on the whole below."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        "stage",
-        "done",
-        "seconds",
-        "each",
-        box=None,
-        pad_edge=False,
-        caption=Text(look.line),
-        caption_justify="left",
-    )
+    table = Table("stage", "done", "seconds", "each", box=None, pad_edge=False)
     for kind, state in look.kinds.items():
         each = f"{state.seconds / state.done:.1f}" if state.done else ""
         style = "bold" if look.running.partition("/")[0] == kind else None
         table.add_row(kind, f"{state.done}/{state.total}", f"{state.seconds:.0f}", each, style=style)
-    return table
+    return Group(table, Text(look.line))
