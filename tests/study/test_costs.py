@@ -19,6 +19,7 @@ from caryatid.study.costs import NOTHING, TIMED, ModelSizes, Sizes, WorkUnits, d
 from caryatid.study.facts import Facts
 from caryatid.study.forecast import Forecast, kept_forecast
 from caryatid.study.plan import build_plan
+from caryatid.study.remaining import Remaining
 from caryatid.study.run import Run, open_run
 from caryatid.study.runner import planned
 from caryatid.study.series import AnchorRef, ArmRef, SeedRef
@@ -165,6 +166,10 @@ def test_a_device_is_timed_once(place: Path, tmp_path: Path, monkeypatch: pytest
     found = kept_forecast(plan, None)
     assert found is not None
     assert found.seconds.keys() == {entry.id for entry in plan}
+    pending = [entry.id for entry in plan if entry.stage.kind == "answers"]
+    remaining = Remaining.of(plan, None, pending, measure=False)
+    assert [entry.id for entry in remaining.entries] == pending
+    assert remaining.left() == pytest.approx(sum(found.seconds[name] for name in pending))
 
 
 def test_the_plan_shows_time_memory_and_disk_and_what_is_left(
