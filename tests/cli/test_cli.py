@@ -12,29 +12,6 @@ from safetensors.torch import save_file
 from caryatid.cli import main, run
 from tiny import save_tiny
 
-COMMANDS = (
-    ("study", "run"),
-    ("study", "plan"),
-    ("study", "status"),
-    ("report",),
-    ("models", "check"),
-    ("models", "fetch"),
-    ("data", "list"),
-    ("data", "fetch"),
-    ("data", "verify"),
-    ("train",),
-    ("attack", "gcg"),
-    ("evaluate",),
-    ("judge", "refusal"),
-    ("judge", "harmful"),
-    ("judge", "sample"),
-    ("judge", "score"),
-    ("directions", "extract"),
-    ("directions", "select"),
-    ("geometry", "metrics"),
-    ("intervene",),
-)
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -49,12 +26,6 @@ def _fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: str, lines
     assert "Traceback" not in captured.err
     assert captured.out == ""
     return "\n".join(errors)
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_help_shows_an_example(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*command, "--help"]) == 0
-    assert f"Example: caryatid {' '.join(command)}" in capsys.readouterr().out
 
 
 def test_the_command_keeps_transformers_advice_off_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -347,7 +347,7 @@ def test_interrupted_studies_say_that_they_can_go_on(model: Path, tmp_path: Path
 
 
 def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for group in ([], ["study"], ["models"], ["data"], ["attack"], ["judge"], ["directions"], ["geometry"]):
+    for group in (["study"], ["models"], ["data"], ["attack"], ["judge"], ["directions"], ["geometry"]):
         code = run(group)
         captured = capsys.readouterr()
         assert code in (0, 2)

@@ -8,7 +8,7 @@ import typer
 
 from .. import __version__
 from ..errors import CaryatidError, ConfigError, MemoryExhaustedError, UsageError
-from . import attack, data, evaluate, geometry, judge, locate, measure, models, study, training
+from . import attack, data, demo, doctor, evaluate, geometry, judge, locate, measure, models, study, training
 from .console import announce, speaking
 
 # What all errors of typer's parser are. Newer versions of typer bring a click of their own, so it is looked up by name.
@@ -27,8 +27,7 @@ _UNUSABLE = frozenset(
 app = typer.Typer(
     name="caryatid",
     help="Where inside a language model refusal is carried, and how safety training moves it.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,6 +44,8 @@ app.command(epilog=training.EXAMPLE)(training.train)
 app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=measure.INTERVENE_EXAMPLE)(measure.intervene)
 app.command(epilog=locate.EXAMPLE)(locate.locate)
+app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
+app.command(epilog=demo.EXAMPLE)(demo.demo)
 
 
 def _version(show: bool) -> None:
@@ -53,13 +54,21 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
+NEXT = """\
+caryatid demo                       a finished study: its report and tables, no model needed
+caryatid doctor                     what this machine has, what is missing, and what to do about it
+caryatid study run --preset quick   a small study here (`caryatid study plan --preset quick`: how long); all: --help"""
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(NEXT)
 
 
 def _out_of_memory(error: BaseException) -> bool:

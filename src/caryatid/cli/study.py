@@ -1,10 +1,12 @@
 """`caryatid study …` and `caryatid report`."""
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from .console import TerminalProgress, announce, print_json, print_table
+from .watching import watch_run
 
 app = typer.Typer(help="Plan, run and inspect studies.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -65,13 +67,20 @@ def plan(
         "--refusal-rate",
         min=0,
         max=1,
-        help="Share of requests that an arm's last anchor may refuse, for reach.",
+        help="Share of requests that an arm's last anchor may refuse, for reach and time.",
+    ),
+    again: bool = typer.Option(
+        False, "--recalibrate", help="Time this device anew; else its last timing is used."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
-    """Show the stages of a study with their sizes, and which verdicts are within reach."""
+    """Show the stages of a study with sizes, time, memory and disk, and which verdicts are within reach.
+
+    The backbone is timed on this device once, for some seconds.
+    """
     from ..artifacts import RunDirectory
     from ..config import load_config
+    from ..study.forecast import forecast_of
     from ..study.reach import reach_lines
     from ..study.runner import settled_plan
 
@@ -79,34 +88,50 @@ def plan(
     settled, stages = settled_plan(settings, out)
     facts = settled.facts
     reached = reach_lines(settings, settled.prompts, refusal_rate) if settled.prompts else []
-    rows = [[entry.id, entry.stage.kind, entry.stage.size(), entry.key] for entry in stages]
-    if out is not None:
-        states = [entry.folder(RunDirectory(out)).state() for entry in stages]
-        rows = [[*row, state] for row, state in zip(rows, states, strict=True)]
+    forecast = forecast_of(stages, settled.prompts, again=again, refusal_rate=refusal_rate)
+    rows = forecast.rows(stages, None if out is None else RunDirectory(out))
+    left = [entry for entry, row in zip(stages, rows, strict=True) if row.get("state") != "done"]
     if as_json:
-        names = ("id", "stage", "size", "key", "state")
-        print_json(
-            {
-                "facts": facts.to_json(),
-                "stages": [dict(zip(names, row, strict=False)) for row in rows],
-                "reach": reached,
-            }
-        )
+        total: dict[str, Any] = {
+            "seconds": sum(forecast.costs[one.id].seconds for one in left),
+            "left": len(left),
+            "text": forecast.line(left),
+            "calibration": forecast.note,
+        }
+        print_json({"facts": facts.to_json(), "stages": rows, "reach": reached, "forecast": total})
         return
     announce(f"prompts: {facts.prompts_note}; batches {dict(facts.batch)}")
-    print_table(["stage", "kind", "size", "key", *(["state"] if out else [])], rows)
+    names = ["id", "size", "seconds", "memory", "disk", *(["state"] if out else [])]
+    print_table(["stage", *names[1:]], [[_cell(row, name) for name in names] for row in rows])
+    typer.echo(f"{len(left)} stages: {forecast.line(left)}")
     for line in reached:
         typer.echo(line)
 
 
-@app.command(epilog="Example: caryatid study status runs/quick")
+def _cell(row: dict[str, Any], name: str) -> str:
+    """A cell of the plan's table, with its unit."""
+    from ..study.forecast import size
+
+    value = row[name]
+    if name in ("memory", "disk"):
+        return size(value) if value else ""
+    return f"{value:.1f}" if name == "seconds" else str(value)
+
+
+@app.command(epilog="Example: caryatid study status runs/quick --watch")
 def status(
     directory: Path = typer.Argument(help="A run directory."),
+    watch: bool = typer.Option(
+        False, "--watch", help="Keep showing stages, pace and remaining time until the study is finished."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the states as JSON."),
 ) -> None:
     """Show which stages are done, running or failed."""
     from ..study.runner import study_status
 
+    if watch:
+        watch_run(directory)
+        return
     rows = study_status(directory)
     if as_json:
         print_json([vars(row) for row in rows])

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -191,9 +191,7 @@ def ensure_embedded() -> Converted:
     folder = _folder_for(EMBEDDED_SHA256)
     if _is_complete(folder):
         return _converted(folder, EMBEDDED_SHA256)
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)  # does not import the package
-    places = list(spec.submodule_search_locations or ()) if spec is not None else []
-    gguf = next((path for place in places if (path := Path(place) / EMBEDDED_FILE).is_file()), None)
+    gguf = _embedded_gguf()
     if gguf is None:
         raise DataMissingError(
             "the embedded backbone is not installed", where="embedded", remedy=EMBEDDED_REMEDY
@@ -206,3 +204,17 @@ def ensure_embedded() -> Converted:
             remedy=f"{EMBEDDED_REMEDY} --force-reinstall",
         )
     return convert_gguf(gguf, found)
+
+
+def _embedded_gguf() -> Path | None:
+    """The embedded backbone's file in its wheel, which is not imported; None: the wheel is not installed."""
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return next((path for place in places if (path := Path(place) / EMBEDDED_FILE).is_file()), None)
+
+
+def embedded_state() -> Literal["converted", "installed", "missing"]:
+    """Whether the embedded backbone is in the cache, can be converted into it, or is not here. Reads no weights."""
+    if _is_complete(_folder_for(EMBEDDED_SHA256)):
+        return "converted"
+    return "missing" if _embedded_gguf() is None else "installed"

@@ -11,6 +11,7 @@ from ..attacks.run import AttackPlan, goals_together, run_attack
 from ..attacks.saved import TestCase, load_cases, save_cases
 from ..config.schema import AttackConfig
 from ..models.sizes import BatchSizes
+from .costs import Sizes, WorkUnits
 from .series import AnchorRef
 from .stage import Stage
 from .stages.prompts import Prompts
@@ -69,6 +70,12 @@ class AttackStage(Stage[Attacked]):
         attack = self.attack
         together = f", {self.together} together" if self.together > 1 else ""
         return f"{attack.behaviours} behaviours{together} × {attack.steps} {attack.method} steps"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        attack, settings = self.attack, self.attack.settings
+        goals, width = attack.behaviours, getattr(settings, "width", 1)
+        steps = goals * getattr(settings, "steps", 1)
+        return WorkUnits(attacks=goals, attack_steps=steps, candidates=steps * width)
 
     def against(self, work: Work, ref: AnchorRef) -> Attacked:
         """Optimise cases against an anchor; finished cases survive a kill."""

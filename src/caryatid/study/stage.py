@@ -15,6 +15,7 @@ from ..artifacts import StageFolder
 from ..config import StudyConfig
 from ..registry import Registry
 from ..results import load_result, save_result
+from .costs import NOTHING, Sizes, WorkUnits
 from .facts import Facts
 from .series import AnchorRef, ArmRef, Place, SeedRef, all_anchors, anchors_of, verdict_pairs
 
@@ -80,9 +81,9 @@ class Study:
 class Stage(Generic[R]):
     """One unit of work at one place, with one typed result.
 
-    A subclass sets `kind`, `scope` and `result`, and overrides `needs`, `settings`, `size` and `run`; where it makes no
-    sense in some studies, also `places`. Raise `version` when its computation changes, so that older results are not
-    taken for new ones. `collective`: all processes that train together run it.
+    A subclass sets `kind`, `scope` and `result`, and overrides `needs`, `settings`, `size`, `work_units` and `run`;
+    where it makes no sense in some studies, also `places`. Raise `version` when its computation changes, so that older
+    results are not taken for new ones. `collective`: all processes that train together run it.
     """
 
     study: Study
@@ -124,6 +125,10 @@ class Stage(Generic[R]):
     def size(self) -> str:
         """How much work it is, in words, for the plan."""
         return ""
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        """How much work it is, in units whose seconds a calibration knows; nothing: too little to count."""
+        return NOTHING
 
     def run(self, work: Any) -> R:
         """Compute the result; `work`, a `Work`, gives results of earlier stages, models, and a folder for partial

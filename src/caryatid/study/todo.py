@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 from .plan import Plan, Planned
+from .remaining import Remaining
 from .series import AnchorRef
 from .work import Session
 
@@ -23,6 +24,8 @@ class Todo:
         for entry in plan:
             if not entry.folder(session.run).done():
                 self.left.setdefault(entry.key, entry)
+        pending = [entry.id for entry in self.left.values()]
+        self.remaining = Remaining.of(plan, session.settled_prompts, pending, measure=False)
         self.here: AnchorRef | None = None
         with session.run.locked(wait=True):
             taken = session.leases.others()
@@ -40,8 +43,10 @@ class Todo:
                     self.session.leases.take(entry.key)
             if entry is not None:
                 self.here = _anchor(entry)
-                number = self.numbers[entry.id]
-                self.session.announce(f"[{number}/{len(self.plan)}] {entry.id}: {entry.stage.size()}")
+                said = filter(None, (entry.stage.size(), self.remaining.said()))
+                self.session.announce(
+                    f"[{self.numbers[entry.id]}/{len(self.plan)}] {entry.id}: {'; '.join(said)}"
+                )
                 return entry.id
             if self.left and not waiting:
                 self.session.announce(f"waiting for other runners: {len(self.left)} stages left")
@@ -52,14 +57,18 @@ class Todo:
     def done(self, entry: Planned) -> None:
         """The stage that was taken is finished."""
         self.session.leases.drop(entry.key)
+        self._finished(entry)
+
+    def _finished(self, entry: Planned) -> None:
         self.left.pop(entry.key, None)
+        self.remaining.finished(entry, float(entry.folder(self.session.run).manifest().get("seconds") or 0.0))
 
     def _next(self) -> Planned | None:
         """A stage that can run now and that nobody holds. The run directory must be locked."""
         taken = self.session.leases.others()
-        for key, entry in list(self.left.items()):
-            if key not in taken and entry.folder(self.session.run).manifest_path.exists():
-                del self.left[key]  # another runner finished it
+        for entry in list(self.left.values()):
+            if entry.key not in taken and entry.folder(self.session.run).manifest_path.exists():
+                self._finished(entry)  # by another runner
         ready = [
             entry
             for entry in self.left.values()

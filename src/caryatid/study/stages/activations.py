@@ -5,6 +5,7 @@ from typing import Any
 
 from ...causal.locate import Activations as Captured
 from ...causal.locate import extraction_activations
+from ..costs import Sizes, WorkUnits, scoring
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work, texts_of
 from .prompts import Prompts
@@ -29,6 +30,13 @@ class Activations(Stage[Captured]):
 
     def size(self) -> str:
         return "residual stream on the extraction prompts"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        rows, tokens = sizes.both("extraction_harmful", "extraction_harmless")
+        count = 1 if self.config.geometry.positions == "last" else sizes.model.positions
+        held = 4.0 * rows * count * sizes.model.layers * sizes.model.width
+        found = sizes.opened(self.config, self.place) + WorkUnits(disk=held, held=held)
+        return found + scoring(rows, tokens, self.study.facts.batch["forward"])
 
     def run(self, work: Work) -> Captured:
         sets, model = work.of(Prompts, None), work.measured()

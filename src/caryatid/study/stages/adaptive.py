@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..attacking import Attacked, AttackStage
+from ..costs import Sizes, WorkUnits
 from ..series import Place, all_anchors, series_of
 from ..stage import AnyStage, Study, register_stage
 from ..work import Work
@@ -34,6 +35,9 @@ class Adaptive(AttackStage):
     def settings(self) -> Mapping[str, Any]:
         anchor = self.study.anchor_settings(self.place, "gcg")
         return {**anchor, "attack": self.attack_settings, "seed": self.place.seed}
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        return super().work_units(sizes) + sizes.opened(self.config, self.place)
 
     def run(self, work: Work) -> Attacked:
         return self.against(work, self.place)

@@ -10,6 +10,7 @@ from ...behaviour.judges.base import judge_id
 from ...behaviour.perplexity import Perplexity, heldout_perplexity
 from ...behaviour.suites import Asked, Asking, run_suites
 from ..attacking import AttackStage
+from ..costs import Sizes, WorkUnits, decoding, scoring
 from ..series import SeedRef
 from ..stage import AnyStage, Stage, Study, register_stage
 from ..work import Work
@@ -56,6 +57,17 @@ class Answers(Stage[Answered]):
     def size(self) -> str:
         config = self.config.behaviour
         return f"{', '.join(config.suites)}; ≤ {config.max_new_tokens} tokens"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        config, batch = self.config, self.study.facts.batch
+        rows, tokens = sizes.both(*(suite for suite in config.behaviour.suites if suite != "perplexity"))
+        attacked = sum(stage.attack.behaviours for _, stage in attacks_at(self))
+        found = decoding(rows + attacked, tokens, config.behaviour.max_new_tokens, batch["generate"])
+        if "perplexity" in config.behaviour.suites:
+            count, length = sizes.both("chat_heldout")
+            answer = config.chat.max_new_tokens
+            found += scoring(count, length + answer, batch["forward"], answer)
+        return found
 
     def run(self, work: Work) -> Answered:
         loaded, config = work.open(), self.config.behaviour

@@ -18,11 +18,12 @@ from ...geometry.carriers import CandidateScores, select
 from ...geometry.directions import candidate_directions, mean_difference
 from ...geometry.profiles import Profile
 from ...geometry.turn import contrast_angle
+from ..costs import Sizes, WorkUnits, decoding
 from ..profiles import profile_of
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work
 from .activations import Activations
-from .candidates import SCORING, ScoredCandidates, scorer_at
+from .candidates import SCORING, ScoredCandidates, scored_units, scorer_at
 from .carrier import ChosenCarrier
 from .prompts import Prompts
 from .reextraction import CHOOSING, likeliest
@@ -66,6 +67,15 @@ class BehavedPrompts(Stage[Behaved]):
 
     def size(self) -> str:
         return f"answers to the extraction prompts, {judged_tokens(self.config)} tokens"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        rows, tokens = sizes.both("extraction_harmful", "extraction_harmless")
+        batch = self.study.facts.batch["generate"]
+        found = decoding(rows, tokens, judged_tokens(self.config), batch)
+        geometry = self.config.geometry
+        if geometry.reextraction_resamples:
+            found += scored_units(self, sizes, len(SIGNS) * geometry.reextraction_candidates)
+        return found
 
     def run(self, work: Work) -> Behaved:
         sets = work.of(Prompts, None)

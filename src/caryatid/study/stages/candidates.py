@@ -10,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...artifacts import StageFolder
-from ...causal.locate import CandidateScorer, CandidateSettings, Measured, selection_prompts
+from ...causal.locate import CandidateScorer, CandidateSettings, Measured, scored_layers, selection_prompts
+from ...config import StudyConfig
 from ...errors import InputError
 from ...geometry.carriers import UNDISCRIMINATING_ABOVE, CandidateScores
 from ...geometry.directions import refused_minus_answered
 from ...models.forward import block_inputs
+from ..costs import Sizes, WorkUnits, scoring
 from ..series import AnchorRef
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work, texts_of
@@ -53,6 +55,10 @@ class ScoredCandidates(Stage[Candidates]):
     def size(self) -> str:
         geometry = self.config.geometry
         return f"every {geometry.layer_stride}. layer, {geometry.positions} position(s)"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        opened = sizes.opened(self.config, self.place)  # anew: all anchors answered in between
+        return opened + scored_units(self, sizes, candidate_count(self.config, sizes), early_discard=True)
 
     def run(self, work: Work) -> Candidates:
         scorer = scorer_at(work)
@@ -104,6 +110,39 @@ def cosine_note(
     """How much the refused-minus-answered directions resemble the harmful-minus-harmless ones."""
     cosines = torch.nn.functional.cosine_similarity(found, directions, dim=-1)
     return f"cosine with the harmful-minus-harmless direction: {float(cosines.abs().max()):.2f} at most"
+
+
+def candidate_count(config: StudyConfig, sizes: Sizes) -> int:
+    """Candidates of an anchor."""
+    geometry = config.geometry
+    positions = 1 if geometry.positions == "last" else sizes.model.positions
+    return positions * len(scored_layers(sizes.model.layers, geometry.layer_stride, geometry.scored_depth))
+
+
+def scored_units(
+    stage: Stage[Any], sizes: Sizes, candidates: float, *, share: float = 1.0, early_discard: bool = False
+) -> WorkUnits:
+    """Bypass, KL and induce of candidates; `share`: of the selection prompts.
+
+    What the prompts have in common runs once per candidate, and induce runs from the candidate's layer on. With early
+    discard half of the candidates are taken to be left after the first prompts.
+    """
+    geometry, batch = stage.config.geometry, stage.study.facts.batch["forward"]
+    harmful, harmless = (share * sizes.counts[f"selection_{side}"] for side in ("harmful", "harmless"))
+    rest_harmful, rest_harmless = (
+        max(sizes.tokens[f"selection_{side}"] - sizes.model.prefix, 1) for side in ("harmful", "harmless")
+    )
+    layers = scored_layers(sizes.model.layers, geometry.layer_stride, geometry.scored_depth)
+    late = 1 - sum(layers) / len(layers) / sizes.model.layers
+    discarding = early_discard and geometry.discard_below is not None
+    left = 0.5 if discarding else 1.0
+    first = min(geometry.discard_after, harmful) if discarding else harmful
+    answer = geometry.answer_tokens
+    return (
+        scoring(candidates * (first + left * (harmful - first)), rest_harmful, batch)
+        + scoring(left * candidates * harmless, rest_harmless + answer - 1, batch, answer)
+        + scoring(left * candidates * harmless, rest_harmless * late, batch)
+    )
 
 
 def scorer_at(work: Work) -> CandidateScorer:

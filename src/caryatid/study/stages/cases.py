@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..attacking import Attacked, AttackStage
+from ..costs import Sizes, WorkUnits
 from ..series import BASE, AnchorRef, Place
 from ..stage import AnyStage, Study, register_stage
 from ..work import Work
@@ -33,6 +34,11 @@ class Cases(AttackStage):
     def settings(self) -> Mapping[str, Any]:
         model = self.study.model_settings("gcg")
         return {"attack": self.attack_settings, "model": model, "seed": self.place.seed}
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        return super().work_units(sizes) + WorkUnits(
+            loaded=1, adapted=1
+        )  # the first time that step 0 is opened
 
     def run(self, work: Work) -> Attacked:
         return self.against(work, self.target)

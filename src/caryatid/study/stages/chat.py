@@ -17,6 +17,7 @@ from ...data.chat import (
 from ...data.prompts import Dropped, Prompt
 from ...models.generate import generate
 from ...models.load import LoadedModel
+from ..costs import Sizes, WorkUnits, decoding
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work
 from .prompts import Prompts
@@ -62,6 +63,16 @@ class Chat(Stage[ChatSets]):
 
     def size(self) -> str:
         return f"source {self.config.chat.source}"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        config, found = self.config.chat, WorkUnits(loaded=1)
+        names = ["chat", "chat_heldout"] if config.source == "self_distilled" else []
+        if self.config.warmup.enabled and not self.config.observed:
+            names.append("warmup_harmless")
+        for name in names:
+            rows, tokens = sizes.both(name)
+            found += decoding(rows, tokens, config.max_new_tokens, self.study.facts.batch["generate"])
+        return found
 
     def run(self, work: Work) -> ChatSets:
         config, model, sets = self.config.chat, self.config.model, work.of(Prompts)

@@ -15,6 +15,7 @@ from ...geometry.rank import SiteActivations
 from ...geometry.spread import SpreadComparison, compare_spread
 from ...geometry.turn import CorrectedAngle, corrected_angle
 from ...stats import Interval
+from ..costs import Sizes, WorkUnits
 from ..profiles import labels_of
 from ..series import Place, compared_pairs
 from ..stage import AnyStage, Stage, Study, register_stage
@@ -93,6 +94,9 @@ class Comparison(Stage[Compared]):
 
     def size(self) -> str:
         return "angles, subspaces, rank"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        return WorkUnits(angles=sizes.model.layers + 2)  # every layer, and two sites in full
 
     def run(self, work: Work) -> Compared:
         labels = labels_of(work.of(Prompts, None).extraction_harmful)

@@ -25,6 +25,7 @@ from ...causal.readouts import ReadOutPrompts, generate_under, refusal_scores, t
 from ...causal.table import forced_rows
 from ...config.measuring import CausalConfig
 from ...data.prompts import Prompt
+from ..costs import Sizes, WorkUnits, decoding, scoring
 from ..series import AnchorRef, anchors_of, series_of
 from ..stage import AnyStage, Stage, register_stage
 from ..subsets import judged_requests, subset
@@ -40,6 +41,7 @@ Row = dict[str, Any]
 TILTS: Mapping[str, float] = {"isotropic": 0.0, "covariance": 1.0}
 CONTRAST = "question − instruction"
 STEP_0 = "step-0 carrier"
+GENERATED = ("harmbench", "xstest_safe", "xstest_unsafe", "utility")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,47 @@ class Interventions(Stage[Intervened]):
     def size(self) -> str:
         causal = self.config.causal
         return f"ranks {list(causal.ranks)}, α {list(causal.alphas)}, {causal.random_draws} controls"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        """Which anchor is the most closed is not known before: every other one is taken for it with equal chance."""
+        ends = {series[-1] for series in series_of(self.config, self.place.seed).values()}
+        ends.add(self.place.base)
+        others = [ref for ref in anchors_of(self.config, self.place.seed) if ref not in ends]
+        chance = 1.0 if self.place in ends else 1 / len(others)
+        return self._units(sizes, True) * chance + self._units(sizes, False) * (1 - chance)
+
+    def _counts(self, key: bool) -> tuple[int, int]:
+        """Conditions at an anchor that is, or is not, a key anchor, and how many of them also answer; at most so many:
+        a carrier may lack a rank, or a direction beside it."""
+        causal = self.config.causal
+        controlled = _wanted(causal.controls_at, key)
+        draws, others = causal.random_draws * controlled, 2 * controlled
+        kinds = draws * (1 + len(causal.unmatched_controls))
+        conditions = 1 + len(causal.ranks) * (1 + kinds) + len(causal.alphas) * (1 + draws) + others
+        if _wanted(causal.sweeps_at, key):
+            conditions += len({*causal.sweep_ranks} - {*causal.ranks})
+            conditions += len({*causal.sweep_alphas} - {*causal.alphas})
+        if not (key or causal.generated_at == "all"):
+            return conditions, 0
+        drawn = min(causal.generated_controls, draws)
+        answered = (len(causal.ranks) + len(causal.alphas)) * (1 + drawn)
+        return conditions, answered + others * bool(causal.generated_controls)
+
+    def _units(self, sizes: Sizes, key: bool) -> WorkUnits:
+        causal, model, batch = self.config.causal, sizes.model, self.study.facts.batch
+        (conditions, answering), forward = self._counts(key), batch["forward"]
+        harmful, answer = min(causal.prompts, sizes.counts["harmbench"]), causal.answer_tokens
+        asked = max(sizes.tokens["harmbench"] - model.prefix, 1)
+        followed = max(sizes.tokens["chat_heldout"] - model.prefix, 1) + answer - 1
+        found = scoring(conditions * harmful, asked, forward)
+        found += scoring(conditions * causal.benign_prompts, followed, forward, answer)
+        if _wanted(causal.localise_at, key):
+            layers = len(scored_layers(model.layers, causal.localise_stride))
+            found += scoring(layers * harmful, asked, forward)
+        rows = sum(min(causal.prompts, sizes.counts[suite]) for suite in GENERATED)
+        _, tokens = sizes.both(*GENERATED)
+        limit = self.config.behaviour.max_new_tokens
+        return found + decoding(answering * rows, tokens, limit, batch["generate"])
 
     def run(self, work: Work) -> Intervened:
         config, key = self.config.causal, self.place in key_anchors(work, self.place.seed)
@@ -140,10 +183,7 @@ class Interventions(Stage[Intervened]):
         sets, count = work.of(Prompts, None), self.config.causal.prompts
         groups: dict[str, list[Prompt]] = {
             "harmbench": judged_requests(sets, count, self.place.seed),
-            **{
-                suite: subset(getattr(sets, suite), count, self.place.seed)
-                for suite in ("xstest_safe", "xstest_unsafe", "utility")
-            },
+            **{suite: subset(getattr(sets, suite), count, self.place.seed) for suite in GENERATED[1:]},
         }
         kept = {
             (row.suite, row.prompt_id): row.text

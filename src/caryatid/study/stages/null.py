@@ -23,6 +23,7 @@ from ...geometry.spread import compare_spread
 from ...geometry.turn import corrected_angle
 from ...results import load_result, save_result
 from ...stats import bootstrap_indices
+from ..costs import Sizes, WorkUnits, decoding
 from ..decision import Evidence, Places, decide
 from ..nulls import disjoint_halves
 from ..profiles import is_question, labels_of, profile_of
@@ -31,13 +32,20 @@ from ..stage import AnyStage, Stage, Study, register_stage
 from ..work import Work
 from .activations import Activations
 from .answers import Answers
-from .candidates import SCORING, ScoredCandidates, scorer_at
+from .candidates import SCORING, ScoredCandidates, scored_units, scorer_at
 from .profile import profile_name, profile_needs
 from .prompts import MIN_EXTRACTION, Prompts
 from .reextraction import CHOOSING, TOGETHER, likeliest
 from .refusal_tokens import RefusalTokens
 from .selection import Selection
-from .transfer import Requests, answers_under, random_conditions, still_refused, transfer_requests
+from .transfer import (
+    Requests,
+    answers_under,
+    asked_count,
+    random_conditions,
+    still_refused,
+    transfer_requests,
+)
 
 ROLES = ("extraction_harmful", "extraction_harmless", "selection_harmful", "selection_harmless")
 Numbers = Int[np.ndarray, "_"]
@@ -115,6 +123,15 @@ class Null(Stage[Redrawn]):
     def size(self) -> str:
         geometry = self.config.geometry
         return f"{self.config.nulls.redraws} redraws × 2 halves × {geometry.reextraction_resamples} resamples"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        geometry, causal, batch = self.config.geometry, self.config.causal, self.study.facts.batch
+        halves = 2 * self.config.nulls.redraws
+        grids = halves * (1 + geometry.reextraction_resamples) * geometry.reextraction_candidates
+        answers = asked_count(self.config, sizes) / 2 * (2 + causal.transfer_random)
+        tokens, limit = sizes.tokens["harmbench"], self.config.behaviour.max_new_tokens
+        asked = decoding(answers, tokens, limit, batch["generate"])
+        return scored_units(self, sizes, grids, share=0.5) + asked * self.config.nulls.redraws
 
     def run(self, work: Work) -> Redrawn:
         found = []

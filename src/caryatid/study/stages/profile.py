@@ -6,12 +6,13 @@ from typing import Any, Protocol
 
 from ...causal.locate import refusal_tokens_of
 from ...geometry.carriers import auto_profile
+from ..costs import Sizes, WorkUnits
 from ..profiles import profile_of
 from ..series import BASE, AnchorRef, Place, SeedRef
 from ..stage import AnyStage, Stage, Study, register_stage
 from ..work import Work
 from .activations import Activations
-from .candidates import SCORING, scorer_of
+from .candidates import SCORING, candidate_count, scored_units, scorer_of
 from .prompts import Prompts
 from .selection import Selection
 
@@ -52,6 +53,9 @@ class FrozenProfile(Stage[Frozen]):
 
     def size(self) -> str:
         return "published or calibrated, by step 0"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        return scored_units(self, sizes, candidate_count(self.config, sizes))
 
     def run(self, work: Work) -> Frozen:
         model, selected = work.measured(self.base), work.of(Selection, self.base)

@@ -10,12 +10,21 @@ from ...artifacts import StageFolder
 from ...causal.locate import resampled_directions, rescored
 from ...geometry.bootstrap import most_likely
 from ...geometry.carriers import PROFILES, CandidateScores
+from ..costs import Sizes, WorkUnits
 from ..profiles import profiles_of
 from ..series import Place
 from ..stage import AnyStage, Stage, Study, register_stage
 from ..work import Work
 from .activations import Activations
-from .candidates import SCORING, ScoredCandidates, plain_scores, scorer_at, scores_from_plain
+from .candidates import (
+    SCORING,
+    ScoredCandidates,
+    candidate_count,
+    plain_scores,
+    scored_units,
+    scorer_at,
+    scores_from_plain,
+)
 from .profile import profile_name, profile_needs
 from .prompts import Prompts
 from .refusal_tokens import RefusalTokens
@@ -61,6 +70,11 @@ class Reextraction(Stage[Reextracted]):
     def size(self) -> str:
         geometry = self.config.geometry
         return f"{geometry.reextraction_resamples} resamples × {geometry.reextraction_candidates} candidates"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        geometry = self.config.geometry
+        kept = min(geometry.reextraction_candidates, candidate_count(self.config, sizes))
+        return scored_units(self, sizes, geometry.reextraction_resamples * kept)
 
     def run(self, work: Work) -> Reextracted:
         count, cosmic = self.config.geometry.reextraction_resamples, self.config.geometry.selector == "cosmic"

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...causal.conditions import Condition
 from ...causal.transfer import TransferCounts, transfer_counts
+from ..costs import Sizes, WorkUnits, decoding
 from ..decision import Evidence, Places, decide
 from ..profiles import labels_of
 from ..series import AnchorRef, Place, all_anchors
@@ -16,7 +17,7 @@ from .answers import Answers
 from .carrier import ChosenCarrier
 from .comparison import Change, Measure
 from .prompts import Prompts
-from .transfer import Transfer, answers_under, still_refused, transfer_requests
+from .transfer import Transfer, answers_under, asked_count, still_refused, transfer_requests
 from .uncertainty import Uncertainty
 
 
@@ -72,6 +73,11 @@ class Regime(Stage[Regimes]):
 
     def size(self) -> str:
         return f"beside seeds {', '.join(str(ref.seed) for ref in self.others)}"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        rows, tokens = len(self.others) * asked_count(self.config, sizes), sizes.tokens["harmbench"]
+        limit, batch = self.config.behaviour.max_new_tokens, self.study.facts.batch["generate"]
+        return decoding(rows, tokens, limit, batch) + sizes.opened(self.config, self.place)
 
     def run(self, work: Work) -> Regimes:
         geometry = self.config.geometry

@@ -8,6 +8,7 @@ from ...behaviour.judges.base import REFUSED, Exchange, judge_answers
 from ...config import StudyConfig
 from ...data.prompts import Prompt
 from ...models.generate import generate
+from ..costs import Sizes, WorkUnits, decoding
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work
 from .prompts import Prompts
@@ -84,6 +85,10 @@ class Selection(Stage[Selected]):
 
     def size(self) -> str:
         return f"answers to the selection prompts, {self.tokens} tokens"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        rows, tokens = sizes.both("selection_harmful", "selection_harmless")
+        return decoding(rows, tokens, self.tokens, self.study.facts.batch["generate"])
 
     def run(self, work: Work) -> Selected:
         sets = work.of(Prompts, None)

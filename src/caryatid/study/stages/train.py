@@ -11,6 +11,8 @@ from ...attacks.goals import default_target
 from ...data.prompts import Prompt
 from ...training.arms import arm_named
 from ...training.loop import ArmJob, train_arm
+from ...training.terms import toward_only
+from ..costs import ANSWER_TOKENS, Sizes, WorkUnits, scoring, suffix_tokens
 from ..finished import Results
 from ..series import BASE, AnchorRef, ArmRef, SeedRef
 from ..stage import AnyStage, Stage, Study, register_stage
@@ -51,6 +53,30 @@ class Train(Stage[Trained]):
         steps = self.config.steps[1:]
         updates = self.config.training.updates(steps[-1], self.place.arm)
         return f"{updates}, anchors {', '.join(map(str, steps))}"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        config, arm, steps = self.config.training, arm_named(self.place.arm), self.config.steps[1:]
+        chat = min(sizes.tokens["chat"] + self.config.chat.max_new_tokens, config.max_length)
+        batches, r2d2 = steps[-1] * config.accumulation, config.r2d2
+        tokens = batches * config.chat_batch_size * chat
+        attacks = WorkUnits()
+        if arm.terms is not None:
+            cases = min(r2d2.cases, r2d2.pool)
+            suffix = suffix_tokens(r2d2.suffix_length) if arm.suffixes != "none" else 0
+            rows = cases if arm.terms is toward_only else 2 * cases
+            tokens += batches * rows * (sizes.tokens["pool"] + suffix + ANSWER_TOKENS)
+            goals, each = {
+                "none": (0, 0),
+                "dynamic": (batches * cases, r2d2.gcg_steps),
+                "static": (r2d2.pool, r2d2.static_gcg_steps),
+            }[arm.suffixes]
+            searched = goals * each
+            attacks = WorkUnits(attacks=goals, attack_steps=searched, candidates=searched * r2d2.width)
+        held, length = sizes.both("chat_heldout")
+        answer = self.config.chat.max_new_tokens
+        kl = scoring(2 * held, length + answer, 2 * config.chat_batch_size, answer) * len(steps)
+        updates = WorkUnits(passes=batches, updates=steps[-1], trained=tokens)
+        return sizes.trained(self.config, len(steps)) + updates + attacks + kl
 
     def run(self, work: Work) -> Trained:
         config, arm = self.config.training, arm_named(self.place.arm)

@@ -15,7 +15,9 @@ from ...causal.conditions import Condition, random_bases
 from ...causal.locate import Carrier
 from ...causal.readouts import generate_under
 from ...causal.transfer import TransferCounts, transfer_counts
+from ...config import StudyConfig
 from ...data.prompts import Prompt
+from ..costs import Sizes, WorkUnits, decoding
 from ..series import AnchorRef, transfer_sources
 from ..stage import AnyStage, Stage, register_stage
 from ..subsets import judged_requests
@@ -122,6 +124,12 @@ class Transfer(Stage[Transferred]):
             f"{list(causal.transfer_ranks)} × {causal.transfer_prompts or 'all'} prompts"
         )
 
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        causal, batch = self.config.causal, self.study.facts.batch["generate"]
+        under = len(causal.transfer_ranks) * (len(self.sources) + causal.transfer_random)
+        rows, tokens = under * asked_count(self.config, sizes), sizes.tokens["harmbench"]
+        return decoding(rows, tokens, self.config.behaviour.max_new_tokens, batch)
+
     def run(self, work: Work) -> Transferred:
         causal, requests = self.config.causal, transfer_requests(work)
         ranks = tuple(rank for rank in causal.transfer_ranks if rank in self._own(work).ranks)
@@ -181,6 +189,12 @@ def transfer_requests(work: Work) -> Requests:
     plain = {row.prompt_id: row for row in work.of(Answers).to("harmbench", "direct")}
     refused = tuple(row.id in plain and plain[row.id].refused for row in chosen)
     return Requests(tuple(chosen), refused, {key: row.text for key, row in plain.items()})
+
+
+def asked_count(config: StudyConfig, sizes: Sizes) -> float:
+    """Requests that an anchor is taken to refuse."""
+    wanted, there = config.causal.transfer_prompts, sizes.counts["harmbench"]
+    return sizes.refusal_rate * (min(wanted, there) if wanted else there)
 
 
 def random_conditions(

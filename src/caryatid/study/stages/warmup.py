@@ -10,6 +10,7 @@ from ...behaviour.suites import Asked, Asking, run_suites
 from ...data.prompts import Prompt
 from ...models.load import LoadedModel
 from ...training.warmup import WarmupJob, warm_up
+from ..costs import ANSWER_TOKENS, Sizes, WorkUnits, decoding
 from ..series import Place
 from ..stage import AnyStage, Stage, Study, register_stage
 from ..weights import StoredAnchors, stored_anchors
@@ -51,6 +52,23 @@ class Warmup(Stage[Warmed]):
 
     def size(self) -> str:
         return f"≤ {self.config.warmup.steps} updates"
+
+    def work_units(self, sizes: Sizes) -> WorkUnits:
+        config, longest = self.config.warmup, self.config.training.max_length
+        refused = sizes.tokens["warmup_harmful"] + ANSWER_TOKENS
+        answered = sizes.tokens["warmup_harmless"] + self.config.chat.max_new_tokens
+        row = sum(
+            share * min(length, longest)
+            for share, length in ((config.harmful_share, refused), (1 - config.harmful_share, answered))
+        )
+        updates = WorkUnits(updates=config.steps, trained=config.steps * config.batch_size * row)
+        found = sizes.trained(self.config) + updates
+        if config.check_every:
+            limit = min(CHECK_TOKENS, self.config.behaviour.max_new_tokens)
+            batch = self.study.facts.batch["generate"]
+            checked = decoding(2 * CHECK_PROMPTS, sizes.tokens["warmup_harmful"], limit, batch)
+            found += checked * (config.steps // config.check_every)
+        return found
 
     def run(self, work: Work) -> Warmed:
         config, sets, model = self.config.warmup, work.of(Prompts, None), self.config.model

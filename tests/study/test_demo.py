@@ -1,0 +1,125 @@
+"""The study that ships: what is packed, what is left out, and that the copy answers as the run did."""
+
+import json
+import re
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from caryatid.artifacts import RunDirectory
+from caryatid.cli import run as command
+from caryatid.errors import UsageError
+from caryatid.report.tables import read_tables
+from caryatid.study import demo
+from caryatid.study.demo import headline, next_steps, pack, packed_run, unpack
+from caryatid.study.page import HARMFUL_SUITES, build_report
+from caryatid.study.run import open_run
+from caryatid.study.series import AnchorRef
+from caryatid.study.stages.answers import Answers
+from caryatid.study.stages.verdict import Verdicts
+
+LAST = AnchorRef(0, "r2d2", 2)
+
+
+@pytest.fixture(scope="module")
+def archive(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("demo") / "run.zip"
+    assert pack(finished, path, "A tiny study.") == path.stat().st_size
+    return path
+
+
+def test_the_copy_has_tables_verdicts_carriers_and_the_same_page(
+    finished: Path, archive: Path, tmp_path: Path
+) -> None:
+    copied = unpack(tmp_path / "copy", archive)
+    run, here = open_run(finished), open_run(copied.directory)
+    assert read_tables(copied.directory) == read_tables(finished)
+    for pair in Verdicts.places(run.study):
+        of = (pair.b.arm, pair.a.step, pair.b.step)
+        assert here.verdict(*of, angle=15) == run.verdict(*of, angle=15)
+    assert here.carrier("r2d2", 2).direction.equal(run.carrier("r2d2", 2).direction)
+    note = run.study.facts.prompts_note
+    page = build_report(run).read_text()
+    assert copied.report.read_text() == page.replace(note, note.partition(" (")[0])
+    assert "[redacted, " in page
+
+
+def test_harmful_answers_weights_and_places_of_this_machine_stay_out(finished: Path, archive: Path) -> None:
+    said = {
+        row.text
+        for row in open_run(finished).of(Answers, LAST).rows
+        if row.suite in HARMFUL_SUITES and len(row.text) > 3
+    }
+    assert said
+    with zipfile.ZipFile(archive) as packed:
+        names = packed.namelist()
+        answers = [json.loads(packed.read(name)) for name in names if "stages/answers" in name]
+    texts = [row["text"] for one in answers if "rows" in one for row in one["rows"]]
+    assert len(texts) > len(said)
+    assert not said & set(texts)
+    kinds = {name.split("/")[1] for name in names if name.startswith("stages/")}
+    assert kinds == {"prompts", "answers", "carrier", "verdict"}
+
+
+def test_the_same_run_gives_the_same_archive_and_a_stopped_one_none(
+    finished: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(finished, tmp_path / "again.zip", "A tiny study.")
+    assert (tmp_path / "again.zip").read_bytes() == archive.read_bytes()
+    unpack(tmp_path / "copy", archive)
+    with pytest.raises(UsageError, match="stages are not done"):
+        pack(tmp_path / "copy", tmp_path / "none.zip", "")
+    monkeypatch.setattr(demo, "LARGEST", 1000)
+    with pytest.raises(UsageError, match="at most 1000"):
+        pack(finished, tmp_path / "none.zip", "")
+    assert not (tmp_path / "none.zip").exists()
+
+
+def test_a_copy_stays_and_another_folder_is_not_touched(archive: Path, tmp_path: Path) -> None:
+    first = unpack(tmp_path / "copy", archive)
+    first.report.unlink()
+    assert unpack(tmp_path / "copy", archive).report.is_file()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(UsageError, match="holds other files"):
+        unpack(tmp_path / "mine", archive)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_the_headline_has_every_arm_and_three_steps_follow(archive: Path, tmp_path: Path) -> None:
+    copied = unpack(tmp_path / "copy", archive)
+    lines = list(headline(copied))
+    assert lines[0] == "A tiny study."
+    assert [line.split(",")[0] for line in lines[-2:]] == ["sft 0 → 2", "r2d2 0 → 2"]
+    assert len(next_steps(copied)) == 3
+
+
+def test_the_packed_study_is_small_current_and_quickly_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where a stage's version or settings changed since: pack a finished run anew (see `study/demo.py`)."""
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    monkeypatch.setenv("DISPLAY", ":0")
+    started = time.monotonic()
+    assert command(["demo", "--out", str(tmp_path / "demo"), "--json"]) == 0
+    assert time.monotonic() - started < 15
+    shown = json.loads(capsys.readouterr().out)
+    assert opened == [(tmp_path / "demo" / "report" / "index.html").as_uri()]
+    assert len(shown["next"]) == 3
+    run = open_run(tmp_path / "demo")
+    for row in run.table("verdict").to_dict("records"):
+        assert run.verdict(row["arm"], row["from"], row["to"], row["seed"]).label == row["label"]
+    assert packed_run().stat().st_size <= 4 * 2**20
+    done = [entry.id for entry in run.plan if entry.folder(RunDirectory(run.path)).done()]
+    assert any(name.startswith("answers/") for name in done)
+    with zipfile.ZipFile(packed_run()) as packed:
+        text = b"\n".join(packed.read(name) for name in packed.namelist() if not name.endswith(".parquet"))
+    assert not re.search(rb"(?<![\w./:-])/(home|root|tmp|work|Users|mnt|opt)/", text)
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert command(["demo", "--out", str(tmp_path / "demo")]) == 0
+    assert len(opened) == 1
+    assert "Try next:" in capsys.readouterr().out

@@ -1,0 +1,88 @@
+"""Remaining time: learned from finished stages, by kind where a kind has some."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from caryatid.study.forecast import size, spoken
+from caryatid.study.plan import Plan, Planned
+from caryatid.study.remaining import Remaining
+from caryatid.study.stage import Study
+
+
+def plan_of(**counts: int) -> Plan:
+    """A plan with so many stages of each kind."""
+    stages = [
+        SimpleNamespace(id=f"{kind}/{number}", stage=SimpleNamespace(kind=kind))
+        for kind, count in counts.items()
+        for number in range(count)
+    ]
+    return Plan(cast(Study, None), cast(tuple[Planned, ...], tuple(stages)))
+
+
+def test_without_anything_finished_it_is_the_forecast() -> None:
+    plan = plan_of(train=2, answers=3)
+    remaining = Remaining(plan, {entry.id: 10.0 for entry in plan}, skipped={"train/0"})
+    assert remaining.left() == pytest.approx(40)
+    assert remaining.pace() == 1.0
+
+
+def test_a_device_twice_as_slow_is_found_out_after_a_tenth() -> None:
+    plan = plan_of(train=2, answers=18)
+    remaining = Remaining(plan, {entry.id: 10.0 for entry in plan})
+    for entry in plan.stages[:2]:
+        remaining.finished(entry, 20.0)
+    assert remaining.pace() == pytest.approx(2)
+    assert remaining.left() == pytest.approx(2 * 180, rel=0.1)
+
+
+def test_a_kind_has_a_factor_of_its_own() -> None:
+    plan = plan_of(train=10, answers=10)
+    remaining = Remaining(plan, {entry.id: 10.0 for entry in plan})
+    for entry in plan.stages[:9]:
+        remaining.finished(entry, 10.0)
+    for entry in plan.stages[10:19]:
+        remaining.finished(entry, 40.0)
+    assert remaining.left() == pytest.approx(10 + 40, rel=0.1)  # not twice the mean of both
+
+
+def test_one_stage_alone_does_not_decide_its_kind() -> None:
+    """An outlier among many finished stages: the next of its kind is between its factor and that of all."""
+    plan = plan_of(answers=20, train=2)
+    remaining = Remaining(plan, {entry.id: 10.0 for entry in plan})
+    for entry in plan.stages[:20]:
+        remaining.finished(entry, 10.0)
+    remaining.finished(plan.stages[20], 100.0)
+    assert 20 < remaining.left() < 80
+
+
+def test_stages_without_a_forecast_take_what_their_kind_took() -> None:
+    plan = plan_of(answers=3, train=1)
+    remaining = Remaining(plan)
+    assert (remaining.left(), remaining.said()) == (0.0, "")
+    remaining.finished(plan.stages[0], 7.0)
+    assert remaining.left() == pytest.approx(14)
+    assert not remaining.known
+    assert remaining.said() == "at least 14 s left"
+    remaining.finished(plan.stages[3], 1.0)
+    assert remaining.said() == "about 14 s left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.6, "1 min"),
+        (500, "8 min 20 s"),
+        (3600 * 3 + 300, "3 h 5 min"),
+        (86400 * 2 + 3600 * 4, "2 d 4 h"),
+    ],
+)
+def test_durations_in_words(seconds: float, text: str) -> None:
+    assert spoken(seconds) == text
+
+
+def test_bytes_in_words() -> None:
+    found: list[Any] = [size(200 * 2**20), size(1.5 * 2**30)]
+    assert found == ["200 MiB", "1.5 GiB"]

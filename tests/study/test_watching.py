@@ -1,0 +1,95 @@
+"""A run seen from outside while it is under way."""
+
+import shutil
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+from small import forget
+
+from caryatid.artifacts import RunDirectory
+from caryatid.cli import run as command
+from caryatid.errors import UsageError
+from caryatid.study.calibration import measured_rates
+from caryatid.study.leases import Leases
+from caryatid.study.run import open_run
+from caryatid.study.watching import Watch
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No device was timed."""
+    monkeypatch.setenv("CARYATID_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    look = Watch(finished).look()
+    assert look.finished
+    count = len(open_run(finished).plan)
+    assert command(["study", "status", str(finished), "--watch"]) == 0  # ends by itself
+    assert capsys.readouterr().out.strip() == f"{count} of {count} stages: finished"
+
+
+def test_what_is_left_is_told_by_kinds_and_by_the_timing_of_the_device(copy: Path) -> None:
+    run = open_run(copy)
+    for entry in [one for one in run.plan if one.stage.kind == "selection"][1:]:
+        shutil.rmtree(entry.folder(run.directory).path)
+    look = Watch(copy).look()
+    assert not look.finished
+    assert (look.kinds["selection"].done, look.kinds["selection"].total) == (1, 5)
+    assert "nothing is running" in look.line
+    assert look.left.startswith("about ")
+    forget(copy, "transfer")
+    assert Watch(copy).look().left.startswith("at least ")  # none of that kind has finished
+    measured_rates(run.study)
+    assert Watch(copy).look().left.startswith("about ")
+
+
+def test_the_stage_in_hand_is_that_of_a_run_that_is_held(copy: Path) -> None:
+    run = open_run(copy)
+    entry = run.plan["verdict/base@0-sft@1/seed0"]
+    folder = entry.folder(run.directory)
+    shutil.rmtree(folder.path)
+    folder.begin()
+    watch = Watch(copy)
+    assert watch.look().running == ""
+    leases = Leases(RunDirectory(copy))
+    with leases.kept_alive():
+        assert watch.look().running == ""
+        leases.take(entry.key)
+        assert watch.look().running == entry.id
+    folder.fail(ValueError("it broke"))
+    assert "failed: verdict/base@0-sft@1/seed0: it broke" in watch.look().line
+
+
+def test_it_is_shown_live_and_ctrl_c_ends_it(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget(copy, "verdict")
+
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("caryatid.cli.watching.time.sleep", interrupt)
+    assert command(["study", "status", str(copy), "--watch"]) == 0
+    line = capsys.readouterr().out.strip()
+    assert line.endswith("; nothing is running")  # and nothing to go by: no verdict has finished
+    screen = Console(file=StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr("caryatid.cli.watching.out", screen)
+    assert command(["study", "status", str(copy), "--watch"]) == 0
+    written = Text.from_ansi(screen.file.getvalue()).plain  # type: ignore[attr-defined]
+    assert line in written
+    assert "0/6" in next(row for row in written.splitlines() if row.startswith("verdict"))
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a run directory"):
+        Watch(tmp_path)
