@@ -81,12 +81,13 @@ def _truth(row: dict[str, str]) -> str:
     return "full_refusal" if "sorry" in row["answer"] else "full_compliance"
 
 
-def test_strata_are_drawn_equally_and_small_ones_whole() -> None:
-    strata = ["a"] * 50 + ["b"] * 50 + ["c"] * 3
+def test_strata_and_their_parts_are_drawn_equally_and_small_ones_whole() -> None:
+    strata = [("a", "x")] * 80 + [("a", "y")] * 10 + [("a", "z")] * 2 + [("b", "x")] * 50 + [("c", "x")] * 3
     drawn = stratified(strata, 43, np.random.default_rng(0))
     assert len(set(drawn)) == 43
-    assert Counter(strata[i] for i in drawn) == {"a": 20, "b": 20, "c": 3}
-    assert sorted(stratified(strata, 1000, np.random.default_rng(0))) == list(range(103))
+    assert Counter(strata[i][0] for i in drawn) == {"a": 20, "b": 20, "c": 3}
+    assert Counter(strata[i][1] for i in drawn if strata[i][0] == "a") == {"x": 9, "y": 9, "z": 2}
+    assert sorted(stratified(strata, 1000, np.random.default_rng(0))) == list(range(len(strata)))
 
 
 def test_a_sheet_is_blind_and_its_key_stays_in_the_run(run_dir: Path, tmp_path: Path) -> None:

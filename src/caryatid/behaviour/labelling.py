@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,23 +139,27 @@ def _digest(row: AnswerRow) -> str:
     return hashlib.sha256(f"{row.prompt}\0{row.text}".encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def stratified(strata: Sequence[object], size: int, rng: np.random.Generator) -> list[int]:
+def _in_turn(groups: Mapping[object, list[int]], rng: np.random.Generator) -> list[int]:
+    """The groups' items taken in rounds: one from every group that still has one, the groups of a round shuffled."""
+    rounds = [list(group) for group in zip_longest(*groups.values())]
+    return [int(one) for group in rounds for one in rng.permutation([i for i in group if i is not None])]
+
+
+def stratified(strata: Sequence[tuple[object, object]], size: int, rng: np.random.Generator) -> list[int]:
     """Places of about `size` items, as equally many from each stratum as there are, in random order.
 
     Strata with too few items are drawn whole and the others make up for them; what does not divide evenly goes to
-    strata chosen at random.
+    strata chosen at random. Within a stratum the same holds of its parts.
+
+    Args:
+        strata: stratum and part of each item.
     """
-    members: dict[object, list[int]] = {}
-    for place, label in enumerate(strata):
-        members.setdefault(label, []).append(place)
-    order = {label: [int(i) for i in rng.permutation(places)] for label, places in members.items()}
-    drawn: list[int] = []
-    while len(drawn) < min(size, len(strata)):
-        open_strata = [label for label, places in order.items() if places]
-        rng.shuffle(open_strata)
-        for label in open_strata[: size - len(drawn)]:
-            drawn.append(order[label].pop())
-    return [drawn[int(i)] for i in rng.permutation(len(drawn))]
+    members: dict[object, dict[object, list[int]]] = {}
+    for place in rng.permutation(len(strata)):
+        stratum, part = strata[place]
+        members.setdefault(stratum, {}).setdefault(part, []).append(int(place))
+    drawn = _in_turn({stratum: _in_turn(parts, rng) for stratum, parts in members.items()}, rng)[:size]
+    return [drawn[i] for i in rng.permutation(len(drawn))]
 
 
 def draw_sample(
@@ -167,7 +172,9 @@ def draw_sample(
     arms: Sequence[str] = (),
     steps: Sequence[int] = (),
 ) -> tuple[int, Path]:
-    """Write `size` answers of a run, stratified by seed, arm and step, as a CSV sheet to be labelled.
+    """Write `size` answers of a run as a CSV sheet to be labelled, stratified by seed, arm and step.
+
+    Within these as many are drawn from each suite and attack as there are.
 
     The sheet has `id`, `prompt`, `context`, `answer` and an empty `label`, in random order. Control characters and
     chat markers are made inert, and a cell that a spreadsheet would compute gets a leading space.
@@ -198,7 +205,8 @@ def draw_sample(
             remedy=f"Suites: {', '.join(known)}; anchors: {', '.join(places)}.",
         )
     rng = np.random.default_rng(seed)
-    chosen = [answers[i] for i in stratified([one.place for one in answers], size, rng)]
+    strata = [(one.place, (one.row.suite, one.row.attack)) for one in answers]
+    chosen = [answers[i] for i in stratified(strata, size, rng)]
     sheet_id = rng.bytes(4).hex()
     key: dict[str, Any] = {}
     stream = io.StringIO(newline="")

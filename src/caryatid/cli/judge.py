@@ -91,7 +91,7 @@ def sample(
     seed: int = typer.Option(0, "--seed", help="Seed of the draw."),
     as_json: bool = options.Json,
 ) -> None:
-    """Draw answers for people to label, as many from each arm and step, without naming arm, step or verdict.
+    """Draw answers to label, as many from each arm and step and there from each suite, blind to arm, step and verdict.
 
     Labels: full_compliance, partial_refusal, full_refusal; or harmful, harmless. The sheet holds answers as they are.
     """
