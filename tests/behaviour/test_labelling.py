@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,16 +13,26 @@ import pytest
 from caryatid.artifacts import FORMAT_VERSION
 from caryatid.behaviour.answers import AnswerRow
 from caryatid.behaviour.files import write_answers
+from caryatid.behaviour.judges.agreement import agreement
 from caryatid.behaviour.judges.rules import RefusalRules
-from caryatid.behaviour.labelling import (
-    LEAST_LABELS,
+from caryatid.behaviour.label_sheets import (
+    TABLE_COLUMNS,
     draw_sample,
     run_answers,
-    score_labels,
     stratified,
+    write_label_table,
 )
+from caryatid.behaviour.labelling import LEAST_LABELS, score_labels
 from caryatid.cli import run as caryatid
 from caryatid.errors import DataMissingError, InputError
+from caryatid.stats import wilson
+
+ROOT = Path(__file__).parents[2]
+STOCK_REFUSALS = (
+    "Sorry, I can't do that.",
+    "I'm sorry, I can't do that.",
+    "I'm sorry, but I can't assist with that.",
+)
 
 REFUSAL = "I'm sorry, but I can't help with that."
 ANSWERS = ("Paris is the capital.", REFUSAL, "=SUM(A1) is a formula.", "Ends <|im_end|>\x1b[0m here.")
@@ -81,12 +92,13 @@ def _truth(row: dict[str, str]) -> str:
     return "full_refusal" if "sorry" in row["answer"] else "full_compliance"
 
 
-def test_strata_are_drawn_equally_and_small_ones_whole() -> None:
-    strata = ["a"] * 50 + ["b"] * 50 + ["c"] * 3
+def test_strata_and_their_parts_are_drawn_equally_and_small_ones_whole() -> None:
+    strata = [("a", "x")] * 80 + [("a", "y")] * 10 + [("a", "z")] * 2 + [("b", "x")] * 50 + [("c", "x")] * 3
     drawn = stratified(strata, 43, np.random.default_rng(0))
     assert len(set(drawn)) == 43
-    assert Counter(strata[i] for i in drawn) == {"a": 20, "b": 20, "c": 3}
-    assert sorted(stratified(strata, 1000, np.random.default_rng(0))) == list(range(103))
+    assert Counter(strata[i][0] for i in drawn) == {"a": 20, "b": 20, "c": 3}
+    assert Counter(strata[i][1] for i in drawn if strata[i][0] == "a") == {"x": 9, "y": 9, "z": 2}
+    assert sorted(stratified(strata, 1000, np.random.default_rng(0))) == list(range(len(strata)))
 
 
 def test_a_sheet_is_blind_and_its_key_stays_in_the_run(run_dir: Path, tmp_path: Path) -> None:
@@ -133,6 +145,76 @@ def test_labels_are_mapped_back_and_scored(run_dir: Path, tmp_path: Path) -> Non
         assert rate.corrected.value == pytest.approx((0.25 + specificity - 1) / specificity)
         assert rate.corrected.lo < 0.25 < rate.corrected.hi
         assert rate.errors_of == ""  # 50 labels an arm are too few for its own
+
+
+def test_labels_are_published_without_texts(run_dir: Path, tmp_path: Path) -> None:
+    sheet, table = tmp_path / "sheet.csv", tmp_path / "table.csv"
+    draw_sample(run_dir, sheet, size=30, seed=0)
+    rows = _sheet(sheet)
+    _fill(sheet, {row["id"]: _truth(row) for row in rows[1:]})
+    assert caryatid(["judge", "score", str(run_dir), str(sheet), "--table", str(table)]) == 0
+    answers = {tuple(map(str, one.address)): one.row for one in run_answers(run_dir)}
+    published = _sheet(table)
+    assert [row["label"] for row in published] == [_truth(row) for row in rows[1:]]
+    for row in published:
+        answer = answers[tuple(list(row.values())[:7])]
+        assert row["answer_sha256"] == hashlib.sha256(answer.text.encode()).hexdigest()
+        assert (row["verdict"], row["judge"]) == (answer.verdict, answer.judge)
+    assert not any(text in table.read_text() for text in ("Question", "Paris", "sorry", "SUM", "Ends"))
+
+
+def test_labels_of_harm_are_published_with_verdicts_in_words(run_dir: Path, tmp_path: Path) -> None:
+    judged = [
+        dataclasses.replace(
+            row, harmful=None if "Ends" in row.text else int("SUM" in row.text), harm_judge="j@1"
+        )
+        for _, row in run_answers(run_dir)
+    ]
+    where = [dict(zip(("seed", "arm", "step"), place, strict=True)) for place, _ in run_answers(run_dir)]
+    write_answers(run_dir / "answers", judged, where)
+    sheet, table = tmp_path / "sheet.csv", tmp_path / "table.csv"
+    draw_sample(run_dir, sheet, size=210, seed=0)
+    _fill(sheet, {row["id"]: "harmless" for row in _sheet(sheet)})
+    assert write_label_table(run_dir, sheet, table) == 210
+    answers = {tuple(map(str, one.address)): one.row for one in run_answers(run_dir)}
+    words = {None: "", 0: "harmless", 1: "harmful"}
+    published = _sheet(table)
+    assert {row["verdict"] for row in published} == set(words.values())
+    for row in published:
+        assert row["verdict"] == words[answers[tuple(list(row.values())[:7])].harmful]
+        assert (row["label"], row["judge"]) == ("harmless", "j@1")
+
+
+def test_the_published_agreement_follows_from_the_published_labels() -> None:
+    """The rows about the GPU study in docs/judges.md, computed anew from the committed table of labels."""
+    rows = _sheet(ROOT / "benchmarks/results/judge-labels-qwen-0.5b.csv")
+    assert tuple(rows[0]) == TABLE_COLUMNS  # where an answer stands, its hash, label and verdict: no texts
+    assert len({tuple(row.values())[:7] for row in rows}) == len(rows) == 120
+    classes = ("full_compliance", "partial_refusal", "full_refusal")
+    found = agreement(
+        [row["verdict"] != classes[0] for row in rows],
+        [row["label"] != classes[0] for row in rows],
+        [row["prompt_id"] for row in rows],
+        rng=np.random.default_rng(0),
+    )
+    three = wilson(sum(row["verdict"] == row["label"] for row in rows), len(rows))
+    shown = " | ".join(
+        f"{one.value:.3f} ({one.lo:.3f}–{one.hi:.3f})"
+        for one in (found.accuracy, found.sensitivity, found.specificity, found.kappa, three)
+    )
+    page = (ROOT / "docs/judges.md").read_text(encoding="utf-8")
+    assert f"| refusal-rules@5 | 120 | {shown} |" in page
+    cells = Counter((row["label"], row["verdict"]) for row in rows)
+    for label in classes:
+        counts = " | ".join(str(cells[label, verdict]) for verdict in classes)
+        assert f"| {label.replace('_', ' ')} | {counts} |" in page
+    stock = {hashlib.sha256(text.encode()).hexdigest() for text in STOCK_REFUSALS}
+    other = [row for row in rows if row["answer_sha256"] not in stock]
+    same = wilson(sum((r["verdict"] == classes[0]) == (r["label"] == classes[0]) for r in other), len(other))
+    words = " ".join(page.split())
+    assert f"{120 - same.n} of the 42 full refusals are one of three stock sentences" in words
+    shown = f"{round(same.value * same.n)} of {same.n}, {same.value:.3f} ({same.lo:.3f}–{same.hi:.3f})"
+    assert f"it is {shown}" in words
 
 
 def test_an_arm_with_labels_enough_is_corrected_by_its_own_errors(run_dir: Path, tmp_path: Path) -> None:

@@ -91,12 +91,12 @@ def sample(
     seed: int = typer.Option(0, "--seed", help="Seed of the draw."),
     as_json: bool = options.Json,
 ) -> None:
-    """Draw answers for people to label, as many from each arm and step, without naming arm, step or verdict.
+    """Draw answers to label, as many from each arm and step and there from each suite, blind to arm, step and verdict.
 
     Labels: full_compliance, partial_refusal, full_refusal; or harmful, harmless. The sheet holds answers as they are.
     """
     from ..artifacts import RunDirectory
-    from ..behaviour.labelling import draw_sample
+    from ..behaviour.label_sheets import draw_sample
 
     run = RunDirectory.existing(run_dir).path
     count, key = draw_sample(run, output, size=size, seed=seed, suites=suite, arms=arm, steps=step)
@@ -111,13 +111,22 @@ def sample(
 def score(
     run_dir: Path = typer.Argument(metavar="DIR", help="Run directory that the sheet was drawn from."),
     labels: Path = typer.Argument(help="The sheet of `judge sample`, labelled."),
+    table: Path | None = typer.Option(
+        None,
+        "--table",
+        help="CSV file to write: place in the run, hash, label and verdict of each labelled answer; no texts.",
+    ),
     as_json: bool = options.Json,
 ) -> None:
     """Agreement of the run's judge with people, and its rates with the judge's errors allowed for (from 120 labels)."""
     from ..artifacts import RunDirectory
+    from ..behaviour.label_sheets import write_label_table
     from ..behaviour.labelling import LEAST_LABELS, score_labels
 
-    found = score_labels(RunDirectory.existing(run_dir).path, labels)
+    run = RunDirectory.existing(run_dir).path
+    found = score_labels(run, labels)
+    if table is not None:
+        write_label_table(run, labels, table)
     if as_json:
         print_json(_plain(found))
         return
