@@ -19,6 +19,7 @@ import jinja2
 import pyarrow.parquet
 
 from caryatid.artifacts import file_sha256, write_bytes, write_json
+from caryatid.study.demo import portable_config
 from caryatid.study.run import open_run
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -33,15 +34,7 @@ def add(run_path: Path, name: str, device: str, note: str, wall: float) -> None:
         shutil.copyfile(table, out / "tables" / table.name)
     for figure in sorted((run_path / "figures").glob("behaviour-*.svg")):
         shutil.copyfile(figure, out / figure.name)
-    local = {
-        path: Path(path).name
-        for path in (run.config.model.spec, run.config.chat.path or "")
-        if Path(path).is_absolute()
-    }
-    text = run.directory.config_text()
-    for path, short in local.items():
-        text = text.replace(path, short)
-    write_bytes(out / "config.yaml", text.encode())
+    write_bytes(out / "config.yaml", portable_config(run).encode())
     seconds, stages = defaultdict(float), defaultdict(int)
     places = defaultdict(float)
     for entry in run.plan:

@@ -4,12 +4,14 @@ import json
 import re
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from caryatid.artifacts import RunDirectory
 from caryatid.cli import run as command
+from caryatid.data.prompts import Prompt
 from caryatid.errors import UsageError
 from caryatid.report.tables import read_tables
 from caryatid.study import demo
@@ -18,6 +20,7 @@ from caryatid.study.page import HARMFUL_SUITES, build_report
 from caryatid.study.run import open_run
 from caryatid.study.series import AnchorRef
 from caryatid.study.stages.answers import Answers
+from caryatid.study.stages.prompts import Prompts
 from caryatid.study.stages.verdict import Verdicts
 
 LAST = AnchorRef(0, "r2d2", 2)
@@ -41,8 +44,10 @@ def test_the_copy_has_tables_verdicts_carriers_and_the_same_page(
         assert here.verdict(*of, angle=15) == run.verdict(*of, angle=15)
     assert here.carrier("r2d2", 2).direction.equal(run.carrier("r2d2", 2).direction)
     note = run.study.facts.prompts_note
-    page = build_report(run).read_text()
-    assert copied.report.read_text() == page.replace(note, note.partition(" (")[0])
+    page, spec = build_report(run).read_text(), run.config.model.spec
+    assert spec in page
+    page = page.replace(note, note.partition(" (")[0]).replace(spec, Path(spec).name)
+    assert copied.report.read_text() == page
     assert "[redacted, " in page
 
 
@@ -61,6 +66,27 @@ def test_harmful_answers_weights_and_places_of_this_machine_stay_out(finished: P
     assert not said & set(texts)
     kinds = {name.split("/")[1] for name in names if name.startswith("stages/")}
     assert kinds == {"prompts", "answers", "carrier", "verdict"}
+
+
+def test_prompts_of_benchmarks_stay_out_and_own_ones_stay(finished: Path) -> None:
+    prompts = open_run(finished).of(Prompts)
+    theirs = replace(
+        prompts.harmbench.prompts[0], set_name="harmbench_test", context="A book says so.", targets=("Sure",)
+    )
+    changed = replace(
+        prompts, harmbench=replace(prompts.harmbench, prompts=(theirs, *prompts.harmbench.prompts[1:]))
+    )
+    blanked = demo._blanked(changed)
+    first, *rest = blanked.harmbench.prompts
+    assert (first.text, first.targets) == (demo.BLANK * len(theirs.text), ())
+    assert first.context == demo.BLANK * len("A book says so.")
+    assert (first.id, first.category, first.label) == (theirs.id, theirs.category, theirs.label)
+    assert rest == list(prompts.harmbench.prompts[1:])
+    assert blanked.utility == prompts.utility
+    row = replace(open_run(finished).of(Answers, LAST).rows[0], set_name="harmbench_test", context=None)
+    blank = demo._blanked_answer(row)
+    assert (blank.prompt, blank.user_text) == (demo.BLANK * len(row.prompt), demo.BLANK * len(row.user_text))
+    assert (blank.context, blank.verdict) == (None, row.verdict)
 
 
 def test_the_same_run_gives_the_same_archive_and_a_stopped_one_none(
@@ -113,6 +139,11 @@ def test_the_packed_study_is_small_current_and_quickly_shown(
     for row in run.table("verdict").to_dict("records"):
         assert run.verdict(row["arm"], row["from"], row["to"], row["seed"]).label == row["label"]
     assert packed_run().stat().st_size <= 4 * 2**20
+    prompts = [row for one in run.of(Prompts).sets.values() for row in one.prompts]
+    for row in (*prompts, *(row for _, found in run.each(Answers) for row in found.rows)):
+        text = row.text if isinstance(row, Prompt) else row.prompt + row.user_text + (row.context or "")
+        assert row.set_name.startswith("embedded") or not set(text) - {demo.BLANK}, row
+    assert any(set(row.text) - {demo.BLANK} for row in prompts)
     done = [entry.id for entry in run.plan if entry.folder(RunDirectory(run.path)).done()]
     assert any(name.startswith("answers/") for name in done)
     with zipfile.ZipFile(packed_run()) as packed:

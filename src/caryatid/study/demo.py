@@ -1,8 +1,9 @@
 """A finished study inside the package: packed once from a run directory, copied out by `caryatid demo`.
 
-What is packed: tables, configuration, prompts, carriers, verdicts with their evidence, and answers, of which those to
-harmful prompts are blanked. What is not: weights, activations, other answers, everything that only a resumed run needs.
-`caryatid report`, `open_run(…).table`, `.carrier` and `.verdict` work on the copy as on the run.
+What is packed: tables, configuration, carriers, verdicts with their evidence, prompts of caryatid's own (those of
+benchmarks are blanked), and answers, of which those to harmful prompts are blanked. What is not: weights, activations,
+other answers, everything that only a resumed run needs. `caryatid report`, `open_run(…).table`, `.carrier` and
+`.verdict` work on the copy as on the run.
 
     python -m caryatid.study.demo RUN "TITLE"    packs a finished run into the package
 """
@@ -18,12 +19,18 @@ from shutil import copytree
 from typing import Any, NamedTuple
 
 from ..artifacts import RunDirectory, StageFolder, read_json, write_bytes, write_json
+from ..behaviour.answers import AnswerRow
+from ..config import parse_config
+from ..data.prompts import Prompt
+from ..data.study_prompts import StudyPrompts
 from ..errors import UsageError
 from ..report.page import SENTENCES
 from ..report.tables import read_tables
 from .page import HARMFUL_SUITES, build_report
+from .plan import Planned, build_plan
 from .run import Run, open_run
 from .series import verdict_pairs
+from .stage import Study
 from .stages.answers import Answered, Answers
 from .stages.carrier import ChosenCarrier
 from .stages.prompts import Prompts
@@ -34,7 +41,8 @@ ARCHIVE = "demo/run.zip"  # in the package
 ABOUT = "demo.json"  # in the copy: what it is, and that it is one
 KEPT = (Prompts, Answers, ChosenCarrier, Verdicts)  # stages
 LARGEST = 4 * 2**20  # bytes
-BLANK = "·"  # as many of these as a blanked answer has characters
+BLANK = "·"  # as many of these as a blanked text has characters
+OWN = "embedded"  # beginning of the names of caryatid's own prompt sets; those of benchmarks stay where they are
 WHEN = (2000, 1, 1, 0, 0, 0)  # of every file in the archive, so that the same run gives the same bytes
 
 
@@ -56,7 +64,7 @@ def pack(directory: Path, archive: Path, title: str) -> int:
         UsageError: the run is not finished, or the archive would be larger than 4 MiB.
     """
     run = open_run(directory)
-    lacking = [entry.id for entry in run.plan if not entry.folder(run.directory).done()]
+    lacking = [entry.id for entry in run.plan if not _packable(run, entry)]
     if lacking:
         raise UsageError(
             f"{len(lacking)} stages are not done, first {lacking[0]}",
@@ -86,28 +94,75 @@ def pack(directory: Path, archive: Path, title: str) -> int:
 def _copy(run: Run, copy: RunDirectory) -> None:
     """What of a run belongs into the archive."""
     copytree(run.path / "tables", copy.path / "tables")
-    write_bytes(copy.config_path, run.directory.config_text().encode())
+    text = portable_config(run)
+    write_bytes(copy.config_path, text.encode())
     manifest = run.directory.manifest()
     note = manifest["facts"]["prompts_note"]
     manifest["facts"]["prompts_note"] = note.partition(" (")[0]  # what follows names folders of one machine
+    plan = build_plan(Study(parse_config(text, str(copy.config_path)), run.study.facts))
+    manifest["asked"] = {key: plan.study.settings[key] for key in manifest["asked"]}
+    manifest["stages"] = {
+        entry.id: {"kind": entry.stage.kind, "folder": f"stages/{entry.stage.kind}/{entry.key}"}
+        for entry in plan
+    }
     write_json(copy.manifest_path, manifest)
     for entry in run.plan:
         if isinstance(entry.stage, KEPT):
             stage: Any = entry.stage
-            here, there = entry.folder(run.directory), entry.folder(copy)
+            here, there = entry.folder(run.directory), plan[entry.id].folder(copy)
             there.begin()
             result = stage.load(here)
-            stage.save(_blanked(result) if isinstance(result, Answered) else result, there)
+            stage.save(_blanked(result), there)
             there.finish(_facts(here))
 
 
-def _blanked(answered: Answered) -> Answered:
-    """Answers to harmful prompts without their text, of which the length stays."""
-    rows = [
-        replace(row, text=BLANK * len(row.text)) if row.suite in HARMFUL_SUITES else row
-        for row in answered.rows
-    ]
-    return replace(answered, rows=tuple(rows))
+def portable_config(run: Run) -> str:
+    """A run's configuration, absolute paths of model and chat reduced to file names."""
+    text = run.directory.config_text()
+    for path in (run.config.model.spec, run.config.chat.path or ""):
+        if Path(path).is_absolute():
+            text = text.replace(path, Path(path).name)
+    return text
+
+
+def _packable(run: Run, entry: Planned) -> bool:
+    """Whether a stage is finished; of those that are not packed a run that was brought home may lack the files."""
+    folder = entry.folder(run.directory)
+    return folder.done() if isinstance(entry.stage, KEPT) else folder.manifest_path.exists()
+
+
+def _blanked(result: Any) -> Any:
+    """A result without other people's prompts and without answers to harmful ones, of which the lengths stay."""
+    if isinstance(result, Answered):
+        return replace(result, rows=tuple(map(_blanked_answer, result.rows)))
+    if isinstance(result, StudyPrompts):
+        sets = {name: getattr(result, name) for name in result.sets}
+        blanked = {
+            name: replace(one, prompts=tuple(map(_blanked_prompt, one.prompts))) for name, one in sets.items()
+        }
+        return replace(result, **blanked)
+    return result
+
+
+def _blanked_answer(row: AnswerRow) -> AnswerRow:
+    if row.suite in HARMFUL_SUITES:
+        row = replace(row, text=_blank(row.text))
+    if row.set_name.startswith(OWN):
+        return row
+    prompt, sent, context = map(_blank, (row.prompt, row.user_text, row.context))
+    return replace(row, prompt=prompt, user_text=sent, context=context)
+
+
+def _blanked_prompt(prompt: Prompt) -> Prompt:
+    if prompt.set_name.startswith(OWN):
+        return prompt
+    text, context, answer = map(_blank, (prompt.text, prompt.context, prompt.answer))
+    return replace(prompt, text=text, context=context, answer=answer, targets=())
+
+
+def _blank(text: str | None) -> Any:
+    """As long a text that says nothing; None stays."""
+    return None if text is None else BLANK * len(text)
 
 
 def _facts(folder: StageFolder) -> dict[str, Any]:
