@@ -125,7 +125,6 @@ def test_the_headline_has_every_arm_and_three_steps_follow(archive: Path, tmp_pa
 def test_the_packed_study_is_small_current_and_quickly_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails where a stage's version or settings changed since: pack a finished run anew (see `study/demo.py`)."""
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
     monkeypatch.setenv("DISPLAY", ":0")
@@ -154,3 +153,16 @@ def test_the_packed_study_is_small_current_and_quickly_shown(
     assert command(["demo", "--out", str(tmp_path / "demo")]) == 0
     assert len(opened) == 1
     assert "Try next:" in capsys.readouterr().out
+
+
+def test_a_run_of_an_earlier_version_of_a_stage_is_still_read(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = unpack(tmp_path / "copy", archive)
+    here = open_run(copied.directory)
+    label = here.verdict("r2d2", 0, 2).label
+    monkeypatch.setattr(Answers, "version", Answers.version + 1)  # every later stage's key follows
+    assert open_run(copied.directory).verdict("r2d2", 0, 2).label == label
+    assert build_report(open_run(copied.directory)).read_text() == copied.report.read_text()
+    pair = next(place for place in Verdicts.places(here.study) if place.b == LAST)
+    assert not open_run(copied.directory, recorded=False).has(Verdicts, pair)

@@ -5,8 +5,9 @@ Knows no stage by name. Keys follow from content alone, so that a plan needs no 
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ..artifacts import RunDirectory, StageFolder
@@ -21,11 +22,13 @@ class Planned:
     Attributes:
         stage: what runs. needs: the stages it needs, as planned. inputs: what its content depends on; the key of its
             folder is their hash.
+        recorded: the key that a run directory names for it; only for reading what is there.
     """
 
     stage: AnyStage
     needs: "tuple[Planned, ...]"
     inputs: dict[str, Any]
+    recorded: str | None = None
 
     @property
     def id(self) -> str:
@@ -35,11 +38,12 @@ class Planned:
     @cached_property
     def key(self) -> str:
         """The content key."""
-        return StageFolder.key_of(self.stage.kind, self.inputs)
+        return self.recorded or StageFolder.key_of(self.stage.kind, self.inputs)
 
     def folder(self, run: RunDirectory) -> StageFolder:
         """Its folder in a run directory."""
-        return run.stage(self.stage.kind, self.inputs)
+        folder = run.stage(self.stage.kind, self.inputs)
+        return replace(folder, key=self.key, path=folder.path.with_name(self.key))
 
     @cached_property
     def upstream(self) -> frozenset[str]:
@@ -79,6 +83,15 @@ class Plan:
         wanted = [entry for entry in self.stages if isinstance(entry.stage, kinds)]
         ids = {entry.id for entry in wanted}.union(*(entry.upstream for entry in wanted))
         return Plan(self.study, tuple(entry for entry in self.stages if entry.id in ids))
+
+    def recorded_in(self, run: RunDirectory) -> "Plan":
+        """The plan with the folders that a run's manifest names, whichever version of a stage made them."""
+        named = {
+            name: Path(str(entry["folder"])).name
+            for name, entry in run.manifest().get("stages", {}).items()
+            if isinstance(entry, dict) and "folder" in entry
+        }
+        return Plan(self.study, tuple(replace(entry, recorded=named.get(entry.id)) for entry in self.stages))
 
 
 def build_plan(study: Study) -> Plan:

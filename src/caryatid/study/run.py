@@ -146,8 +146,12 @@ class Run:
         )
 
 
-def open_run(directory: Path | str) -> Run:
+def open_run(directory: Path | str, *, recorded: bool = True) -> Run:
     """Open a study's run directory.
+
+    Args:
+        recorded: read the stages that its manifest names, also where a later version of caryatid would make them anew;
+            else those that this version would reuse.
 
     Raises:
         UsageError: not a run directory, one of another version, or a study that was stopped before it began.
@@ -158,4 +162,5 @@ def open_run(directory: Path | str) -> Run:
             "the study was stopped before it began", where=str(directory), remedy="Run it again."
         )
     config = parse_config(run.config_text(), str(run.config_path))
-    return Run(build_plan(Study(config, Facts.of_run(run))), run)
+    plan = build_plan(Study(config, Facts.of_run(run)))
+    return Run(plan.recorded_in(run) if recorded else plan, run)

@@ -160,7 +160,7 @@ def study_status(directory: Path) -> list[StageStatus]:
     Raises:
         UsageError: not a run directory, or of another version.
     """
-    run = open_run(directory)
+    run = open_run(directory, recorded=False)
     leased = live_leases(run.directory)
     rows = []
     for entry in run.plan:

@@ -69,7 +69,7 @@ class Watch:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.run = open_run(directory)
+        self.run = open_run(directory, recorded=False)
         self._seconds: dict[str, float] = {}  # of finished stages
         self._running, self._since = "", 0.0
         self._forecast: dict[str, float] | None = None
