@@ -97,6 +97,12 @@ class TerminalProgress:
         self._count = 0
         self._started = self._shown = 0.0
 
+    def __enter__(self) -> "TerminalProgress":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.done()
+
     def start(self, label: str, total: int | None) -> None:
         self.done()
         self._label, self._total, self._count = label, total, 0

@@ -31,11 +31,8 @@ def train(
     settings = load_config(
         preset=preset or (None if config else "quick"), file=config, overrides=[*named, *overrides]
     )
-    progress = TerminalProgress()
-    try:
+    with TerminalProgress() as progress:
         anchors = train_only(settings, out or Path("runs") / arm, progress=progress, announce=announce)
-    finally:
-        progress.done()
     if not anchors:  # one of several processes that train together, not the first
         return
     if as_json:

@@ -132,17 +132,15 @@ def _check_vocabulary(
         )
 
 
-def load_tokenizer(
-    spec: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(spec: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
     """A model's tokenizer without its weights.
 
     Raises:
         DataMissingError: the model is nowhere. InputError: its tokenizer cannot be loaded.
     """
-    found = resolve(spec, revision=revision, trust_remote_code=trust_remote_code)
+    found = resolve(spec, revision=revision)
     with quiet_transformers():
-        return tokenizer_in(found.tokenizer_folder, spec, trust_remote_code)
+        return tokenizer_in(found.tokenizer_folder, spec)
 
 
 def load_model(
