@@ -17,7 +17,9 @@ from transformers import BloomConfig, BloomForCausalLM, T5Config
 from caryatid.artifacts import FORMAT_VERSION
 from caryatid.cli import run
 from caryatid.config import load_config
+from caryatid.errors import UsageError
 from caryatid.progress import NO_PROGRESS
+from caryatid.study.run import open_run
 from caryatid.study.runner import opened
 from tiny import save_tiny, tiny_tokenizer
 
@@ -162,6 +164,8 @@ def test_a_run_of_another_version_is_refused_by_every_command(
             ["report", str(out)],
         ):
             assert "format version" in fails(capsys, 2, *command)
+        with pytest.raises(UsageError, match="format version"):
+            open_run(out)
         assert [path.name for path in out.iterdir()] == ["manifest.json"]
 
 
