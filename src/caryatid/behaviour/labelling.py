@@ -279,7 +279,7 @@ def _verdict(row: AnswerRow, harm: bool) -> bool | None:
     return row.refused if row.scored else None
 
 
-def score_labels(run: Path, sheet: Path, *, draws: int = 2000, seed: int = 0) -> LabelScore:
+def score_labels(run: Path, sheet: Path) -> LabelScore:
     """How the run's judge agrees with a labelled sheet, and its rates with its errors allowed for.
 
     Rates are corrected only from `LEAST_LABELS` labelled answers on: by the judge's sensitivity and specificity in
@@ -303,8 +303,8 @@ def score_labels(run: Path, sheet: Path, *, draws: int = 2000, seed: int = 0) ->
             [_verdict(one.row, harm) for one, _ in chosen],
             [label in positive for _, label in chosen],
             [one.row.prompt for one, _ in chosen],
-            draws=draws,
-            rng=np.random.default_rng(seed),
+            draws=2000,
+            rng=np.random.default_rng(0),
         )
 
     whole, by_anchor = agreed(pairs), _by_anchor(pairs, agreed)

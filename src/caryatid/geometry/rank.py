@@ -90,13 +90,13 @@ class _RankSample(NamedTuple):
     without_harmful: Float[np.ndarray, "harmful 3"]
     without_harmless: Float[np.ndarray, "harmless 3"]
 
-    def intervals(self, labels: Sequence[object], confidence: float) -> list[Interval]:
+    def intervals(self, labels: Sequence[object]) -> list[Interval]:
         """Of each figure; `labels` are the strata of the harmful prompts."""
         harmless: list[object] = [None] * len(self.without_harmless)
         found = []
         for point, up, down in zip(self.point, self.without_harmful.T, self.without_harmless.T, strict=True):
             parts: list[LeaveOneOut] = [(up, labels), (down, harmless)]
-            found.append(jackknife_interval(float(point), parts, confidence))
+            found.append(jackknife_interval(float(point), parts))
         return found
 
 
@@ -146,7 +146,6 @@ def compare_ranks(
     categories: Sequence[str],
     *,
     unit_norm: bool = True,
-    confidence: float = 0.95,
 ) -> dict[str, RankComparison]:
     """Each of `RankFigures` of the per-category directions at one site of two anchors, with jackknife intervals.
 
@@ -174,7 +173,7 @@ def compare_ranks(
         for site in (a, b)
     )
     difference = _RankSample(*(later - earlier for earlier, later in zip(one, two, strict=True)))
-    found = [sample.intervals(labels, confidence) for sample in (one, two, difference)]
+    found = [sample.intervals(labels) for sample in (one, two, difference)]
     return {
         name: RankComparison(
             first, second, Interval(paired.value, paired.lo - _ROUNDING, paired.hi + _ROUNDING), alone
@@ -188,7 +187,6 @@ def bank_ranks(
     harmless: Float[Tensor, "harmless candidates d"],
     *,
     unit_norm: bool = True,
-    confidence: float = 0.95,
 ) -> dict[str, Interval]:
     """Each of `RankFigures` of the matrix of candidate directions, one row per candidate (protocol §5: the picture).
 
@@ -217,7 +215,7 @@ def bank_ranks(
         np.array([figures(means[0] - _without(row, means[1], len(down))) for row in down]),
     )
     unlabelled: list[object] = [None] * len(up)
-    return dict(zip(RankFigures._fields, sample.intervals(unlabelled, confidence), strict=True))
+    return dict(zip(RankFigures._fields, sample.intervals(unlabelled), strict=True))
 
 
 def _without(row: Tensor, mean: Tensor, count: int) -> Tensor:

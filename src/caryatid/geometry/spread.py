@@ -126,7 +126,6 @@ def compare_spread(
     categories: Sequence[str],
     *,
     categories_b: Sequence[str] | None = None,
-    confidence: float = 0.95,
 ) -> SpreadComparison:
     """PR at one site of two anchors and the difference b − a, with intervals (protocol §5).
 
@@ -174,7 +173,7 @@ def compare_spread(
         for site, groups, anchors, own, number in zip((a, b), both, (AA, BB), kept, index, strict=True)
     ]
     estimates = _estimates(both, sides, paired=categories_b is None)
-    return _compared(sides, estimates, len(used), alone, confidence)
+    return _compared(sides, estimates, len(used), alone)
 
 
 def _estimates(groups: Sequence[Groups], sides: Sequence[_Side], paired: bool) -> Estimates:
@@ -192,12 +191,12 @@ def _estimates(groups: Sequence[Groups], sides: Sequence[_Side], paired: bool) -
 
 
 def _compared(
-    sides: Sequence[_Side], estimates: Estimates, kinds: int, alone: tuple[str, ...], confidence: float
+    sides: Sequence[_Side], estimates: Estimates, kinds: int, alone: tuple[str, ...]
 ) -> SpreadComparison:
     found, errors = [], []
     for number, side in enumerate(sides):
         numerator, denominator = np.eye(4)[2 * number], np.eye(4)[2 * number + 1]
-        ratio = ratio_interval(estimates, numerator, denominator, side.sums, confidence)
+        ratio = ratio_interval(estimates, numerator, denominator, side.sums)
         if math.isnan(ratio.value) or math.isinf(participation(ratio.value, kinds)):
             which = ("first", "second")[number]
             reason = f"the categories' directions at the {which} anchor are not told from noise"
