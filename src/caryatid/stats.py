@@ -34,6 +34,9 @@ class Interval(NamedTuple):
     hi: float
 
 
+UNDEFINED = Interval(_NAN, _NAN, _NAN)
+
+
 class PairedTest(NamedTuple):
     """A mean difference, the bounds of its interval, and a two-sided p-value."""
 
@@ -127,7 +130,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> I
         raise InputError("outcomes must be 0 or 1", where="paired_difference")
     n = len(x)
     if n == 0:
-        return Interval(_NAN, _NAN, _NAN)
+        return UNDEFINED
     one, two = (wilson(int(side.sum()), n, confidence) for side in (x, y))
     cross = float((x * y).sum() * ((1 - x) * (1 - y)).sum() - (x * (1 - y)).sum() * ((1 - x) * y).sum())
     scale = math.sqrt(float(x.sum() * (n - x.sum()) * y.sum() * (n - y.sum())))
@@ -261,7 +264,7 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interv
     _check_confidence(confidence)
     x_a, x_b = int(left.sum()), int(right.sum())
     if x_b == 0:
-        return Interval(_NAN, _NAN, _NAN)
+        return UNDEFINED
     only_a, only_b, either = int((left & ~right).sum()), int((right & ~left).sum()), int((left | right).sum())
     z, point = float(scipy_stats.norm.ppf(0.5 + confidence / 2)), x_a / x_b
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..artifacts import read_json, write_bytes, write_json
 from ..data.readers import decode, read_user_bytes
 from ..errors import DataMissingError, InputError
-from ..stats import Interval, Rate, wilson
+from ..stats import UNDEFINED, Interval, Rate, wilson
 from .answers import AnswerRow
 from .files import read_placed_answers
 from .judges.agreement import (
@@ -358,12 +358,11 @@ def _rates(
         verdict = _verdict(row, harm)
         if row.suite in suites and verdict is not None:
             groups.setdefault((*place, row.suite, row.attack), []).append(verdict)
-    nan = float("nan")
     rates = []
     for (seed, arm, step, suite, attack), verdicts in groups.items():
         judged = wilson(sum(verdicts), len(verdicts))
         errors_of, errors = _errors(arm, whole, by_anchor)
-        behind = rogan_gladen(judged, *errors) if errors else Interval(nan, nan, nan)
+        behind = rogan_gladen(judged, *errors) if errors else UNDEFINED
         rates.append(CorrectedRate(seed, arm, step, suite, attack, judged, behind, errors_of))
     return tuple(rates)
 

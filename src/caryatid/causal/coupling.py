@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import InputError
-from ..stats import Interval, bootstrap_indices, quantile_interval
+from ..stats import UNDEFINED, Interval, bootstrap_indices, quantile_interval
 
 
 class Coupling(NamedTuple):
@@ -75,10 +75,9 @@ def utility_coupling(
     r, r_draws = _resampled(refusal_carrier, refusal_random, draw_index, draws, rng)
     utility = quantile_interval(u_draws, u)
     refusal = quantile_interval(r_draws, r)
-    nothing = Interval(math.nan, math.nan, math.nan)
     if not (refusal.lo > 0 or refusal.hi < 0):
         return Coupling(
-            nothing,
+            UNDEFINED,
             utility,
             refusal,
             "the carrier's effect on refusal is not distinguishable from the controls'",

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ..errors import InputError
-from ..stats import Interval, Rate, paired_ratio, wilson, wilson_interval
+from ..stats import UNDEFINED, Interval, Rate, paired_ratio, wilson, wilson_interval
 from .contrast import PairedCounts, paired_contrast
 
 
@@ -159,7 +159,7 @@ def random_share(removed: Bool[np.ndarray, "subspaces prompts"]) -> Interval:
     """
     subspaces, prompts = removed.shape
     if subspaces == 0 or prompts == 0:
-        return Interval(math.nan, math.nan, math.nan)
+        return UNDEFINED
     share = float(removed.mean())
     variance = 0.0
     for axis, count in ((1, subspaces), (0, prompts)):

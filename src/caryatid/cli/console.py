@@ -5,7 +5,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,6 +74,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     out.print(table)
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows of a table of a study on stdout: these columns, numbers with three decimals."""
+    cells = ([row.get(key) for key in columns] for row in rows)
+    print_table(columns, [[f"{c:.3f}" if isinstance(c, float) else c for c in row] for row in cells])
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import typer
 
 from . import options
-from .console import TerminalProgress, announce, print_json, print_table
+from .console import TerminalProgress, announce, print_json, print_rows
 
 EXAMPLE = "Example: caryatid evaluate embedded --suite xstest --suite utility --limit 16 --json"
 ROW = ("suite", "attack", "group", "metric", "value", "n", "lo", "hi", "judge")
@@ -184,8 +184,4 @@ def _show(found: Any, as_json: bool, show_answers: bool) -> None:
         return
     for note in found.notes:
         announce(note)
-    print_table(ROW, [[_short(row.get(key)) for key in ROW] for row in found.rows])
-
-
-def _short(value: object) -> object:
-    return f"{value:.3f}" if isinstance(value, float) else value
+    print_rows(ROW, found.rows)

@@ -5,15 +5,11 @@ from pathlib import Path
 import typer
 
 from . import options
-from .console import TerminalProgress, announce, print_json, print_table
+from .console import TerminalProgress, announce, print_json, print_rows
 
 INTERVENE_EXAMPLE = (
     "Example: caryatid intervene embedded --carrier directions.safetensors --rank 1 --rank 3 --json"
 )
-
-
-def _short(value: object) -> object:
-    return f"{value:.3f}" if isinstance(value, float) else value
 
 
 @options.grouped
@@ -74,4 +70,4 @@ def intervene(
         print_json({"layer": found.layer, "admissible": admissible, "rows": found.rows})
         return
     columns = ("intervention", "rank", "alpha", "control", "draw", "read_out", "value", "lo", "hi", "n")
-    print_table(columns, [[_short(row.get(key)) for key in columns] for row in found.rows])
+    print_rows(columns, found.rows)

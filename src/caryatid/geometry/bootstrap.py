@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..stats import Interval, bootstrap_indices, quantile_interval
+from ..stats import UNDEFINED, Interval, bootstrap_indices, quantile_interval
 from .carriers import (
     MIN_GAP,
     CandidateScores,
@@ -213,5 +213,5 @@ def best_bypass_interval(
         )
         found.append(np.where(best >= 0, chosen, np.nan))
     if np.isnan(found[0][0]):
-        return Interval(np.nan, np.nan, np.nan)
+        return UNDEFINED
     return quantile_interval(found[1], float(found[0][0]))

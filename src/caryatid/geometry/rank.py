@@ -1,6 +1,5 @@
 """How many dimensions a set of directions takes: effective rank, participation ratio, stable rank (protocol §5)."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, NumericalError
-from ..stats import Interval
+from ..stats import UNDEFINED, Interval
 from .directions import unit
 from .jackknife import LeaveOneOut, jackknife_interval
 
@@ -165,8 +164,7 @@ def compare_ranks(
     alone = tuple(sorted(name for name in set(categories) if list(categories).count(name) < 2))
     kept = [i for i, name in enumerate(categories) if name not in alone]
     if not kept:
-        nothing = Interval(math.nan, math.nan, math.nan)
-        return {name: RankComparison(nothing, nothing, nothing, alone) for name in RankFigures._fields}
+        return {name: RankComparison(UNDEFINED, UNDEFINED, UNDEFINED, alone) for name in RankFigures._fields}
     labels = [categories[i] for i in kept]
     one, two = (
         _leave_one_out(SiteActivations(site.harmful[kept], site.harmless), labels, unit_norm)
@@ -198,7 +196,7 @@ def bank_ranks(
     if min(len(harmful), len(harmless)) < 2:
         raise InputError("at least 2 prompts of each kind are needed", where="bank_ranks")
     if harmful.shape[1] == 0:
-        return dict.fromkeys(RankFigures._fields, Interval(math.nan, math.nan, math.nan))
+        return dict.fromkeys(RankFigures._fields, UNDEFINED)
     up, down = harmful.double().cpu(), harmless.double().cpu()
     means = up.mean(dim=0), down.mean(dim=0)
 

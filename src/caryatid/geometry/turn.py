@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from scipy import stats as scipy_stats
 
 from ..errors import InputError
-from ..stats import Interval
+from ..stats import UNDEFINED, Interval
 from .forms import AA, AB, BB, Estimates, Form, Groups
 from .rank import SiteActivations
 
@@ -74,7 +74,7 @@ def ratio_interval(
     top, bottom = point
     v_bottom = estimates.variance(denominator)
     if not bottom > _Z * math.sqrt(v_bottom):
-        return Interval(math.nan, math.nan, math.nan)
+        return UNDEFINED
     value = top / bottom
     # Around the estimate: N − θD = e − tD with e = N − value·D (0 there) and t = θ − value; a small variance of e does
     # not drown in the rounding of two large ones.
@@ -170,8 +170,7 @@ def _angle(found: Estimates, names: tuple[str, str]) -> CorrectedAngle:
     """From the estimates of U(a, a), U(a, b) and U(b, b)."""
     for name, number in zip(names, (0, 2), strict=True):
         if not found.values[number] > _Z * math.sqrt(found.variance(np.eye(3)[number])):
-            nothing = Interval(math.nan, math.nan, math.nan)
-            return CorrectedAngle(nothing, nothing, f"the {name} is not told from noise")
+            return CorrectedAngle(UNDEFINED, UNDEFINED, f"the {name} is not told from noise")
     cosine = _cosine_interval(found)
     if math.isnan(cosine.value):
         return CorrectedAngle(cosine, cosine, "the directions are not told from noise")
@@ -205,6 +204,6 @@ def _cosine_interval(found: Estimates) -> Interval:
     b = _Z**2 * (per_turn * value + both)
     c = -(_Z**2) * (second + per_turn * (1 - value**2))
     if not a > 0 or not length**2 > _Z**2 * v_below:
-        return Interval(math.nan, math.nan, math.nan)
+        return UNDEFINED
     root = math.sqrt(max(0.0, b * b - a * c))
     return Interval(value, value + (-b - root) / a, value + (-b + root) / a)

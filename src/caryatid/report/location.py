@@ -2,16 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from ..artifacts import write_bytes, write_json
 from ..single.located import Located
 from .figures import candidate_cell, value_of
-from .page import cell
+from .page import rendered
 from .svg import MUTED, Drawing
 from .tables import CANDIDATE, ESTIMATE, Column, write_table
 
@@ -37,10 +34,8 @@ def write_location(folder: Path, found: Located) -> Path:
     drawn = map_figure(found.candidates) if found.candidates else ""
     if drawn:
         write_bytes(folder / "figures" / "map.svg", drawn.encode())
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["cell"] = cell
-    source = (resources.files("caryatid.report") / "location.html").read_text(encoding="utf-8")
-    html = environment.from_string(source).render(
+    html = rendered(
+        "location.html",
         facts=found.to_json(),
         remedy=found.remedy,
         notes=found.notes,

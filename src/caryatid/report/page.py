@@ -84,12 +84,8 @@ def write_page(folder: Path, content: Content) -> Path:
         for figure in found:
             name = re.sub(r"[^\w.-]+", "_", figure.name)  # arms of an observed series may be called anything
             write_bytes(folder / "figures" / f"{name}.svg", str(figure.svg).encode())
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["cell"] = cell
-    template = environment.from_string(
-        (resources.files("caryatid.report") / "template.html").read_text(encoding="utf-8")
-    )
-    html = template.render(
+    html = rendered(
+        "template.html",
         name=settings["name"],
         manifest=manifest,
         facts=manifest["facts"],
@@ -117,6 +113,14 @@ def write_page(folder: Path, content: Content) -> Path:
     path = folder / "report" / "index.html"
     write_bytes(path, html.encode())
     return path
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A page from one of this package's templates; everything from outside is escaped."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["cell"] = cell
+    source = (resources.files(__package__) / template).read_text(encoding="utf-8")
+    return environment.from_string(source).render(**values)
 
 
 def cell(value: Any) -> str:
