@@ -132,15 +132,17 @@ def _check_vocabulary(
         )
 
 
-def load_tokenizer(spec: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    spec: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """A model's tokenizer without its weights.
 
     Raises:
         DataMissingError: the model is nowhere. InputError: its tokenizer cannot be loaded.
     """
-    found = resolve(spec, revision=revision)
+    found = resolve(spec, revision=revision, trust_remote_code=trust_remote_code)
     with quiet_transformers():
-        return tokenizer_in(found.tokenizer_folder, spec)
+        return tokenizer_in(found.tokenizer_folder, spec, trust_remote_code)
 
 
 def load_model(
