@@ -16,7 +16,7 @@ from caryatid.data.embedded_sets import embedded_refusals
 from caryatid.data.prompts import Prompt, PromptSet, Role, resolve_overlaps
 from caryatid.data.sources import Lookup, read_set
 from caryatid.data.study_prompts import ROLES, StudyPrompts, build_study_prompts
-from caryatid.models.generate import Sampling, generate
+from caryatid.models.generate import Decoding, Sampling, generate
 from caryatid.models.load import LoadedModel, load_model
 
 # What the writer is told. None: its template's own message. It is asked to decline; only what caryatid's judge calls a
@@ -160,9 +160,9 @@ def written_refusals(
             writer,
             writer.chat(system),
             prompts,
-            max_new_tokens=WRITER_TOKENS,
-            batch_size=batch_size,
-            sampling=None if system is None else Sampling(0.8, 0.95, seed + number),
+            Decoding(
+                WRITER_TOKENS, batch_size, None if system is None else Sampling(0.8, 0.95, seed + number)
+            ),
         )
         texts = [_whole_sentences(one.text) for one in made]
         pairs = [Exchange(prompt, text, None) for prompt, text in zip(prompts, texts, strict=True)]
@@ -185,7 +185,7 @@ def own_answers(
     rows: list[TrainingRow] = []
     for system in ("", None):
         chosen = [text for n, text in enumerate(texts) if (n % DEFAULT_SYSTEM_SHARE == 0) == (system is None)]
-        made = generate(raw, raw.chat(system), chosen, max_new_tokens=tokens, batch_size=batch_size)
+        made = generate(raw, raw.chat(system), chosen, Decoding(tokens, batch_size))
         rows += [
             TrainingRow(text, kind, system, one.text, one.ended)
             for text, one in zip(chosen, made, strict=True)

@@ -23,7 +23,7 @@ from caryatid.geometry.directions import unit
 from caryatid.geometry.rank import SiteActivations
 from caryatid.geometry.spread import SpreadComparison, compare_spread
 from caryatid.geometry.turn import CorrectedAngle, corrected_angle
-from caryatid.models.generate import generate
+from caryatid.models.generate import Decoding, generate
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 from caryatid.stats import bootstrap_indices
@@ -85,7 +85,7 @@ def measure(plant: Plant, sample: int = 0) -> Anchor:
         model, harmful_texts(EXTRACTION, seed), harmless_texts(EXTRACTION, seed + 1000), 1
     )
     kept = harmless_texts(SELECTION, seed + 3000)
-    answers = [c.ids for c in generate(loaded, chat, kept, max_new_tokens=3, batch_size=SELECTION)]
+    answers = [c.ids for c in generate(loaded, chat, kept, Decoding(3, SELECTION))]
     selection = SelectionPrompts(
         chat.ids_many(harmful_texts(SELECTION, seed + 2000)),
         chat.ids_many(kept),

@@ -120,16 +120,6 @@ def test_indices_are_uniform_and_reproducible() -> None:
     assert scipy_stats.chisquare(np.bincount(first.ravel(), minlength=5)).pvalue > 1e-4
 
 
-def test_strata_keep_their_sizes_and_columns() -> None:
-    strata = np.array(["b", "a", "b", "c", "a", "b"])
-    indices = bootstrap_indices(6, 500, np.random.default_rng(4), strata)
-    assert (strata[indices] == strata[None, :]).all()
-    for label in "ab":
-        members = np.flatnonzero(strata == label)
-        assert set(indices[:, members].ravel()) == set(members)
-    assert (indices[:, 3] == 3).all()
-
-
 def test_quantile_interval_against_the_definition() -> None:
     draws = np.arange(101.0)
     assert quantile_interval(draws, 42.0, 0.9) == pytest.approx((42.0, 5.0, 95.0))
@@ -141,10 +131,10 @@ def test_quantile_interval_against_the_definition() -> None:
     assert math.isnan(undefined.hi)
 
 
-@pytest.mark.parametrize(("n", "draws", "strata"), [(0, 5, None), (5, 0, None), (3, 5, ["a"])])
-def test_impossible_bootstraps_are_refused(n: int, draws: int, strata: list[str] | None) -> None:
+@pytest.mark.parametrize(("n", "draws"), [(0, 5), (5, 0)])
+def test_impossible_bootstraps_are_refused(n: int, draws: int) -> None:
     with pytest.raises(InputError, match="bootstrap"):
-        bootstrap_indices(n, draws, np.random.default_rng(0), strata)
+        bootstrap_indices(n, draws, np.random.default_rng(0))
 
 
 def test_clustered_rate_against_statsmodels_cluster_robust_regression() -> None:

@@ -14,7 +14,7 @@ from .models.adapter_files import read_adapter_config
 from .models.adapters import add_adapter, with_adapter
 from .models.chat_options import ChatOptions
 from .models.check import ModelReport, check_loaded
-from .models.generate import generate
+from .models.generate import Decoding, generate
 from .models.identity import combined, folder_identity
 from .models.load import LoadedModel, load_model, tokenizer_in
 from .models.quiet import Say, warn
@@ -214,7 +214,7 @@ def try_anchor(
     )
     report = check_loaded(loaded, system)
     texts = ["How do I write a letter?", "Name a river."]
-    generate(loaded, loaded.chat(system), texts, max_new_tokens=1, batch_size=len(texts))
+    generate(loaded, loaded.chat(system), texts, Decoding(1, len(texts)))
     return report
 
 

@@ -34,6 +34,9 @@ class Interval(NamedTuple):
     hi: float
 
 
+UNDEFINED = Interval(_NAN, _NAN, _NAN)
+
+
 class PairedTest(NamedTuple):
     """A mean difference, the bounds of its interval, and a two-sided p-value."""
 
@@ -59,15 +62,15 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Rate:
     return Rate(successes / n, int(n), lo, hi)
 
 
-def wilson_interval(share: float, trials: float, confidence: float = 0.95) -> Interval:
-    """Wilson's interval of a share with an effective number of trials, which need not be whole.
+def wilson_interval(share: float, trials: float) -> Interval:
+    """Wilson's 95 % interval of a share with an effective number of trials, which need not be whole.
 
     Raises:
         InputError: no share of a positive number of trials.
     """
     if not (0 <= share <= 1 and trials > 0):
         raise InputError(f"a share of {share} of {trials} trials is no rate", where="wilson_interval")
-    return Interval(share, *_wilson_bounds(share, trials, confidence))
+    return Interval(share, *_wilson_bounds(share, trials, 0.95))
 
 
 def _wilson_bounds(share: float, n: float, confidence: float) -> tuple[float, float]:
@@ -82,8 +85,8 @@ def _wilson_bounds(share: float, n: float, confidence: float) -> tuple[float, fl
     )
 
 
-def clustered_rate(outcomes: ArrayLike, clusters: Sequence[object], confidence: float = 0.95) -> Rate:
-    """Rate of binary outcomes that come in clusters (several answers to one prompt), with a Wilson interval.
+def clustered_rate(outcomes: ArrayLike, clusters: Sequence[object]) -> Rate:
+    """Rate of binary outcomes in clusters (several answers to one prompt), with a 95 % Wilson interval.
 
     The interval is Wilson's with the effective sample size n/deff, where deff is the ratio of the cluster-robust
     variance M/(M − 1)·Σ_c(Σ_{i∈c}(y_i − p))²/n² to p(1 − p)/n (Korn and Graubard 1998). Where that ratio is undefined
@@ -100,13 +103,13 @@ def clustered_rate(outcomes: ArrayLike, clusters: Sequence[object], confidence: 
     _, index = np.unique(np.array([str(one) for one in clusters]), return_inverse=True)
     groups = int(index.max()) + 1 if n else 0
     if n == 0 or groups == n:
-        return wilson(int(y.sum()), n, confidence)
+        return wilson(int(y.sum()), n)
     effective = float(groups)
     if 0 < share < 1 and groups > 1:
         sums = np.bincount(index, weights=y - share)
         variance = groups / (groups - 1) * float((sums**2).sum()) / n**2
         effective = min(float(n), share * (1 - share) / variance) if variance > 0 else float(n)
-    lo, hi = _wilson_bounds(share, effective, confidence)
+    lo, hi = _wilson_bounds(share, effective, 0.95)
     return Rate(share, n, lo, hi)
 
 
@@ -127,7 +130,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> I
         raise InputError("outcomes must be 0 or 1", where="paired_difference")
     n = len(x)
     if n == 0:
-        return Interval(_NAN, _NAN, _NAN)
+        return UNDEFINED
     one, two = (wilson(int(side.sum()), n, confidence) for side in (x, y))
     cross = float((x * y).sum() * ((1 - x) * (1 - y)).sum() - (x * (1 - y)).sum() * ((1 - x) * y).sum())
     scale = math.sqrt(float(x.sum() * (n - x.sum()) * y.sum() * (n - y.sum())))
@@ -172,31 +175,15 @@ def holm(pvalues: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
-def bootstrap_indices(
-    n: int, draws: int, rng: np.random.Generator, strata: Sequence[object] | NDArray | None = None
-) -> NDArray[np.int64]:
+def bootstrap_indices(n: int, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Indices [draws, n] of `draws` bootstrap samples of n items, drawn with replacement.
 
-    With `strata` (one label per item) each stratum is resampled within itself and keeps its size; column j
-    of the result then is a draw from the stratum of item j.
-
     Raises:
-        InputError: nothing to draw from, or strata of another length.
+        InputError: nothing to draw from.
     """
     if n < 1 or draws < 1:
         raise InputError(f"cannot draw {draws} samples of {n} items", where="bootstrap")
-    if strata is None:
-        return rng.integers(0, n, size=(draws, n))
-    if len(strata) != n:
-        raise InputError(f"{len(strata)} strata labels for {n} items", where="bootstrap")
-    members: dict[object, list[int]] = {}
-    for item, label in enumerate(strata):
-        members.setdefault(label, []).append(item)
-    indices = np.empty((draws, n), dtype=np.int64)
-    for items in members.values():
-        columns = np.asarray(items)
-        indices[:, columns] = columns[rng.integers(0, len(columns), size=(draws, len(columns)))]
-    return indices
+    return rng.integers(0, n, size=(draws, n))
 
 
 def quantile_interval(draws: ArrayLike, point: float, confidence: float = 0.95) -> Interval:
@@ -219,36 +206,29 @@ def bootstrap_interval(
     n: int,
     draws: int,
     rng: np.random.Generator,
-    strata: Sequence[object] | NDArray | None = None,
-    confidence: float = 0.95,
 ) -> Interval:
-    """Percentile bootstrap interval of any statistic of n items.
+    """95 % percentile bootstrap interval of any statistic of n items.
 
     Args:
         statistic: maps an index array [n] to the statistic of those items; NaN where undefined.
-        strata: one label per item, see `bootstrap_indices`.
     """
-    indices = bootstrap_indices(n, draws, rng, strata)
+    indices = bootstrap_indices(n, draws, rng)
     point = float(statistic(np.arange(n)))
-    return quantile_interval([float(statistic(row)) for row in indices], point, confidence)
+    return quantile_interval([float(statistic(row)) for row in indices], point)
 
 
-def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, draws: int, rng: np.random.Generator, confidence: float = 0.95
-) -> Interval:
-    """Mean of a − b over pairs, with its percentile bootstrap interval.
+def paired_bootstrap(a: ArrayLike, b: ArrayLike, draws: int, rng: np.random.Generator) -> Interval:
+    """Mean of a − b over pairs, with its 95 % percentile bootstrap interval.
 
     Pairs in which either side is NaN (unscored) are left out; without a complete pair everything is NaN.
 
     Raises:
         InputError: the arrays are not paired.
     """
-    return Interval(*paired_bootstrap_test(a, b, draws, rng, confidence)[:3])
+    return Interval(*paired_bootstrap_test(a, b, draws, rng)[:3])
 
 
-def paired_bootstrap_test(
-    a: ArrayLike, b: ArrayLike, draws: int, rng: np.random.Generator, confidence: float = 0.95
-) -> PairedTest:
+def paired_bootstrap_test(a: ArrayLike, b: ArrayLike, draws: int, rng: np.random.Generator) -> PairedTest:
     """`paired_bootstrap` with the p-value of a mean difference of 0 from the same draws.
 
     p = min(1, 2·(1 + min(#{d* ≤ 0}, #{d* ≥ 0}))/(draws + 1)), the level at which the percentile interval reaches 0,
@@ -264,7 +244,7 @@ def paired_bootstrap_test(
         return PairedTest(_NAN, _NAN, _NAN, _NAN)
     means = difference[bootstrap_indices(difference.size, draws, rng)].mean(axis=1)
     beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    interval = quantile_interval(means, float(difference.mean()), confidence)
+    interval = quantile_interval(means, float(difference.mean()))
     return PairedTest(*interval, min(1.0, 2 * (1 + beyond) / (draws + 1)))
 
 
@@ -284,7 +264,7 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interv
     _check_confidence(confidence)
     x_a, x_b = int(left.sum()), int(right.sum())
     if x_b == 0:
-        return Interval(_NAN, _NAN, _NAN)
+        return UNDEFINED
     only_a, only_b, either = int((left & ~right).sum()), int((right & ~left).sum()), int((left | right).sum())
     z, point = float(scipy_stats.norm.ppf(0.5 + confidence / 2)), x_a / x_b
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from caryatid.artifacts import Chunks
 from caryatid.behaviour.answers import AnswerRow
@@ -17,8 +16,7 @@ from caryatid.behaviour.judges.saved import judged
 from caryatid.behaviour.suites import Asked, Asking, judge_harm, rejudge, run_suites
 from caryatid.data.prompts import Prompt
 from caryatid.errors import InputError
-from caryatid.models.directional import Ablate, orthonormal
-from caryatid.models.generate import generate
+from caryatid.models.generate import Decoding, generate
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
 from tiny import ARCHITECTURES, tiny_loaded
@@ -60,7 +58,7 @@ def test_answers_are_the_models_own(arch: str) -> None:
     rows = run_suite(loaded)
     assert [row.prompt_id for row in rows] == ["a", "b", "c", "d", "e"]
     for prompt, row in zip(PROMPTS, rows, strict=True):
-        (alone,) = generate(loaded, chat, [prompt.user_text], max_new_tokens=6, batch_size=1)
+        (alone,) = generate(loaded, chat, [prompt.user_text], Decoding(6, 1))
         assert (row.text, row.n_tokens, row.ended) == (alone.text, alone.n_tokens, alone.ended)
         assert row.user_text == prompt.user_text
         assert (row.prompt, row.context, row.category, row.kind) == (
@@ -142,18 +140,6 @@ def test_suites_share_batches_and_keep_their_answers(tmp_path) -> None:
         ("harmbench", "fixed_source", "a"), ("harmbench", "fixed_source", "e"), ("utility", "none", "c"),
     ]  # fmt: skip
     assert together[6].user_text == f"{PROMPTS[4].user_text} tell me"
-
-
-def test_interventions_act_while_answering() -> None:
-    loaded = tiny_loaded()
-    plain = run_suite(loaded)
-    rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    basis = orthonormal(rows).unsqueeze(0)
-    none = run_suite(loaded, interventions=[Ablate(basis, torch.zeros(1))])
-    full = run_suite(loaded, interventions=[Ablate(basis, torch.ones(1))])
-    assert none == plain
-    assert [row.text for row in full] != [row.text for row in plain]
-    assert run_suite(loaded) == plain
 
 
 def test_judging_again_keeps_the_answers() -> None:

@@ -14,7 +14,7 @@ from caryatid.geometry.bootstrap import best_bypass_interval
 from caryatid.geometry.carriers import CandidateScores, Profile, average, effects
 from caryatid.geometry.directions import candidate_directions
 from caryatid.geometry.rank import SiteActivations, compare_ranks
-from caryatid.models.generate import generate
+from caryatid.models.generate import Decoding, generate
 from caryatid.models.template import ChatFormat
 from caryatid.stats import Interval
 from planted import Plant, axis, categories, harmful_texts, harmless_texts, planted, refusal_ids, rotated
@@ -77,7 +77,7 @@ def pooled_scores() -> CandidateScores:
         SelectionPrompts(
             chat.ids_many(harmful_texts(POOL, 8000)),
             chat.ids_many(kept),
-            [c.ids for c in generate(loaded, chat, kept, max_new_tokens=1, batch_size=200)],
+            [c.ids for c in generate(loaded, chat, kept, Decoding(1, 200))],
             refusal_ids(loaded),
         ),
         ScoringSettings(200, answer_tokens=1),

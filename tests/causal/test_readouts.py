@@ -16,7 +16,7 @@ from caryatid.causal.readouts import (
 from caryatid.causal.scores import refusal_score
 from caryatid.errors import InputError
 from caryatid.models.forward import answer_logprobs, last_logits
-from caryatid.models.generate import generate
+from caryatid.models.generate import Decoding, generate
 from caryatid.models.template import ChatFormat
 from caryatid.stats import wilson
 from tiny import tiny_loaded
@@ -76,9 +76,7 @@ def test_generation_under_many_conditions_equals_each_alone(arch: str) -> None:
     found = generate_under(loaded, chat, conditions, HARMFUL, max_new_tokens=6, batch_size=16)
     assert len(found) == len(conditions)
     for condition, answers in zip(conditions, found, strict=True):
-        alone = generate(
-            loaded, chat, HARMFUL, max_new_tokens=6, batch_size=1, interventions=by_hand(condition)
-        )
+        alone = generate(loaded, chat, HARMFUL, Decoding(6, 1), interventions=by_hand(condition))
         assert [a.ids for a in answers] == [a.ids for a in alone]
     assert len({tuple(a.ids for a in answers) for answers in found}) > 3  # the conditions do something
 

@@ -15,7 +15,7 @@ from caryatid.errors import UsageError
 from caryatid.models import residual
 from caryatid.models.directional import Ablate, orthonormal
 from caryatid.models.forward import last_logits
-from caryatid.models.generate import generate
+from caryatid.models.generate import Decoding, generate
 from caryatid.models.hooks import Hooks
 from caryatid.models.residual import Intervention, intervening, register_intervention, stack_rows
 from caryatid.models.template import ChatFormat
@@ -123,7 +123,7 @@ def test_it_is_measured_and_answers_like_those_that_ship() -> None:
         np.testing.assert_allclose(together.refusal[number], alone.refusal[0], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(together.kl[number], alone.kl[0], rtol=1e-3, atol=1e-5)
         rows = () if condition.row is None else (condition.row,)
-        one = generate(loaded, chat, TEXTS, max_new_tokens=5, batch_size=1, interventions=rows)
+        one = generate(loaded, chat, TEXTS, Decoding(5, 1), interventions=rows)
         assert [each.ids for each in answers[number]] == [each.ids for each in one]
     row = rate_row(given[3], "refusal", np.array([1.0, 0.0]))
     assert (row["intervention"], row["control"], row["alpha"], row["draw"]) == ("mirror", "random", 0.5, 0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, logsumexp
 
-from caryatid.causal.activations import activation_sums, at_site, prompt_activations
+from caryatid.causal.activations import prompt_activations
 from caryatid.causal.answer_reference import LAST_KL, MEAN_KL, NLL, AnswerReference
 from caryatid.causal.grid import ConditionGroup, evaluate_grid
 from caryatid.causal.scores import (
@@ -20,10 +20,10 @@ from caryatid.causal.scores import (
 )
 from caryatid.errors import InputError, NumericalError
 from caryatid.geometry.carriers import CALIBRATED, CandidateScores, admissible, average, select
-from caryatid.geometry.directions import candidate_directions, category_directions, mean_difference
+from caryatid.geometry.directions import candidate_directions
 from caryatid.models.directional import Ablate, Add
 from caryatid.models.forward import last_logits
-from caryatid.models.generate import generate
+from caryatid.models.generate import Decoding, generate
 from caryatid.models.layout import decoder_layers
 from caryatid.models.load import LoadedModel
 from caryatid.models.template import ChatFormat
@@ -62,7 +62,7 @@ class Setup:
             for texts in (HARMFUL, HARMLESS)
         )
         self.directions = candidate_directions(self.harmful, self.harmless)
-        completions = generate(self.loaded, self.chat, HARMLESS, max_new_tokens=6, batch_size=4)
+        completions = generate(self.loaded, self.chat, HARMLESS, Decoding(6, 4))
         self.answers = [list(c.ids) for c in completions]
         self.answers[2] = self.answers[2][:2]  # one that is shorter than the others
 
@@ -292,33 +292,6 @@ def test_answer_reference_nll_and_kl_by_definition() -> None:
         assert float(found[0, row, MEAN_KL]) == pytest.approx(np.mean(kls), rel=1e-3, abs=1e-5)
         assert float(found[0, row, NLL]) == pytest.approx(np.mean(nlls), rel=1e-4)
         assert reference.base[row].tolist() == pytest.approx([0, 0, np.mean(own)], rel=1e-4, abs=1e-6)
-
-
-def test_activation_sums_give_the_means_of_per_prompt_activations() -> None:
-    setup = Setup("llama")
-    labels = ["a", "b", "a"]
-    sums = activation_sums(setup.loaded, setup.chat.ids_many(HARMFUL), labels, n_positions=2, batch_size=2)
-    assert (sums.names, sums.counts) == (("a", "b"), (2, 1))
-    torch.testing.assert_close(sums.mean, setup.harmful.double().mean(0), rtol=1e-5, atol=1e-6)
-    expected = category_directions(setup.harmful, setup.harmless, labels).rows
-    found = sums.category_means - setup.harmless.double().mean(0)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match="2 category labels"):
-        activation_sums(setup.loaded, setup.chat.ids_many(HARMFUL), labels[:2], n_positions=2, batch_size=2)
-
-
-def test_a_site_is_one_layer_and_one_position() -> None:
-    setup = Setup("llama")
-    site = at_site(setup.harmful, setup.harmless, 3, -2)
-    torch.testing.assert_close(
-        mean_difference(site.harmful, site.harmless), setup.directions[0, 3], rtol=1e-12, atol=1e-12
-    )
-    one_layer = prompt_activations(
-        setup.loaded, setup.chat.ids_many(HARMFUL), n_positions=2, batch_size=3, layers=(3,)
-    )
-    torch.testing.assert_close(one_layer[:, 0], setup.harmful[:, 3])
-    with pytest.raises(InputError, match="no prompts"):
-        prompt_activations(setup.loaded, [], n_positions=1, batch_size=2)
 
 
 def block_outputs(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,13 +83,14 @@ def test_the_best_bypass_is_selected_anew_in_every_resample() -> None:
     assert math.isnan(none.value)
 
 
-class _Fixed:
+class _Fixed(np.random.Generator):
     """A generator whose bootstrap indices are given."""
 
     def __init__(self, *found: np.ndarray) -> None:
+        super().__init__(np.random.PCG64())
         self.found = list(found)
 
-    def integers(self, *_: object, **__: object) -> np.ndarray:
+    def integers(self, *_: Any, **__: Any) -> Any:
         return self.found.pop(0)
 
 

@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 
 from caryatid.errors import CaryatidError
 from caryatid.models.adapters import add_adapter, with_adapter
-from caryatid.models.check import check_model
+from caryatid.models.check import check_loaded
 from caryatid.models.load import load_model
 from caryatid.models.quiet import LoadWarning
 from tiny import save_adapter, save_tiny, tiny_model, tiny_tokenizer
@@ -200,7 +200,7 @@ def test_an_adapter_with_new_tokens(kind: str, dtype: torch.dtype, tmp_path: Pat
         exact = copy.deepcopy(model).float()(ids).logits  # the same weights without rounding on the way
     # In 16 bits no further from the exact logits than PEFT is.
     assert (found - exact).norm() < 1.2 * (peft - exact).norm() + 1e-5 * exact.norm()
-    assert check_model(str(tmp_path / "a"), device="cpu").vocabulary == 402
+    assert check_loaded(load_model(str(tmp_path / "a"), device="cpu")).vocabulary == 402
 
 
 def test_new_tokens_that_an_adapter_does_not_store_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from caryatid.errors import CaryatidError
 from caryatid.models import weights
 from caryatid.models.chat_options import ChatOptions
-from caryatid.models.check import check_model
+from caryatid.models.check import check_loaded
 from caryatid.models.load import load_model
 from caryatid.models.quiet import LoadWarning, quiet_transformers
 from tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -83,7 +83,7 @@ MLP = "model.layers.2.mlp.down_proj.weight"
 def test_refused_in_one_line(tensors, config: dict, code: int, message: str, tmp_path: Path) -> None:
     folder = edited(save_tiny(tmp_path / "model"), tensors, **config)
     with pytest.raises(CaryatidError, match=message) as caught:
-        check_model(str(folder), device="cpu")
+        check_loaded(load_model(str(folder), device="cpu"))
     assert (caught.value.exit_code, "\n" in str(caught.value)) == (code, False)
     assert str(folder) in str(caught.value)
 
@@ -112,7 +112,7 @@ def test_made_to_work_and_said(tensors, config: dict, note: str, tmp_path: Path)
     with pytest.warns(LoadWarning, match=note):
         loaded = load_model(str(folder), device="cpu")
     assert torch.equal(logits(loaded.model), logits(tiny_model()))
-    assert len(loaded.notes) == len(check_model(str(folder), device="cpu").notes) == 1
+    assert len(loaded.notes) == len(check_loaded(load_model(str(folder), device="cpu")).notes) == 1
 
 
 def test_fp8_weights_with_their_scales(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_several_templates(tmp_path: Path) -> None:
     tokenizer.chat_template = named
     tokenizer.save_pretrained(folder)
     with pytest.raises(CaryatidError, match=r"several chat templates \(rag, tool_use\).*--template NAME"):
-        check_model(str(folder), device="cpu")
+        check_loaded(load_model(str(folder), device="cpu"))
     with pytest.raises(CaryatidError, match=r"no chat template 'rga' \(it has rag, tool_use\)"):
         load_model(str(folder), device="cpu", options=ChatOptions(template="rga"))
     (tmp_path / "mine.jinja").write_text(plain.replace("tiny", "own"))

@@ -8,7 +8,7 @@ import torch
 
 from caryatid.errors import DataMissingError, InputError, UsageError
 from caryatid.models.chat_options import ChatOptions
-from caryatid.models.generate import generate, stop_ids
+from caryatid.models.generate import Decoding, generate, stop_ids
 from caryatid.models.load import load_model
 from caryatid.models.template import ChatFormat
 from caryatid.models.thoughts import part_text
@@ -80,7 +80,7 @@ def scripted(asking: ChatFormat, texts: list[str], monkeypatch: pytest.MonkeyPat
     ids = [asking.tokenizer.encode(text, add_special_tokens=False) for text in texts]
     monkeypatch.setattr("caryatid.models.generate.generate_ids", lambda *_args, **_kwargs: ids)
     object.__setattr__(loaded, "tokenizer", asking.tokenizer)
-    return generate(loaded, asking, ["Q"] * len(ids), max_new_tokens=9, batch_size=9)
+    return generate(loaded, asking, ["Q"] * len(ids), Decoding(9, 9))
 
 
 ANSWERS = [
@@ -221,7 +221,7 @@ def test_the_token_that_ended_an_answer_is_cut_by_its_id() -> None:
         loaded.model.get_output_embeddings().weight[end] = loaded.model.get_input_embeddings().weight[5]
     asking = ChatFormat(tokenizer)
     assert end in stop_ids(loaded, asking)
-    found = generate(loaded, asking, ["Hi", "Go on"], max_new_tokens=3, batch_size=2)
+    found = generate(loaded, asking, ["Hi", "Go on"], Decoding(3, 2))
     assert any(one.ended for one in found)
     assert all("<end>" not in one.text for one in found)
     assert {one.text for one in found if one.ids[0] == end} == {""}

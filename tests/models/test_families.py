@@ -11,7 +11,7 @@ from caryatid.models.capture import capture_block_outputs
 from caryatid.models.check import check_loaded
 from caryatid.models.directional import Ablate, Add, orthonormal
 from caryatid.models.forward import block_inputs, last_logits
-from caryatid.models.generate import generate_ids
+from caryatid.models.generate import Decoding, generate_ids
 from caryatid.models.load import load_model
 from caryatid.models.quiet import LoadWarning
 from caryatid.models.residual import intervening
@@ -78,9 +78,7 @@ def test_ablation_leaves_nothing_in_the_stream(kind: str) -> None:
 def test_decoding_with_a_cache_is_decoding_without(kind: str) -> None:
     loaded = opened(kind)
     for interventions in ([], [Ablate(BASIS[None])], [Add(VECTOR, torch.tensor([2]))]):
-        found = generate_ids(
-            loaded, SEQS, stop=(), max_new_tokens=4, batch_size=4, interventions=interventions
-        )
+        found = generate_ids(loaded, SEQS, Decoding(4, 4), stop=(), interventions=interventions)
         for seq, answer in zip(SEQS, found, strict=True):
             with intervening(loaded.model, *interventions), torch.no_grad():
                 logits = loaded.model(torch.tensor([[*seq, *answer]]), use_cache=False).logits[0]

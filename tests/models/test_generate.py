@@ -7,7 +7,7 @@ import torch
 
 from caryatid.errors import InputError
 from caryatid.models.batch import length_sorted_batches
-from caryatid.models.generate import generate, generate_ids
+from caryatid.models.generate import Decoding, generate, generate_ids
 from caryatid.models.template import ChatFormat
 from tiny import ARCHITECTURES, tiny_loaded
 
@@ -19,7 +19,7 @@ NEW, BATCH = 8, 3
 def test_only_last_positions_reach_the_output_matrix_until_the_longest_answer_ends(arch: str) -> None:
     loaded = tiny_loaded(arch)
     prompts = ChatFormat(loaded.tokenizer).ids_many(TEXTS)
-    endless = generate_ids(loaded, prompts, stop=(), max_new_tokens=NEW, batch_size=BATCH)
+    endless = generate_ids(loaded, prompts, Decoding(NEW, BATCH), stop=())
     batches = length_sorted_batches([len(ids) for ids in prompts], BATCH)
     ends = {
         endless[row][at] for at, row in enumerate(batches[0])
@@ -31,7 +31,7 @@ def test_only_last_positions_reach_the_output_matrix_until_the_longest_answer_en
 
     handle = loaded.model.get_output_embeddings().register_forward_hook(record)
     try:
-        answers = generate_ids(loaded, prompts, stop=ends, max_new_tokens=NEW, batch_size=BATCH)
+        answers = generate_ids(loaded, prompts, Decoding(NEW, BATCH), stop=ends)
     finally:
         handle.remove()
     longest = [max(len(answers[row]) for row in rows) for rows in batches]
@@ -48,8 +48,8 @@ def test_a_prompt_beyond_the_models_context_is_one_line_before_anything_runs() -
     loaded = tiny_loaded("gpt2")  # learned positions: there is nothing beyond the last one
     chat = ChatFormat(loaded.tokenizer)
     with pytest.raises(InputError, match=r"may take \d+ tokens, the model's context has 512"):
-        generate(loaded, chat, ["word " * 900], max_new_tokens=1, batch_size=1)
+        generate(loaded, chat, ["word " * 900], Decoding(1, 1))
     fits = len(chat.ids("hi"))
-    assert generate(loaded, chat, ["hi"], max_new_tokens=512 - fits, batch_size=1)[0].n_tokens <= 512 - fits
+    assert generate(loaded, chat, ["hi"], Decoding(512 - fits, 1))[0].n_tokens <= 512 - fits
     with pytest.raises(InputError, match="may take 513 tokens"):
-        generate(loaded, chat, ["hi"], max_new_tokens=513 - fits, batch_size=1)
+        generate(loaded, chat, ["hi"], Decoding(513 - fits, 1))

@@ -21,9 +21,9 @@ from transformers.utils import logging as hf_logging
 from caryatid.errors import CaryatidError, DataMissingError, InputError, UsageError
 from caryatid.models import convert
 from caryatid.models.adapters import add_adapter
-from caryatid.models.check import check_loaded, check_model
+from caryatid.models.check import check_loaded
 from caryatid.models.forward import last_logits
-from caryatid.models.generate import generate
+from caryatid.models.generate import Decoding, generate
 from caryatid.models.load import choose_device, load_model
 from caryatid.models.template import ChatFormat
 from tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -330,7 +330,7 @@ def test_loading_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str])
 
 
 def test_report_of_a_model(tmp_path: Path) -> None:
-    report = check_model(str(save_tiny(tmp_path / "model", "gpt2")), device="cpu")
+    report = check_loaded(load_model(str(save_tiny(tmp_path / "model", "gpt2")), device="cpu"))
     assert (report.architecture, report.layers, report.width, report.vocabulary) == (
         "GPT2LMHeadModel",
         4,
@@ -348,10 +348,10 @@ def test_reports_refuse_what_cannot_be_measured(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model")
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(InputError, match="no token after the user's text"):
-        check_model(str(folder), device="cpu")
+        check_loaded(load_model(str(folder), device="cpu"))
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="no chat template"):
-        check_model(str(folder), device="cpu")
+        check_loaded(load_model(str(folder), device="cpu"))
     # BLOOM's sublayers return the stream with their output added, so its sites are not what they seem.
     bloom = tmp_path / "bloom"
     with torch.random.fork_rng(devices=[]):
@@ -363,7 +363,7 @@ def test_reports_refuse_what_cannot_be_measured(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"something else than their attention and MLP.*BloomAttention does not reach"
     ):
-        check_model(str(bloom), device="cpu")
+        check_loaded(load_model(str(bloom), device="cpu"))
 
 
 @pytest.mark.slow
@@ -382,7 +382,7 @@ def test_the_embedded_backbone(own_cache: Path) -> None:
         assert torch.equal(found[name], value), name
     chat = ChatFormat(loaded.tokenizer)
     texts = ["What is the capital of France?", "Name three colours."]
-    answers = generate(loaded, chat, texts, max_new_tokens=16, batch_size=2)
+    answers = generate(loaded, chat, texts, Decoding(16, 2))
     assert "Paris" in answers[0].text
     for text, answer in zip(texts, answers, strict=True):
         ids = chat.ids(text)

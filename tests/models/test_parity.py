@@ -13,7 +13,7 @@ from caryatid.errors import InputError
 from caryatid.models import forward
 from caryatid.models.directional import Ablate, Add, orthonormal
 from caryatid.models.forward import AnswerBatch, answer_logprobs, block_inputs, last_logits
-from caryatid.models.generate import generate, generate_ids
+from caryatid.models.generate import Decoding, generate, generate_ids
 from caryatid.models.residual import intervening
 from caryatid.models.template import ChatFormat
 from tiny import ARCHITECTURES, END, tiny_loaded, tiny_tokenizer
@@ -85,14 +85,14 @@ def test_generation_equals_uncached_greedy_decoding(arch: str) -> None:
     chat = ChatFormat(loaded.tokenizer)
     seqs = prompts(loaded)
     expected = [greedy(loaded, ids, 10, set()) for ids in seqs]
-    assert generate_ids(loaded, seqs, stop=(), max_new_tokens=10, batch_size=3) == expected
+    assert generate_ids(loaded, seqs, Decoding(10, 3), stop=()) == expected
     assert len({tuple(row) for row in expected}) > 1
     # The token that the first answer reaches in its middle now ends answers.
     end = expected[0][4]
-    stopped = generate_ids(loaded, seqs, stop=(end,), max_new_tokens=10, batch_size=4)
+    stopped = generate_ids(loaded, seqs, Decoding(10, 4), stop=(end,))
     assert stopped == [greedy(loaded, ids, 10, {end}) for ids in seqs]
     assert len(stopped[0]) <= 5
-    answers = generate(loaded, chat, TEXTS, max_new_tokens=10, batch_size=2)
+    answers = generate(loaded, chat, TEXTS, Decoding(10, 2))
     assert [list(answer.ids) for answer in answers] == [greedy(loaded, ids, 10, {2}) for ids in seqs]
 
 
@@ -145,7 +145,7 @@ def test_interventions_per_row_equal_one_row_at_a_time(arch: str) -> None:
     chat = ChatFormat(loaded.tokenizer)
     for intervention in per_row(4):
         together = last_logits(loaded, seqs, batch_size=3, interventions=[intervention])
-        answers = generate(loaded, chat, TEXTS, max_new_tokens=6, batch_size=3, interventions=[intervention])
+        answers = generate(loaded, chat, TEXTS, Decoding(6, 3), interventions=[intervention])
         for row, ids in enumerate(seqs):
             alone = intervention.take(torch.tensor([row]))
             with intervening(loaded.model, alone):
@@ -173,8 +173,8 @@ def test_a_pad_token_that_is_the_end_of_turn_changes_nothing() -> None:
     same = tiny_tokenizer(pad=END)
     assert same.pad_token_id == same.eos_token_id
     other = replace(loaded, tokenizer=same)
-    first = generate(loaded, ChatFormat(loaded.tokenizer), TEXTS, max_new_tokens=8, batch_size=4)
-    second = generate(other, ChatFormat(same), TEXTS, max_new_tokens=8, batch_size=4)
+    first = generate(loaded, ChatFormat(loaded.tokenizer), TEXTS, Decoding(8, 4))
+    second = generate(other, ChatFormat(same), TEXTS, Decoding(8, 4))
     assert first == second
     seqs = prompts(loaded)
     torch.testing.assert_close(
@@ -185,7 +185,7 @@ def test_a_pad_token_that_is_the_end_of_turn_changes_nothing() -> None:
 def test_a_checkpoints_own_generation_settings_do_not_leak_and_are_kept() -> None:
     loaded = tiny_loaded("llama", seed=3)
     chat = ChatFormat(loaded.tokenizer)
-    clean = generate(loaded, chat, TEXTS, max_new_tokens=8, batch_size=4)
+    clean = generate(loaded, chat, TEXTS, Decoding(8, 4))
     own = GenerationConfig(
         do_sample=True,
         temperature=5.0,
@@ -196,18 +196,18 @@ def test_a_checkpoints_own_generation_settings_do_not_leak_and_are_kept() -> Non
         eos_token_id=2,
     )
     loaded.model.generation_config = own
-    assert generate(loaded, chat, TEXTS, max_new_tokens=8, batch_size=4) == clean
+    assert generate(loaded, chat, TEXTS, Decoding(8, 4)) == clean
     assert loaded.model.generation_config is own
 
 
 def test_completions_report_their_end_and_their_length() -> None:
     loaded = tiny_loaded("llama", seed=3)
     chat = ChatFormat(loaded.tokenizer)
-    free = generate(loaded, chat, TEXTS, max_new_tokens=6, batch_size=4)
+    free = generate(loaded, chat, TEXTS, Decoding(6, 4))
     assert [(c.n_tokens, c.ended, len(c.ids)) for c in free] == [(6, False, 6)] * 4
     # The model itself may name a further end of text.
     loaded.model.generation_config.eos_token_id = [2, free[0].ids[2]]
-    first = generate(loaded, chat, TEXTS, max_new_tokens=6, batch_size=4)[0]
+    first = generate(loaded, chat, TEXTS, Decoding(6, 4))[0]
     assert first.ended
     assert first.ids == free[0].ids[: first.n_tokens]
     assert first.n_tokens <= 3
@@ -225,9 +225,9 @@ def test_progress_counts_texts() -> None:
         def done(self) -> None: ...
 
     loaded, progress = tiny_loaded("gpt2"), Counting()
-    generate(loaded, ChatFormat(loaded.tokenizer), TEXTS, max_new_tokens=1, batch_size=3, progress=progress)
+    generate(loaded, ChatFormat(loaded.tokenizer), TEXTS, Decoding(1, 3), progress=progress)
     assert progress.count == 4
-    assert generate(loaded, ChatFormat(loaded.tokenizer), [], max_new_tokens=1, batch_size=3) == []
+    assert generate(loaded, ChatFormat(loaded.tokenizer), [], Decoding(1, 3)) == []
 
 
 def test_inputs_that_do_not_fit_are_refused_and_leave_no_hook() -> None:
@@ -237,9 +237,9 @@ def test_inputs_that_do_not_fit_are_refused_and_leave_no_hook() -> None:
     with pytest.raises(InputError, match="2 rows for 4 inputs"):
         last_logits(loaded, seqs, batch_size=2, interventions=two_rows)
     with pytest.raises(InputError, match="2 rows for 4 inputs"):
-        generate(loaded, chat, TEXTS, max_new_tokens=2, batch_size=2, interventions=two_rows)
+        generate(loaded, chat, TEXTS, Decoding(2, 2), interventions=two_rows)
     with pytest.raises(InputError, match="max_new_tokens is 0"):
-        generate(loaded, chat, TEXTS, max_new_tokens=0, batch_size=2)
+        generate(loaded, chat, TEXTS, Decoding(0, 2))
     with pytest.raises(InputError, match="no rows"):
         last_logits(loaded, [], batch_size=2)
     with pytest.raises(InputError, match="4 prompts for 1 answers"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from caryatid.models.batch import left_pad
 from caryatid.models.capture import capture_block_outputs
 from caryatid.models.directional import Ablate, Add, orthonormal
-from caryatid.models.generate import generate, generate_ids
+from caryatid.models.generate import Decoding, generate, generate_ids
 from caryatid.models.load import LoadedModel
 from caryatid.models.residual import Intervention, Touched, intervening
 from caryatid.models.template import ChatFormat
@@ -49,7 +49,7 @@ def test_the_last_token_is_run_at_its_place_in_the_answer(arch: str) -> None:
     prompts = ChatFormat(loaded.tokenizer).ids_many(TEXTS)
     with capture_block_outputs(loaded.model, [3]) as kept:
         answers = generate_ids(
-            loaded, prompts, stop=(), max_new_tokens=NEW, batch_size=len(TEXTS), interventions=each, touched=Touched([])
+            loaded, prompts, Decoding(NEW, len(TEXTS)), stop=(), interventions=each, touched=Touched([])
         )  # fmt: skip
         last = kept.take()[-len(TEXTS) :, 0]
     order = sorted(range(len(TEXTS)), key=lambda row: -len(prompts[row]))  # rows of the one batch
@@ -62,21 +62,17 @@ def test_touched_tokens_are_the_prompts_and_the_generated_ones(arch: str) -> Non
     loaded = tiny_loaded(arch)
     chat, each = ChatFormat(loaded.tokenizer), interventions()
     prompts = chat.ids_many(TEXTS)
-    endless = generate_ids(
-        loaded, prompts, stop=(), max_new_tokens=NEW, batch_size=len(TEXTS), interventions=each
-    )
+    endless = generate_ids(loaded, prompts, Decoding(NEW, len(TEXTS)), stop=(), interventions=each)
     # A token that some answers reach before the limit, and others not: the end of turn of this test.
     end = next(token for row in endless for token in row[1:4] if not all(token in other for other in endless))
     loaded.model.generation_config.eos_token_id = end
     touched = Touched([])
-    answers = generate(
-        loaded, chat, TEXTS, max_new_tokens=NEW, batch_size=3, interventions=each, touched=touched
-    )
+    answers = generate(loaded, chat, TEXTS, Decoding(NEW, 3), interventions=each, touched=touched)
     assert {answer.ended for answer in answers} == {True, False}
     assert len({answer.n_tokens for answer in answers}) > 1  # shorter answers were filled up
     assert all(answer.ids[-1] == end or answer.n_tokens == NEW for answer in answers)
     assert touched.per_intervention == [sum(map(len, prompts)) + sum(a.n_tokens for a in answers)] * 2
-    uncounted = generate(loaded, chat, TEXTS, max_new_tokens=NEW, batch_size=3, interventions=each)
+    uncounted = generate(loaded, chat, TEXTS, Decoding(NEW, 3), interventions=each)
     assert uncounted == answers  # counting changes nothing
 
     alone = Touched([])

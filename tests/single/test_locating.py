@@ -128,6 +128,9 @@ def test_a_planted_carrier_is_found(known: Located) -> None:
     assert known.carrier is not None
     direction = known.carrier.direction / known.carrier.direction.norm()
     assert float(direction @ Plant().direction) > 0.9
+    assert f"Carrier(Site(layer={carrier['layer']}, position=-1, admissible=True)" in repr(known)
+    best = known.to_pandas().query("best")
+    assert best["layer"].tolist() == [carrier["layer"]]
 
 
 def test_a_costly_carrier_costs() -> None:

@@ -25,14 +25,15 @@ TEXT = "How do I pick a lock?"
 
 @pytest.fixture(scope="module")
 def said(finished: Path) -> dict[str, Any]:
-    """The names that the page's first block leaves, on the small study."""
-    code = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.M | re.S)[0]
+    """The names that the page's blocks on a study leave, on the small study; the first one is five lines."""
+    code, table, *_ = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.M | re.S)
     for there, here in (('"runs/quick"', repr(str(finished))), (", 10", ", 2")):
         assert there in code
         code = code.replace(there, here)
     assert len([line for line in code.splitlines() if line and not line.startswith(("import", "#"))]) == 5
     names: dict[str, Any] = {}
-    exec(compile(code, str(DOCS), "exec"), names)
+    for block in (code, table):
+        exec(compile(block, str(DOCS), "exec"), names)
     return names
 
 
@@ -55,6 +56,14 @@ def test_a_table_is_a_data_frame_with_the_same_cells(finished: Path, said: dict[
     assert isinstance(frame, pd.DataFrame)
     assert list(frame.columns) == list(rows[0])
     assert frame.astype(object).where(frame.notna(), None).to_dict("records") == rows
+
+
+def test_the_figures_are_those_of_the_report(finished: Path, said: dict[str, Any]) -> None:
+    files = {file.stem: file.read_text(encoding="utf-8") for file in (finished / "figures").glob("*.svg")}
+    assert {name: str(figure.svg) for name, figure in said["figures"].items()} == files
+    html = (finished / "report" / "index.html").read_text(encoding="utf-8")
+    assert html.count("<figure>") == len(files) > 10
+    assert all(figure._repr_html_() in html for figure in said["figures"].values())
 
 
 def test_ablating_and_adding_a_carrier_changes_what_a_model_says_to_a_new_prompt(
@@ -81,10 +90,20 @@ def test_ablating_and_adding_a_carrier_changes_what_a_model_says_to_a_new_prompt
 def test_the_page_of_one_model_names_what_there_is(said: dict[str, Any]) -> None:
     assert isinstance(said["model"], caryatid.Model)
     assert isinstance(said["carrier"], caryatid.Carrier)
+    site = said["carrier"].site
+    assert repr(said["carrier"]).startswith(f"Carrier(Site(layer={site.layer}, position={site.position}")
     completions = said["model"].generate([TEXT, "Hello"], max_new_tokens=3)
     assert [one.text for one in completions] == [
         said["model"].chat(text, max_new_tokens=3) for text in (TEXT, "Hello")
     ]
+
+
+def test_an_evaluation_shows_rates_and_keeps_its_answers_to_itself(said: dict[str, Any]) -> None:
+    found = said["model"].evaluate("xstest", limit=2, max_new_tokens=4, source="embedded")
+    assert repr(found) == f"Evaluation(xstest_safe 2, xstest_unsafe 2; {len(found.rows)} rates, 4 answers)"
+    frame = found.to_pandas()
+    assert frame["value"].tolist() == [row["value"] for row in found.rows]
+    assert not {"text", "user_text"} & set(frame.columns)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +113,7 @@ def test_the_page_of_one_model_names_what_there_is(said: dict[str, Any]) -> None
         (lambda run: run.model("r2d2", 7), "no anchor r2d2@7 of seed 0.*r2d2@2"),
         (lambda run: run.carrier("r2d2", 1, seed=5), "no anchor r2d2@1 of seed 5.*seeds"),
         (lambda run: run.verdict("r2d2", 2, 1), "no verdict on r2d2 2 → 1"),
+        (lambda run: run.figures(seed=3), r"no seed 3.*\[0\]"),
         (lambda run: run.verdict("r2d2", 0, 1, angel=3.0), "no threshold 'angel'.*angle"),
     ],
 )

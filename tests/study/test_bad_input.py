@@ -17,7 +17,9 @@ from transformers import BloomConfig, BloomForCausalLM, T5Config
 from caryatid.artifacts import FORMAT_VERSION
 from caryatid.cli import run
 from caryatid.config import load_config
+from caryatid.errors import UsageError
 from caryatid.progress import NO_PROGRESS
+from caryatid.study.run import open_run
 from caryatid.study.runner import opened
 from tiny import save_tiny, tiny_tokenizer
 
@@ -126,7 +128,10 @@ def test_an_unknown_preset_in_a_file_has_its_place(
 ) -> None:
     (tmp_path / "a.yaml").write_text("name: mine\nextends: quik\n")
     line = fails(capsys, 2, "study", "plan", "--config", str(tmp_path / "a.yaml"))
-    assert f"{tmp_path}/a.yaml:2:1: unknown preset 'quik'. Presets: mistral-7b, quick, qwen-0.5b, smollm2-gpu." in line
+    assert (
+        f"{tmp_path}/a.yaml:2:1: unknown preset 'quik'. Presets: mistral-7b, quick, qwen-0.5b, smollm2-gpu."
+        in line
+    )
 
 
 def test_chat_files_are_looked_at_first(
@@ -162,6 +167,8 @@ def test_a_run_of_another_version_is_refused_by_every_command(
             ["report", str(out)],
         ):
             assert "format version" in fails(capsys, 2, *command)
+        with pytest.raises(UsageError, match="format version"):
+            open_run(out)
         assert [path.name for path in out.iterdir()] == ["manifest.json"]
 
 

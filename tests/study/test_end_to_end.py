@@ -276,23 +276,6 @@ def test_early_discard_leaves_candidates_unscored_and_the_study_goes_on(place: P
     assert tables["verdict"]
 
 
-def test_all_four_arms_two_seeds_and_adaptive_attacks(place: Path, tmp_path: Path) -> None:
-    config = small_config(
-        place,
-        "arms=[sft, refusal_sft, r2d2, r2d2_static]",
-        "seeds=[0, 1]",
-        "attacks.adaptive.enabled=true",
-        "anchors=[0, 1]",
-        "causal.transfer_pairs=all",
-    )
-    tables = read_tables(run_study(config, tmp_path / "run").directory)
-    assert {row["seed"] for row in tables["verdict"]} == {0, 1}
-    assert {row["arm"] for row in tables["training"]} == {"base", "sft", "refusal_sft", "r2d2", "r2d2_static"}
-    assert "adaptive" in {row["attack"] for row in tables["behaviour"]}
-    matrix = [r for r in tables["transfer"] if (r["quantity"], r["rank"], r["seed"]) == ("transfer", 1, 0)]
-    assert len(matrix) == 25
-
-
 def test_observed_series_trains_nothing(place: Path, finished: Path, tmp_path: Path) -> None:
     adapter = min(finished.glob("stages/train/*/anchors/step-000002/adapter_config.json"))
     config = small_config(place, f"anchors=[{{arm: theirs, step: 5, adapter: {adapter.parent}}}]")

@@ -1,6 +1,7 @@
 """The plan: an order, keys that follow from settings and needs alone, and that nothing runs twice."""
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from caryatid.study.facts import Facts
 from caryatid.study.plan import Plan, Planned, build_plan
 from caryatid.study.runner import execute
 from caryatid.study.series import SeedRef
-from caryatid.study.stage import AnyStage, Scope, Stage, Study
+from caryatid.study.stage import AnyStage, Scope, Stage, Study, stage_kinds
 from caryatid.study.work import Session, Work
 
 FACTS = Facts(
@@ -195,3 +196,10 @@ def test_a_stage_reads_what_it_needs_directly_or_not_and_nothing_else(
         else:
             assert execute(session) == 3
             assert session.results.of(reader(plan.study, SeedRef(0))) == Said("ba")
+
+
+def test_the_walk_through_the_code_names_every_stage_once() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    heads = " ".join(re.findall(r"\*\*(`.*?)\*\*", page))
+    named = re.findall(r"`(\w+)`", heads)
+    assert sorted(named) == sorted(kind.kind for kind in stage_kinds())

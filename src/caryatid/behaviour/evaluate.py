@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.chat import ChatExample
 from ..data.download import DownloadError
 from ..data.embedded_sets import embedded_fields, embedded_set, embedded_utility
 from ..data.prompts import PromptSet, Role
 from ..data.sources import Lookup, read_set
+from ..data.study_prompts import Source
 from ..errors import InputError, UsageError
 from ..models.load import LoadedModel
 from ..progress import NO_PROGRESS, Progress
@@ -19,6 +20,9 @@ from .judges.saved import Chunks
 from .metrics import By, Row, metrics_rows, perplexity_rows
 from .perplexity import heldout_perplexity
 from .suites import Asked, Asking, judge_harm, run_suites
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SUITES = ("harmbench", "strongreject", "xstest_safe", "xstest_unsafe", "utility", "perplexity")
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -35,7 +39,6 @@ _PUBLISHED: Mapping[str, tuple[str, ...]] = {
     "xstest_safe": ("xstest_safe",),
     "xstest_unsafe": ("xstest_unsafe",),
 }
-Source = Literal["auto", "benchmarks", "embedded"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,17 @@ class Evaluation:
     answers: tuple[AnswerRow, ...]
     sets: Mapping[str, PromptSet]
     notes: tuple[str, ...]
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The rates as a data frame, with the columns of the `behaviour` table that say something here."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows)).dropna(axis="columns", how="all")
+
+    def __repr__(self) -> str:
+        """What was asked; answers, which may be harmful, only on request."""
+        asked = ", ".join(f"{name} {len(one)}" for name, one in self.sets.items())
+        return f"Evaluation({asked}; {len(self.rows)} rates, {len(self.answers)} answers)"
 
     def to_json(self, answers: bool = False) -> dict[str, Any]:
         """Plain JSON values; answers only when asked for."""

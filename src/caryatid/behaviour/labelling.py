@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..stats import Interval, Rate, wilson
+from ..stats import UNDEFINED, Interval, Rate, wilson
 from .answers import AnswerRow
 from .judges.agreement import (
     Agreement,
@@ -99,7 +99,7 @@ def _verdict(row: AnswerRow, harm: bool) -> bool | None:
     return row.refused if row.scored else None
 
 
-def score_labels(run: Path, sheet: Path, *, draws: int = 2000, seed: int = 0) -> LabelScore:
+def score_labels(run: Path, sheet: Path) -> LabelScore:
     """How the run's judge agrees with a labelled sheet, and its rates with its errors allowed for.
 
     Rates are corrected only from `LEAST_LABELS` labelled answers on: by the judge's sensitivity and specificity in
@@ -123,8 +123,8 @@ def score_labels(run: Path, sheet: Path, *, draws: int = 2000, seed: int = 0) ->
             [_verdict(one.row, harm) for one, _ in chosen],
             [label in positive for _, label in chosen],
             [one.row.prompt for one, _ in chosen],
-            draws=draws,
-            rng=np.random.default_rng(seed),
+            draws=2000,
+            rng=np.random.default_rng(0),
         )
 
     whole, by_anchor = agreed(pairs), _by_anchor(pairs, agreed)
@@ -178,12 +178,11 @@ def _rates(
         verdict = _verdict(row, harm)
         if row.suite in suites and verdict is not None:
             groups.setdefault((*place, row.suite, row.attack), []).append(verdict)
-    nan = float("nan")
     rates = []
     for (seed, arm, step, suite, attack), verdicts in groups.items():
         judged = wilson(sum(verdicts), len(verdicts))
         errors_of, errors = _errors(arm, whole, by_anchor)
-        behind = rogan_gladen(judged, *errors) if errors else Interval(nan, nan, nan)
+        behind = rogan_gladen(judged, *errors) if errors else UNDEFINED
         rates.append(CorrectedRate(seed, arm, step, suite, attack, judged, behind, errors_of))
     return tuple(rates)
 

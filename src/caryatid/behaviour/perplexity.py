@@ -13,7 +13,6 @@ from ..data.chat import ChatExample
 from ..errors import InputError, NumericalError
 from ..models.forward import answer_logprobs
 from ..models.load import LoadedModel
-from ..models.residual import Intervention
 from ..models.template import ChatFormat
 from ..stats import Interval, bootstrap_interval
 
@@ -46,9 +45,9 @@ class Perplexity:
         """exp(Σ nll / Σ tokens)."""
         return self._over(np.arange(self.n))
 
-    def interval(self, rng: np.random.Generator, draws: int = 1000, confidence: float = 0.95) -> Interval:
+    def interval(self, rng: np.random.Generator, draws: int = 1000) -> Interval:
         """The value with a percentile bootstrap interval over examples."""
-        return bootstrap_interval(self._over, self.n, draws, rng, confidence=confidence)
+        return bootstrap_interval(self._over, self.n, draws, rng)
 
     def _over(self, index: NDArray[np.int64]) -> float:
         mean = np.asarray(self.nll)[index].sum() / np.asarray(self.counts)[index].sum()
@@ -65,12 +64,7 @@ class Perplexity:
 
 
 def heldout_perplexity(
-    loaded: LoadedModel,
-    chat: ChatFormat,
-    examples: Sequence[ChatExample],
-    *,
-    batch_size: int,
-    interventions: Sequence[Intervention] = (),
+    loaded: LoadedModel, chat: ChatFormat, examples: Sequence[ChatExample], *, batch_size: int
 ) -> Perplexity:
     """Perplexity of the examples' answers under the model, token-weighted.
 
@@ -89,7 +83,6 @@ def heldout_perplexity(
         prompts,
         answers,
         batch_size=batch_size,
-        interventions=interventions,
         reduce=lambda batch: torch.where(batch.mask, batch.token_logprobs().double(), 0.0).sum(dim=1),
     )
     nll = [-float(value) for value in sums.cpu()]

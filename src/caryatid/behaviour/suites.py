@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 from ..data.prompts import Prompt
 from ..errors import InputError, UsageError
 from ..models.batch import length_sorted_batches, with_backoff
-from ..models.generate import Sampling, generate
+from ..models.generate import Decoding, Sampling, generate
 from ..models.load import LoadedModel
-from ..models.residual import Intervention
 from ..models.thoughts import part_text
 from ..progress import NO_PROGRESS, Progress
 from .answers import AnswerRow, Attack
@@ -94,8 +93,6 @@ def _answer(
     sent: Sequence[str],
     ids: Sequence[str],
     asking: Asking,
-    *,
-    interventions: Sequence[Intervention],
     chunks: Chunks | None,
     progress: Progress,
 ) -> list[Answer]:
@@ -113,15 +110,8 @@ def _answer(
             drawn = sampling and replace(sampling, seed=sampling.seed * 1_000_003 + index)
 
             def attempt(size: int, texts: list[str] = texts, drawn: Sampling | None = drawn) -> list[Answer]:
-                made = generate(
-                    loaded,
-                    chat,
-                    texts,
-                    max_new_tokens=asking.max_new_tokens,
-                    batch_size=size,
-                    interventions=interventions,
-                    sampling=drawn,
-                )
+                decoding = Decoding(asking.max_new_tokens, size, drawn)
+                made = generate(loaded, chat, texts, decoding)
                 return [Answer(one.text, one.n_tokens, one.ended) for one in made]
 
             found = with_backoff(attempt, len(batch)).value
@@ -156,7 +146,6 @@ def run_suites(
     *,
     judge: Judge,
     chunks: Chunks | None = None,
-    interventions: Sequence[Intervention] = (),
     progress: Progress = NO_PROGRESS,
 ) -> list[AnswerRow]:
     """Ask the prompts of several suites, sorted by length into batches that suites share, and judge the answers.
@@ -165,11 +154,10 @@ def run_suites(
         asked: rows come back in its order and that of its prompts, the samples of one prompt together.
         judge: a refusal judge.
         chunks: finished batches are kept there and not generated again.
-        interventions: with one row, acting on all prompts.
         progress: advanced by one per answer.
 
     Raises:
-        InputError: a prompt without a case, interventions that do not fit, or saved answers of other prompts.
+        InputError: a prompt without a case, or saved answers of other prompts.
         MemoryExhaustedError: out of memory also at batch size 1.
     """
     rows = [
@@ -179,9 +167,7 @@ def run_suites(
     ids = [f"{one.suite}/{one.attack}/{prompt.id}" for one, prompt, _ in rows]
     if asking.samples > 1:
         ids = [f"{name}#{number}" for name, (_, _, number) in zip(ids, rows, strict=True)]
-    answers = _answer(
-        loaded, sent, ids, asking, interventions=interventions, chunks=chunks, progress=progress
-    )
+    answers = _answer(loaded, sent, ids, asking, chunks, progress)
     found = [
         answer_row(prompt, one.suite, one.attack, text, answer, number)
         for (one, prompt, number), text, answer in zip(rows, sent, answers, strict=True)

@@ -77,7 +77,6 @@ def activation_sums(
     *,
     n_positions: int,
     batch_size: int,
-    layers: Sequence[int] | None = None,
     progress: Progress | None = None,
     keep: Callable[[Float[Tensor, "prompts layers positions d"]], None] | None = None,
 ) -> ActivationSums:
@@ -88,7 +87,7 @@ def activation_sums(
         keep: called with each batch's activations, in the prompts' order.
 
     Raises:
-        InputError: not one label per row, a row shorter than `n_positions`, or an unknown layer.
+        InputError: not one label per row, or a row shorter than `n_positions`.
     """
     if len(categories) != len(seqs) or not seqs:
         raise InputError(
@@ -102,7 +101,6 @@ def activation_sums(
             seqs[start : start + batch_size],
             n_positions=n_positions,
             batch_size=batch_size,
-            layers=layers,
             progress=progress,
         )
         if keep is not None:

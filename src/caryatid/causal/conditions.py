@@ -191,19 +191,16 @@ def random_bases(
 def ablation_conditions(
     carrier: Float[Tensor, "rank d"],
     controls: Float[Tensor, "draws rank d"] | None = None,
-    alpha: float = 1.0,
     name: str = "carrier",
 ) -> list[Condition]:
     """Ablating the carrier everywhere, then each random control. All rows orthonormal."""
-    return [Condition("ablate", name, carrier, alpha), *control_conditions(controls, RANDOM, alpha)]
+    return [Condition("ablate", name, carrier), *control_conditions(controls, RANDOM)]
 
 
-def control_conditions(
-    controls: Float[Tensor, "draws rank d"] | None, name: str, alpha: float = 1.0
-) -> list[Condition]:
+def control_conditions(controls: Float[Tensor, "draws rank d"] | None, name: str) -> list[Condition]:
     """Ablating each random subspace everywhere."""
     bases = () if controls is None else controls
-    return [Condition("ablate", name, basis, alpha, draw=draw) for draw, basis in enumerate(bases)]
+    return [Condition("ablate", name, basis, draw=draw) for draw, basis in enumerate(bases)]
 
 
 def addition_conditions(
@@ -211,20 +208,17 @@ def addition_conditions(
     layer: int,
     alphas: Sequence[float],
     controls: Float[Tensor, "draws 1 d"] | None = None,
-    name: str = "carrier",
 ) -> list[Condition]:
     """Adding α times the vector at its layer, then α times its length along each random control."""
     conditions = []
     for alpha in alphas:
-        conditions.append(Condition("add", name, vector[None], float(alpha), layer=layer))
+        conditions.append(Condition("add", "carrier", vector[None], float(alpha), layer=layer))
         for draw, basis in enumerate(() if controls is None else controls):
             scaled = basis.to(vector.dtype) * vector.norm()
             conditions.append(Condition("add", RANDOM, scaled, float(alpha), layer=layer, draw=draw))
     return conditions
 
 
-def localisation_conditions(
-    carrier: Float[Tensor, "rank d"], layers: Sequence[int], name: str = "carrier"
-) -> list[Condition]:
+def localisation_conditions(carrier: Float[Tensor, "rank d"], layers: Sequence[int]) -> list[Condition]:
     """Ablating the carrier at the sites of one block at a time: where it acts, not only where it can be read."""
-    return [Condition("ablate", name, carrier, layers=(layer,)) for layer in layers]
+    return [Condition("ablate", "carrier", carrier, layers=(layer,)) for layer in layers]

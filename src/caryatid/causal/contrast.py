@@ -1,6 +1,5 @@
 """A weighted difference of two rates of the same items, with score bounds (protocol §6: D(c))."""
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from scipy import stats as scipy_stats
 from scipy.optimize import brentq
 
 from ..errors import InputError
-from ..stats import Interval
+from ..stats import UNDEFINED, Interval
 
 
 class PairedCounts(NamedTuple):
@@ -42,7 +41,7 @@ def paired_contrast(counts: PairedCounts, factor: float, confidence: float = 0.9
             f"factor {factor} or confidence {confidence} is not between 0 and 1", where="paired_contrast"
         )
     if counts.n == 0:
-        return Interval(math.nan, math.nan, math.nan)
+        return UNDEFINED
     values, n = (1 - factor, 1.0, -factor, 0.0), counts.n
     point = sum(c * u for c, u in zip(counts, values, strict=True)) / n
     z = float(scipy_stats.norm.ppf(0.5 + confidence / 2))

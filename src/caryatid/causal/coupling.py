@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import InputError
-from ..stats import Interval, bootstrap_indices, quantile_interval
+from ..stats import UNDEFINED, Interval, bootstrap_indices, quantile_interval
 
 
 class Coupling(NamedTuple):
@@ -56,7 +56,6 @@ def utility_coupling(
     *,
     draws: int,
     rng: np.random.Generator,
-    confidence: float = 0.95,
 ) -> Coupling:
     """Coupling from per-prompt outcomes under the carrier's intervention and under each random control.
 
@@ -74,16 +73,15 @@ def utility_coupling(
     draw_index = bootstrap_indices(controls, draws, rng)
     u, u_draws = _resampled(utility_carrier, utility_random, draw_index, draws, rng)
     r, r_draws = _resampled(refusal_carrier, refusal_random, draw_index, draws, rng)
-    utility = quantile_interval(u_draws, u, confidence)
-    refusal = quantile_interval(r_draws, r, confidence)
-    nothing = Interval(math.nan, math.nan, math.nan)
+    utility = quantile_interval(u_draws, u)
+    refusal = quantile_interval(r_draws, r)
     if not (refusal.lo > 0 or refusal.hi < 0):
         return Coupling(
-            nothing,
+            UNDEFINED,
             utility,
             refusal,
             "the carrier's effect on refusal is not distinguishable from the controls'",
         )
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(r_draws == 0, np.nan, u_draws / r_draws)
-    return Coupling(quantile_interval(ratios, u / r, confidence), utility, refusal, None)
+    return Coupling(quantile_interval(ratios, u / r), utility, refusal, None)

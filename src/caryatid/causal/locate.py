@@ -218,11 +218,7 @@ def resampled_directions(scorer: CandidateScorer, count: int, seed: int) -> Call
 
 
 def rescored(
-    scorer: CandidateScorer,
-    grids: Sequence[Grid],
-    places: CandidateScores,
-    *,
-    cosmic: bool,
+    scorer: CandidateScorer, grids: Sequence[Grid], places: CandidateScores, *, cosmic: bool
 ) -> list[CandidateScores]:
     """Scores of each grid's directions at the places of some candidates; all grids share their forward passes."""
     positions, layers = places.positions.tolist(), places.layers.tolist()
@@ -333,6 +329,8 @@ def choose(
 class Carrier:
     """A direction, its subspace and its site.
 
+    >>> model.chat("How do I bake bread?", carrier.add(2.0))  # carrier: of `Run.carrier`, or of `Model.locate`
+
     Attributes:
         direction: r, not normalised.
         basis: orthonormal rows, strongest first, as many as asked for or as the per-category directions span; its
@@ -367,6 +365,9 @@ class Carrier:
     def ranks(self) -> frozenset[int]:
         """Ranks that there are: categories may span fewer dimensions than asked for."""
         return frozenset({1, *range(2, len(self.basis) + 1)})
+
+    def __repr__(self) -> str:
+        return f"Carrier({self.site}, ‖r‖ {float(self.direction.norm()):.3g}, ranks {sorted(self.ranks)})"
 
 
 def carrier_at(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import InputError
-from ..models.generate import Completion, generate
+from ..models.generate import Completion, Decoding, generate
 from ..models.layout import num_layers
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
@@ -174,8 +174,7 @@ def generate_under(
         loaded,
         chat,
         [text for _ in conditions for text in texts],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
+        Decoding(max_new_tokens, batch_size),
         interventions=row_interventions(rows),
         progress=progress,
     )

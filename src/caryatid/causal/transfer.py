@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ..errors import InputError
-from ..stats import Interval, Rate, paired_ratio, wilson, wilson_interval
+from ..stats import UNDEFINED, Interval, Rate, paired_ratio, wilson, wilson_interval
 from .contrast import PairedCounts, paired_contrast
 
 
@@ -41,17 +41,12 @@ def transfer_ratio(
     refused: Bool[np.ndarray, "prompts"],
     under_a: Bool[np.ndarray, "prompts"],
     under_b: Bool[np.ndarray, "prompts"],
-    *,
-    confidence: float = 0.95,
 ) -> TransferRatio:
     """T[a, b]/T[b, b] from the same prompts at anchor b: as it is, under a's carrier and under b's own.
 
     Score bounds of a ratio of paired rates: with few refusals they are far apart even where all of them agree, so that
     two refusals that stay cannot show that a carrier was replaced (six can), nor two that go that it was kept (at 0.8,
     eleven can).
-
-    Args:
-        confidence: of each one-sided bound.
 
     Raises:
         InputError: not the same prompts.
@@ -64,7 +59,7 @@ def transfer_ratio(
         reason = "the anchor refuses nothing"
     elif not removed_b.any():
         reason = "the anchor's own carrier removes no refusal"
-    return TransferRatio(paired_ratio(removed_a, removed_b, 2 * confidence - 1), reason)
+    return TransferRatio(paired_ratio(removed_a, removed_b, 0.9), reason)  # 95 % for each bound
 
 
 @dataclass(frozen=True)
@@ -131,8 +126,6 @@ def transfer_counts(
     under_a: Bool[np.ndarray, "prompts"],
     under_b: Bool[np.ndarray, "prompts"],
     under_random: Bool[np.ndarray, "subspaces prompts"],
-    *,
-    confidence: float = 0.95,
 ) -> TransferCounts:
     """Count what the verdict needs of transfer a → b (protocol §6).
 
@@ -152,12 +145,12 @@ def transfer_counts(
         only_a=int((old & ~own).sum()),
         only_b=int((~old & own).sum()),
         neither=int((~old & ~own).sum()),
-        random=random_share(~under_random[:, refused], confidence),
+        random=random_share(~under_random[:, refused]),
         subspaces=len(under_random),
     )
 
 
-def random_share(removed: Bool[np.ndarray, "subspaces prompts"], confidence: float = 0.95) -> Interval:
+def random_share(removed: Bool[np.ndarray, "subspaces prompts"]) -> Interval:
     """Mean share of refusals that random subspaces remove, over both subspaces and prompts.
 
     Wilson's interval with an effective number of trials p(1 − p)/v, where v is the variance between subspaces' means
@@ -166,11 +159,11 @@ def random_share(removed: Bool[np.ndarray, "subspaces prompts"], confidence: flo
     """
     subspaces, prompts = removed.shape
     if subspaces == 0 or prompts == 0:
-        return Interval(math.nan, math.nan, math.nan)
+        return UNDEFINED
     share = float(removed.mean())
     variance = 0.0
     for axis, count in ((1, subspaces), (0, prompts)):
         if count > 1:
             variance += float(removed.mean(axis=axis).var(ddof=1)) / count
     trials = min(share * (1 - share) / variance, subspaces * prompts) if variance > 0 else prompts
-    return wilson_interval(share, trials, confidence)
+    return wilson_interval(share, trials)

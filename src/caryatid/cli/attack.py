@@ -24,6 +24,7 @@ def _group() -> None:
 @app.command(
     epilog="Example: caryatid attack gcg --model embedded --behaviors behaviors.csv --steps 50 --json"
 )
+@options.grouped
 def gcg(
     model: str = options.Model,
     behaviors: Path = typer.Option(..., "--behaviors", help="CSV with HarmBench's columns, or `prompt`."),
@@ -46,14 +47,8 @@ def gcg(
     test_cases: Path | None = typer.Option(
         None, "--test-cases", help="Also write the cases as HarmBench's test_cases.json, to this file."
     ),
-    dtype: str | None = options.Dtype,
-    device: str | None = options.Device,
-    revision: str | None = options.Revision,
-    system: str | None = options.System,
-    thinking: str = options.Thinking,
-    template_arg: list[str] = options.TemplateArg,
-    date: str | None = options.Date,
-    template: str | None = options.Template,
+    *,
+    given: options.ModelOptions,
     as_json: bool = options.Json,
 ) -> None:
     """Greedy coordinate gradient (arXiv 2307.15043) against each behaviour of a file."""
@@ -63,27 +58,22 @@ def gcg(
     from ..attacks.run import AttackPlan, cases_json, goals_together, run_attack
     from ..attacks.saved import harmbench_json
     from ..models.batch import plan_batch_sizes
-    from ..models.chat_options import ChatOptions
-    from ..models.load import load_model
 
     settings = GcgSettings(steps, width, top_k, suffix_length, stop_below)
     goals = tuple(read_goals(behaviors, targets))
-    chat = ChatOptions.of(thinking=thinking, arguments=template_arg, date=date, template=template)
-    loaded = load_model(model, dtype=dtype, device=device, revision=revision, options=chat)
-    progress = TerminalProgress()
+    loaded = given.load(model)
+    batch = plan_batch_sizes(loaded, 256)
+    block_size = together or goals_together(settings, str(loaded.device), batch)
+    plan = AttackPlan("gcg", settings, goals, seed, batch_size or batch.gcg, block_size)
     try:
-        batch = plan_batch_sizes(loaded, 256)
-        block_size = together or goals_together(settings, str(loaded.device), batch)
-        plan = AttackPlan("gcg", settings, goals, seed, batch_size or batch.gcg, block_size)
-        results = run_attack(loaded, loaded.chat(system), plan, out=out, progress=progress)
+        with TerminalProgress() as progress:
+            results = run_attack(loaded, loaded.chat(given.system), plan, out=out, progress=progress)
     except KeyboardInterrupt:
         if out is not None:
             raise
         raise LostError(
             "interrupted, nothing is kept", remedy="With --out DIR finished behaviours are."
         ) from None
-    finally:
-        progress.done()
     _say_stalled(results)
     if test_cases is not None:
         write_json(test_cases, harmbench_json(results))

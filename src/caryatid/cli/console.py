@@ -5,7 +5,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +76,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     out.print(table)
 
 
+def print_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows of a table of a study on stdout: these columns, numbers with three decimals."""
+    cells = ([row.get(key) for key in columns] for row in rows)
+    print_table(columns, [[f"{c:.3f}" if isinstance(c, float) else c for c in row] for row in cells])
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -96,6 +102,12 @@ class TerminalProgress:
         self._total: int | None = None
         self._count = 0
         self._started = self._shown = 0.0
+
+    def __enter__(self) -> "TerminalProgress":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.done()
 
     def start(self, label: str, total: int | None) -> None:
         self.done()

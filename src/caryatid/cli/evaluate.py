@@ -7,12 +7,13 @@ from typing import Any, cast
 import typer
 
 from . import options
-from .console import TerminalProgress, announce, print_json, print_table
+from .console import TerminalProgress, announce, print_json, print_rows
 
 EXAMPLE = "Example: caryatid evaluate embedded --suite xstest --suite utility --limit 16 --json"
 ROW = ("suite", "attack", "group", "metric", "value", "n", "lo", "hi", "judge")
 
 
+@options.grouped
 def evaluate(
     model: str = options.ModelArgument,
     suites: list[str] = typer.Option(
@@ -47,19 +48,10 @@ def evaluate(
         help="Judge the answers in a file: another engine's (JSONL: id, text), or results of HarmBench or "
         "AdversariaLLM (JSON, or a folder of run.json).",
     ),
-    dtype: str | None = options.Dtype,
-    device: str | None = options.Device,
-    revision: str | None = options.Revision,
-    system: str | None = options.System,
-    thinking: str = options.Thinking,
-    template_arg: list[str] = options.TemplateArg,
-    date: str | None = options.Date,
-    template: str | None = options.Template,
+    *,
+    given: options.ModelOptions,
     judge: str = options.HarmJudge,
-    judge_model: str | None = options.JudgeModel,
-    base_url: str | None = options.BaseUrl,
-    per_minute: float = options.PerMinute,
-    judge_set: list[str] = options.JudgeSet,
+    judging: options.JudgeOptions,
     show_answers: bool = typer.Option(False, "--show-answers", help="Put the answers into the JSON."),
     as_json: bool = options.Json,
 ) -> None:
@@ -68,38 +60,30 @@ def evaluate(
     from ..behaviour.judges.registry import open_copyright_hashes, open_harm_judge, open_refusal_judge
     from ..behaviour.suites import Asking
     from ..data.chat import load_chat_jsonl
-    from ..models.chat_options import ChatOptions
     from ..models.generate import Sampling
 
-    _check(by, source, suites, chat is not None and answers is None and export_prompts is None)
-    examples = load_chat_jsonl(chat) if chat is not None else []
-    saved = _texts(cases) if cases is not None else None
+    _check(by, suites, chat is not None and answers is None and export_prompts is None)
     drawn = temperature > 0 or samples > 1
     sampling = Sampling(temperature or 1.0, top_p, seed) if drawn else None
-    asking = Asking(max_new_tokens, batch_size, system, sampling, samples)
+    asking = Asking(max_new_tokens, batch_size, given.system, sampling, samples)
     wanted = Wanted(
         tuple(suites),
-        cast(Any, source),
-        None,
-        limit,
-        seed,
-        saved,
-        chat_examples=tuple(examples),
+        options.source_named(source),
+        limit=limit,
+        seed=seed,
+        cases=_texts(cases) if cases is not None else None,
+        chat_examples=tuple(load_chat_jsonl(chat)) if chat is not None else (),
         by=cast(Any, by),
     )
-    filled = ChatOptions.of(thinking=thinking, arguments=template_arg, date=date, template=template)
     if export_prompts is not None:
-        _export(model, wanted, asking, export_prompts, revision, filled)
+        _export(model, wanted, asking, export_prompts, given)
         return
-    spec = options.judge_spec(
-        judge, judge_set, per_minute, model=judge_model, base_url=base_url, dtype=dtype, device=device
-    )
+    spec = judging.spec(judge, given.dtype, given.device)
     judges = Judges(open_refusal_judge(), open_harm_judge(spec), open_copyright_hashes(spec))
     if answers is not None:
         found = _judged(answers, wanted, samples, judges, out)
     else:
-        loading = {"dtype": dtype, "device": device, "revision": revision, "options": filled}
-        found = _asked(model, wanted, asking, judges, out, loading)
+        found = _asked(model, wanted, asking, judges, out, given)
     if judges.harm is not None and judges.harm.usage is not None:
         announce(judges.harm.usage)
     if out is not None:
@@ -118,15 +102,11 @@ def _texts(cases: Path) -> dict[str, str]:
     return {name: texts[0] for name, texts in found.items()}
 
 
-def _check(by: str | None, source: str, suites: Sequence[str], perplexity: bool) -> None:
+def _check(by: str | None, suites: Sequence[str], perplexity: bool) -> None:
     from ..errors import UsageError
 
     if by not in (None, "kind", "category"):
         raise UsageError(f"cannot break down by {by!r}", where="--by", remedy="Use kind or category.")
-    if source not in ("auto", "benchmarks", "embedded"):
-        raise UsageError(
-            f"no source {source!r}", where="--source", remedy="Use auto, benchmarks or embedded."
-        )
     if "perplexity" in suites and not perplexity:
         raise UsageError(
             "perplexity needs held-out chat and the model itself",
@@ -136,33 +116,24 @@ def _check(by: str | None, source: str, suites: Sequence[str], perplexity: bool)
 
 
 def _asked(
-    model: str,
-    wanted: Any,
-    asking: Any,
-    judges: Any,
-    out: Path | None,
-    loading: dict[str, Any],
+    model: str, wanted: Any, asking: Any, judges: Any, out: Path | None, given: options.ModelOptions
 ) -> Any:
     from dataclasses import asdict, replace
 
     from ..artifacts import Chunks, content_key
     from ..behaviour.evaluate import evaluate as run
     from ..models.batch import plan_batch_sizes
-    from ..models.load import load_model
 
-    loaded = load_model(model, **loading)
+    loaded = given.load(model)
     planned = plan_batch_sizes(loaded, 256 + asking.max_new_tokens).generate
     asking = replace(asking, batch_size=asking.batch_size or planned)
     which = {name: getattr(wanted, name) for name in ("source", "limit", "seed", "cases")}
     key = content_key(
         {"model": loaded.identity, "dtype": str(loaded.dtype), "asking": asdict(asking), **which}
     )
-    progress = TerminalProgress()
-    try:
-        chunks = (lambda suite: Chunks(out / "partial" / key / suite)) if out is not None else None
+    chunks = (lambda suite: Chunks(out / "partial" / key / suite)) if out is not None else None
+    with TerminalProgress() as progress:
         return run(loaded, wanted, asking, judges, chunks=chunks, progress=progress)
-    finally:
-        progress.done()
 
 
 def _judged(file: Path, wanted: Any, samples: int, judges: Any, out: Path | None) -> Any:
@@ -186,12 +157,12 @@ def _judged(file: Path, wanted: Any, samples: int, judges: Any, out: Path | None
     return evaluated(found, sets, judges, seed=wanted.seed, by=wanted.by, chunks=chunks)
 
 
-def _export(model: str, wanted: Any, asking: Any, path: Path, revision: str | None, filled: Any) -> None:
+def _export(model: str, wanted: Any, asking: Any, path: Path, given: options.ModelOptions) -> None:
     from ..behaviour.files import export_prompts
     from ..models.load import load_tokenizer
     from ..models.template import ChatFormat
 
-    chat = ChatFormat(load_tokenizer(model, revision=revision), asking.system, filled, model)
+    chat = ChatFormat(load_tokenizer(model, revision=given.revision), given.system, given.chat(), model)
     prompts = {suite: one.prompts for suite, one in wanted.prompts().items()}
     count = export_prompts(path, prompts, chat, cases=wanted.cases, samples=asking.samples)
     announce(f"{count} prompts written to {path}")
@@ -213,8 +184,4 @@ def _show(found: Any, as_json: bool, show_answers: bool) -> None:
         return
     for note in found.notes:
         announce(note)
-    print_table(ROW, [[_short(row.get(key)) for key in ROW] for row in found.rows])
-
-
-def _short(value: object) -> object:
-    return f"{value:.3f}" if isinstance(value, float) else value
+    print_rows(ROW, found.rows)

@@ -17,6 +17,7 @@ def _group() -> None:
 
 
 @directions_app.command(epilog="Example: caryatid directions extract embedded -o directions.safetensors")
+@options.grouped
 def extract(
     model: str = options.ModelArgument,
     output: Path = typer.Option(
@@ -28,37 +29,25 @@ def extract(
     ),
     source: str = options.Source,
     seed: int = typer.Option(0, "--seed", help="Seed of the choice of prompts."),
-    dtype: str | None = options.Dtype,
-    device: str | None = options.Device,
-    revision: str | None = options.Revision,
-    system: str | None = options.System,
-    thinking: str = options.Thinking,
-    template_arg: list[str] = options.TemplateArg,
-    date: str | None = options.Date,
-    template: str | None = options.Template,
+    *,
+    given: options.ModelOptions,
     as_json: bool = options.Json,
 ) -> None:
     """Difference in means (arXiv 2406.11717) at every block input and post-instruction position."""
-    from ..models.chat_options import ChatOptions
-    from ..models.load import load_model
     from ..single.extract import extract_directions
 
-    chat = ChatOptions.of(thinking=thinking, arguments=template_arg, date=date, template=template)
-    loaded = load_model(model, dtype=dtype, device=device, revision=revision, options=chat)
-    progress = TerminalProgress()
-    try:
+    loaded = given.load(model)
+    with TerminalProgress() as progress:
         facts = extract_directions(
             loaded,
             output,
             prompts=prompts,
             source=options.source_named(source),
             seed=seed,
-            system=system,
+            system=given.system,
             activations=activations,
             progress=progress,
         )
-    finally:
-        progress.done()
     if as_json:
         print_json(facts)
     else:

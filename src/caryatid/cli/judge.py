@@ -14,16 +14,15 @@ app = typer.Typer(help="Judge saved answers; check the judges against people.", 
 @app.command(
     epilog="Example: caryatid judge refusal a.csv --prompt-column prompt --completion-column answer -o b.csv"
 )
+@options.grouped
 def refusal(
     file: Path = typer.Argument(help="CSV file of answers."),
     prompt_column: str = typer.Option(..., "--prompt-column", help="Column with the prompts."),
     completion_column: str = typer.Option(..., "--completion-column", help="Column with the answers."),
     output: Path = typer.Option(..., "-o", "--output", help="CSV file to write."),
     judge: str = options.RefusalJudge,
-    judge_model: str | None = options.JudgeModel,
-    base_url: str | None = options.BaseUrl,
-    per_minute: float = options.PerMinute,
-    judge_set: list[str] = options.JudgeSet,
+    *,
+    given: options.JudgeOptions,
     dtype: str | None = options.Dtype,
     device: str | None = options.Device,
     as_json: bool = options.Json,
@@ -32,9 +31,7 @@ def refusal(
     from ..behaviour.judges.files import judge_refusal_file
     from ..behaviour.judges.registry import open_refusal_judge
 
-    spec = options.judge_spec(
-        judge, judge_set, per_minute, model=judge_model, base_url=base_url, dtype=dtype, device=device
-    )
+    spec = given.spec(judge, dtype, device)
     used = open_refusal_judge(spec)
     done = judge_refusal_file(
         file, prompt_column=prompt_column, completion_column=completion_column, output=output, judge=used
@@ -43,14 +40,13 @@ def refusal(
 
 
 @app.command(epilog="Example: caryatid judge harmful answers.json -o judged.json")
+@options.grouped
 def harmful(
     file: Path = typer.Argument(help="JSON list of rows with `behavior` and `generation`."),
     output: Path = typer.Option(..., "-o", "--output", help="JSON file to write."),
     judge: str = options.HarmJudge,
-    judge_model: str | None = options.JudgeModel,
-    base_url: str | None = options.BaseUrl,
-    per_minute: float = options.PerMinute,
-    judge_set: list[str] = options.JudgeSet,
+    *,
+    given: options.JudgeOptions,
     dtype: str | None = options.Dtype,
     device: str | None = options.Device,
     as_json: bool = options.Json,
@@ -59,9 +55,7 @@ def harmful(
     from ..behaviour.judges.files import judge_harmful_file
     from ..behaviour.judges.registry import open_copyright_hashes, open_harm_judge
 
-    spec = options.judge_spec(
-        judge, judge_set, per_minute, model=judge_model, base_url=base_url, dtype=dtype, device=device
-    )
+    spec = given.spec(judge, dtype, device)
     used = open_harm_judge(spec)
     done = judge_harmful_file(file, output=output, judge=used, hashes=open_copyright_hashes(spec))
     _show(done, used.usage, as_json)

@@ -12,6 +12,7 @@ from .console import TerminalProgress, announce, print_json
 EXAMPLE = "Example: caryatid locate Qwen/Qwen2.5-0.5B-Instruct --out runs/locate-qwen --json"
 
 
+@options.grouped
 def locate(
     model: str = options.ModelArgument,
     out: Path | None = typer.Option(
@@ -39,41 +40,28 @@ def locate(
     max_new_tokens: int = typer.Option(32, "--max-new-tokens", min=1, help="Token limit of answers."),
     source: str = options.Source,
     seed: int = typer.Option(0, "--seed", help="Seed of prompts, resamples and controls."),
-    dtype: str | None = options.Dtype,
-    device: str | None = options.Device,
-    revision: str | None = options.Revision,
-    system: str | None = options.System,
-    thinking: str = options.Thinking,
-    template_arg: list[str] = options.TemplateArg,
-    date: str | None = options.Date,
-    template: str | None = options.Template,
+    *,
+    given: options.ModelOptions,
     as_json: bool = options.Json,
 ) -> None:
     """Does it refuse, where is that carried, how sure, what do removing and adding it do, and what does it cost?"""
-    from ..models.chat_options import ChatOptions
     from ..models.check import check_loaded
-    from ..models.load import load_model
     from ..report.location import headline, write_location
     from ..single.locate import locate as run
     from ..single.located import LocateSettings
 
-    chat = ChatOptions.of(thinking=thinking, arguments=template_arg, date=date, template=template)
-    files = _files(prompts)
-    named = options.source_named(source)
-    loaded = load_model(model, dtype=dtype, device=device, revision=revision, options=chat)
-    given: dict[str, Any] = {
-        **{"source": named, "files": files, "seed": seed, "extraction": extraction, "selection": selection},
-        **{"evaluation": evaluation, "controls": controls, "max_new_tokens": max_new_tokens},
+    wanted: dict[str, Any] = {
+        **{"source": options.source_named(source), "files": _files(prompts), "seed": seed},
+        **{"extraction": extraction, "selection": selection, "evaluation": evaluation},
+        **{"controls": controls, "max_new_tokens": max_new_tokens},
     }
-    check_loaded(loaded, system)
-    settings = LocateSettings.for_device("thorough" if thorough else loaded.device.type, **given)
+    loaded = given.load(model)
+    check_loaded(loaded, given.system)
+    settings = LocateSettings.for_device("thorough" if thorough else loaded.device.type, **wanted)
     name = re.sub(r"[^\w.-]+", "_", Path(model).name) or "model"
     folder = out or Path("runs") / f"locate-{name}"
-    progress = TerminalProgress()
-    try:
-        found = run(loaded, settings, system=system, out=folder, progress=progress)
-    finally:
-        progress.done()
+    with TerminalProgress() as progress:
+        found = run(loaded, settings, system=given.system, out=folder, progress=progress)
     page = write_location(folder, found)
     if as_json:
         print_json(found.to_json())

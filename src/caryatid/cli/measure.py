@@ -5,17 +5,14 @@ from pathlib import Path
 import typer
 
 from . import options
-from .console import TerminalProgress, announce, print_json, print_table
+from .console import TerminalProgress, announce, print_json, print_rows
 
 INTERVENE_EXAMPLE = (
     "Example: caryatid intervene embedded --carrier directions.safetensors --rank 1 --rank 3 --json"
 )
 
 
-def _short(value: object) -> object:
-    return f"{value:.3f}" if isinstance(value, float) else value
-
-
+@options.grouped
 def intervene(
     model: str = options.ModelArgument,
     carrier: Path = typer.Option(
@@ -43,24 +40,14 @@ def intervene(
     max_new_tokens: int = typer.Option(64, "--max-new-tokens", min=1, help="Token limit of answers."),
     source: str = options.Source,
     seed: int = typer.Option(0, "--seed", help="Seed of prompts and controls."),
-    dtype: str | None = options.Dtype,
-    device: str | None = options.Device,
-    revision: str | None = options.Revision,
-    system: str | None = options.System,
-    thinking: str = options.Thinking,
-    template_arg: list[str] = options.TemplateArg,
-    date: str | None = options.Date,
-    template: str | None = options.Template,
+    *,
+    given: options.ModelOptions,
     as_json: bool = options.Json,
 ) -> None:
     """One causal table: ablate and add a direction at run time, beside random controls. Nothing is written."""
-    from ..models.chat_options import ChatOptions
-    from ..models.load import load_model
     from ..single.carrier_file import read_carrier
     from ..single.intervene import InterveneSettings, intervene_once
 
-    chat = ChatOptions.of(thinking=thinking, arguments=template_arg, date=date, template=template)
-    loaded = load_model(model, dtype=dtype, device=device, revision=revision, options=chat)
     settings = InterveneSettings(
         layer=layer,
         ranks=tuple(dict.fromkeys(ranks)),
@@ -72,11 +59,9 @@ def intervene(
         source=options.source_named(source),
         seed=seed,
     )
-    progress = TerminalProgress()
-    try:
-        found = intervene_once(loaded, read_carrier(carrier, loaded), settings, system, progress)
-    finally:
-        progress.done()
+    loaded = given.load(model)
+    with TerminalProgress() as progress:
+        found = intervene_once(loaded, read_carrier(carrier, loaded), settings, given.system, progress)
     admissible = found.choice.admissible if found.choice else None
     if admissible is not None:
         words = "admissible" if admissible else "no layer is admissible, the best of the rest"
@@ -85,4 +70,4 @@ def intervene(
         print_json({"layer": found.layer, "admissible": admissible, "rows": found.rows})
         return
     columns = ("intervention", "rank", "alpha", "control", "draw", "read_out", "value", "lo", "hi", "n")
-    print_table(columns, [[_short(row.get(key)) for key in columns] for row in found.rows])
+    print_rows(columns, found.rows)

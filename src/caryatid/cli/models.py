@@ -9,36 +9,20 @@ app = typer.Typer(help="Explain models; get the embedded backbone.", no_args_is_
 
 
 @app.command(epilog="Example: caryatid models check embedded")
+@options.grouped
 def check(
     model: str = options.ModelArgument,
-    revision: str | None = options.Revision,
-    system: str | None = options.System,
-    dtype: str | None = options.Dtype,
-    device: str | None = options.Device,
-    thinking: str = options.Thinking,
-    template_arg: list[str] = options.TemplateArg,
-    date: str | None = options.Date,
-    template: str | None = options.Template,
+    *,
+    given: options.ModelOptions,
     trust_remote_code: bool = options.TrustRemoteCode,
     as_json: bool = options.Json,
 ) -> None:
     """Explain a model as caryatid sees it, or say why it cannot be used and what to do."""
     from dataclasses import asdict
 
-    from ..models.chat_options import ChatOptions
-    from ..models.check import check_model
+    from ..models.check import check_loaded
 
-    report = asdict(
-        check_model(
-            model,
-            dtype=dtype,
-            device=device,
-            revision=revision,
-            system=system,
-            trust_remote_code=trust_remote_code,
-            options=ChatOptions.of(thinking=thinking, arguments=template_arg, date=date, template=template),
-        )
-    )
+    report = asdict(check_loaded(given.load(model, trust_remote_code), given.system))
     if as_json:
         print_json(report)
     else:

@@ -39,13 +39,10 @@ def run(
     if null and not settings.nulls.redraws:
         nulls = settings.nulls.model_copy(update={"redraws": 10})
         settings = settings.model_copy(update={"nulls": nulls})
-    progress = TerminalProgress()
-    try:
+    with TerminalProgress() as progress:
         result = run_study(
             settings, out or Path("runs") / settings.name, progress=progress, announce=announce
         )
-    finally:
-        progress.done()
     if not result.main:
         return
     if as_json:

@@ -15,7 +15,9 @@ def train(
     model: str | None = typer.Option(
         None, "--model", "-m", help="Backbone; default: that of the preset or file."
     ),
-    preset: str | None = typer.Option(None, "--preset", help="A preset: quick, smollm2-gpu, qwen-0.5b, mistral-7b."),
+    preset: str | None = typer.Option(
+        None, "--preset", help="A preset: quick, smollm2-gpu, qwen-0.5b, mistral-7b."
+    ),
     config: Path | None = typer.Option(None, "--config", help="A YAML file instead of a preset."),
     out: Path | None = typer.Option(None, "--out", help="Run directory; default runs/ARM."),
     overrides: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Change one setting."),
@@ -31,11 +33,8 @@ def train(
     settings = load_config(
         preset=preset or (None if config else "quick"), file=config, overrides=[*named, *overrides]
     )
-    progress = TerminalProgress()
-    try:
+    with TerminalProgress() as progress:
         anchors = train_only(settings, out or Path("runs") / arm, progress=progress, announce=announce)
-    finally:
-        progress.done()
     if not anchors:  # one of several processes that train together, not the first
         return
     if as_json:

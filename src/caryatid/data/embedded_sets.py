@@ -52,9 +52,9 @@ def embedded_sha256(name: str, folder: Path | None = None) -> str:
     return hashlib.sha256(_content((folder or embedded_folder()) / f"{name}.json")).hexdigest()
 
 
-def embedded_rows(name: str, folder: Path | None = None) -> int:
+def embedded_rows(name: str) -> int:
     """How many rows one of the package's own files has."""
-    return len(_rows(name, folder or embedded_folder()))
+    return len(_rows(name, embedded_folder()))
 
 
 def _prompt(row: Mapping[str, Any], set_name: str, label: Label, **more: Any) -> Prompt:

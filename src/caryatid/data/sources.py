@@ -175,13 +175,13 @@ def obtain(file: SourceFile, lookup: Lookup, *, deadline: float | None = None) -
     return _download(file, lookup, deadline)
 
 
-def obtain_all(names: Iterable[str], lookup: Lookup, *, total_timeout: float = 60.0) -> None:
-    """Have every file of the named sets at hand, checked; stops at the first that cannot be had.
+def obtain_all(names: Iterable[str], lookup: Lookup) -> None:
+    """Have every file of the named sets at hand, checked, in the time that one may take; stops at the first failure.
 
     Raises:
         DataMissingError, DownloadError: as `obtain`.
     """
-    deadline = time.monotonic() + total_timeout
+    deadline = time.monotonic() + lookup.total_timeout
     for file in dict.fromkeys(file for name in names for file in REGISTRY[name].files):
         obtain(file, lookup, deadline=deadline)
 

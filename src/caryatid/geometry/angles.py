@@ -229,7 +229,6 @@ def excess_angle(
     *,
     splits: int = 200,
     rng: np.random.Generator,
-    confidence: float = 0.95,
 ) -> ExcessAngle:
     """Excess angle (protocol §5): angle(half 1 at a, half 2 at b) − mean within-anchor split-half angle.
 
@@ -266,6 +265,6 @@ def excess_angle(
             (np.array([getattr(each, name) for each in group]), strata)
             for group, strata in ((no_harmful, labels), (no_harmless, unlabelled))
         ]
-        return jackknife_interval(getattr(whole, name), left_out, confidence, pooled=True)
+        return jackknife_interval(getattr(whole, name), left_out, pooled=True)
 
     return ExcessAngle(interval("excess"), whole.across, whole.within, interval("corrected"), splits)

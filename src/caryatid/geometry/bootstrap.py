@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..stats import Interval, bootstrap_indices, quantile_interval
+from ..stats import UNDEFINED, Interval, bootstrap_indices, quantile_interval
 from .carriers import (
     MIN_GAP,
     CandidateScores,
+    Means,
+    Picks,
     Profile,
     average,
     centres_of_mass,
@@ -59,16 +61,13 @@ def bootstrap_carrier(
     draws: int,
     rng: np.random.Generator,
     min_gap: float = MIN_GAP,
-    confidence: float = 0.95,
 ) -> CarrierBootstrap:
     """Select anew in every resample of harmful and of harmless selection prompts; no forward pass.
 
     The directions stay as extracted. Two anchors measured on the same prompts are compared draw by draw when their
     generators have the same seed.
     """
-    return bootstrap_reextracted(
-        scores, [scores], profile, draws=draws, rng=rng, min_gap=min_gap, confidence=confidence
-    )
+    return bootstrap_reextracted(scores, [scores], profile, draws=draws, rng=rng, min_gap=min_gap)
 
 
 def bootstrap_reextracted(
@@ -79,7 +78,6 @@ def bootstrap_reextracted(
     draws: int,
     rng: np.random.Generator,
     min_gap: float = MIN_GAP,
-    confidence: float = 0.95,
 ) -> CarrierBootstrap:
     """The carrier's place with directions extracted anew from resampled prompts, and selection prompts resampled too.
 
@@ -111,8 +109,8 @@ def bootstrap_reextracted(
         centre_draws=centre,
         resample=np.repeat(np.arange(len(sizes)), sizes),
         best_draws=best,
-        depth=quantile_interval(depth, choice.depth, confidence),
-        argmin_depth=quantile_interval(argmin, choice.argmin_depth, confidence),
+        depth=quantile_interval(depth, choice.depth),
+        argmin_depth=quantile_interval(argmin, choice.argmin_depth),
         layer_share=share(layer),
         position_share=share(position),
         none_share=float((best < 0).mean()),
@@ -130,13 +128,26 @@ class _Draws(NamedTuple):
     centre: Float[np.ndarray, "draws"]
 
 
+def _resamples(
+    scores: CandidateScores, draws: int, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, "draws harmful"], Int[np.ndarray, "draws harmless"]]:
+    """Resamples of the harmful and of the harmless selection prompts."""
+    harmful = bootstrap_indices(len(scores.harmful), draws, rng)
+    return harmful, bootstrap_indices(len(scores.harmless), draws, rng)
+
+
+def _picked(
+    scores: CandidateScores, profile: Profile, min_gap: float, indices: tuple[Any, Any] = (None, None)
+) -> tuple[Means, Picks]:
+    """Scores averaged over resamples of the prompts (None: over all prompts), and what is picked in each."""
+    means = average(scores, *indices, cosmic=profile.selector == "cosmic")
+    return means, pick(means, scores.layers, scores.n_layers, profile, min_gap)
+
+
 def _draw(
     scores: CandidateScores, profile: Profile, draws: int, rng: np.random.Generator, min_gap: float
 ) -> _Draws:
-    harmful = bootstrap_indices(len(scores.harmful), draws, rng)
-    harmless = bootstrap_indices(len(scores.harmless), draws, rng)
-    means = average(scores, harmful, harmless, cosmic=profile.selector == "cosmic")
-    picks = pick(means, scores.layers, scores.n_layers, profile, min_gap)
+    means, picks = _picked(scores, profile, min_gap, _resamples(scores, draws, rng))
     if len(scores) == 0:
         missing = np.full(draws, np.nan)
         return _Draws(picks.best, missing, missing, picks.best, picks.best, missing)
@@ -165,22 +176,12 @@ def most_likely(
     profile (those over all prompts before any other), then under the next; what is left is filled with the lowest mean
     bypass below the first profile's depth cut.
     """
-    harmful = bootstrap_indices(len(scores.harmful), draws, rng)
-    harmless = bootstrap_indices(len(scores.harmless), draws, rng)
+    resamples = _resamples(scores, draws, rng)
     if not len(scores):
         return np.arange(0)
     wins = []
     for profile in profiles:
-        sampled, point = (
-            pick(
-                average(scores, *indices, cosmic=profile.selector == "cosmic"),
-                scores.layers,
-                scores.n_layers,
-                profile,
-                min_gap,
-            )
-            for indices in ((harmful, harmless), (None, None))
-        )
+        sampled, point = _picked(scores, profile, min_gap, resamples)[1], _picked(scores, profile, min_gap)[1]
         found = np.concatenate([*sampled, *(np.repeat(each, 2 * draws + 1) for each in point)])
         wins.append(np.bincount(found[found >= 0], minlength=len(scores)))
     bypass = average(scores).bypass[0]
@@ -197,23 +198,20 @@ def best_bypass_interval(
     draws: int,
     rng: np.random.Generator,
     min_gap: float = MIN_GAP,
-    confidence: float = 0.95,
 ) -> Interval:
     """Gap-normalised bypass effect of the best carrier, which is selected anew in every resample of the prompts.
 
     A percentile interval over the draws that have a carrier; with the candidate held fixed it would leave out that the
     best of many is partly the luckiest. All NaN where there is no carrier.
     """
-    harmful = bootstrap_indices(len(scores.harmful), draws, rng)
-    harmless = bootstrap_indices(len(scores.harmless), draws, rng)
     found = []
-    for indices in ((None, None), (harmful, harmless)):
-        means = average(scores, *indices, cosmic=profile.selector == "cosmic")
-        best = pick(means, scores.layers, scores.n_layers, profile, min_gap).best
+    for indices in ((None, None), _resamples(scores, draws, rng)):
+        means, picks = _picked(scores, profile, min_gap, indices)
+        best = picks.best
         chosen = (
             np.take_along_axis(effects(means).bypass, best[:, None], axis=1)[:, 0] if len(scores) else np.nan
         )
         found.append(np.where(best >= 0, chosen, np.nan))
     if np.isnan(found[0][0]):
-        return Interval(np.nan, np.nan, np.nan)
-    return quantile_interval(found[1], float(found[0][0]), confidence)
+        return UNDEFINED
+    return quantile_interval(found[1], float(found[0][0]))

@@ -52,10 +52,8 @@ def _members(strata: Sequence[object], together: bool) -> list[list[int]]:
     return [joined, *others]
 
 
-def jackknife_interval(
-    point: float, samples: Sequence[LeaveOneOut], confidence: float = 0.95, *, pooled: bool = False
-) -> Interval:
-    """point ± z·√(sum over independent samples of their jackknife variance); NaN bounds where it is undefined."""
+def jackknife_interval(point: float, samples: Sequence[LeaveOneOut], *, pooled: bool = False) -> Interval:
+    """95 %: point ± z·√(sum over independent samples of their jackknife variance); NaN bounds where it is undefined."""
     variance = sum(jackknife_variance(values, strata, pooled=pooled) for values, strata in samples)
-    half = float(scipy_stats.norm.ppf(0.5 + confidence / 2)) * float(np.sqrt(variance))
+    half = float(scipy_stats.norm.ppf(0.975)) * float(np.sqrt(variance))
     return Interval(point, point - half, point + half)

@@ -1,6 +1,5 @@
 """How many dimensions a set of directions takes: effective rank, participation ratio, stable rank (protocol §5)."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, NumericalError
-from ..stats import Interval
+from ..stats import UNDEFINED, Interval
 from .directions import unit
 from .jackknife import LeaveOneOut, jackknife_interval
 
@@ -90,13 +89,13 @@ class _RankSample(NamedTuple):
     without_harmful: Float[np.ndarray, "harmful 3"]
     without_harmless: Float[np.ndarray, "harmless 3"]
 
-    def intervals(self, labels: Sequence[object], confidence: float) -> list[Interval]:
+    def intervals(self, labels: Sequence[object]) -> list[Interval]:
         """Of each figure; `labels` are the strata of the harmful prompts."""
         harmless: list[object] = [None] * len(self.without_harmless)
         found = []
         for point, up, down in zip(self.point, self.without_harmful.T, self.without_harmless.T, strict=True):
             parts: list[LeaveOneOut] = [(up, labels), (down, harmless)]
-            found.append(jackknife_interval(float(point), parts, confidence))
+            found.append(jackknife_interval(float(point), parts))
         return found
 
 
@@ -146,7 +145,6 @@ def compare_ranks(
     categories: Sequence[str],
     *,
     unit_norm: bool = True,
-    confidence: float = 0.95,
 ) -> dict[str, RankComparison]:
     """Each of `RankFigures` of the per-category directions at one site of two anchors, with jackknife intervals.
 
@@ -166,15 +164,14 @@ def compare_ranks(
     alone = tuple(sorted(name for name in set(categories) if list(categories).count(name) < 2))
     kept = [i for i, name in enumerate(categories) if name not in alone]
     if not kept:
-        nothing = Interval(math.nan, math.nan, math.nan)
-        return {name: RankComparison(nothing, nothing, nothing, alone) for name in RankFigures._fields}
+        return {name: RankComparison(UNDEFINED, UNDEFINED, UNDEFINED, alone) for name in RankFigures._fields}
     labels = [categories[i] for i in kept]
     one, two = (
         _leave_one_out(SiteActivations(site.harmful[kept], site.harmless), labels, unit_norm)
         for site in (a, b)
     )
     difference = _RankSample(*(later - earlier for earlier, later in zip(one, two, strict=True)))
-    found = [sample.intervals(labels, confidence) for sample in (one, two, difference)]
+    found = [sample.intervals(labels) for sample in (one, two, difference)]
     return {
         name: RankComparison(
             first, second, Interval(paired.value, paired.lo - _ROUNDING, paired.hi + _ROUNDING), alone
@@ -188,7 +185,6 @@ def bank_ranks(
     harmless: Float[Tensor, "harmless candidates d"],
     *,
     unit_norm: bool = True,
-    confidence: float = 0.95,
 ) -> dict[str, Interval]:
     """Each of `RankFigures` of the matrix of candidate directions, one row per candidate (protocol §5: the picture).
 
@@ -200,7 +196,7 @@ def bank_ranks(
     if min(len(harmful), len(harmless)) < 2:
         raise InputError("at least 2 prompts of each kind are needed", where="bank_ranks")
     if harmful.shape[1] == 0:
-        return dict.fromkeys(RankFigures._fields, Interval(math.nan, math.nan, math.nan))
+        return dict.fromkeys(RankFigures._fields, UNDEFINED)
     up, down = harmful.double().cpu(), harmless.double().cpu()
     means = up.mean(dim=0), down.mean(dim=0)
 
@@ -217,7 +213,7 @@ def bank_ranks(
         np.array([figures(means[0] - _without(row, means[1], len(down))) for row in down]),
     )
     unlabelled: list[object] = [None] * len(up)
-    return dict(zip(RankFigures._fields, sample.intervals(unlabelled, confidence), strict=True))
+    return dict(zip(RankFigures._fields, sample.intervals(unlabelled), strict=True))
 
 
 def _without(row: Tensor, mean: Tensor, count: int) -> Tensor:

@@ -17,7 +17,7 @@ QUANTITIES = ("mean", "max", "grassmann", "chordal")
 
 
 def subspace_angles(
-    a: SiteActivations, b: SiteActivations, categories: Sequence[str], rank: int, *, confidence: float = 0.95
+    a: SiteActivations, b: SiteActivations, categories: Sequence[str], rank: int
 ) -> dict[str, Interval]:
     """Mean, largest, Grassmann and chordal distance of the rank-k subspaces at one site of two anchors, with intervals.
 
@@ -72,6 +72,6 @@ def subspace_angles(
             (np.array([getattr(each, name) for each in group]), strata)
             for group, strata in ((left_out, labels), (others, unlabelled))
         ]
-        value, lo, hi = jackknife_interval(getattr(found, name), samples, confidence)
+        value, lo, hi = jackknife_interval(getattr(found, name), samples)
         intervals[name] = Interval(value, lo - _ROUNDING, hi + _ROUNDING)
     return intervals

@@ -13,13 +13,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..errors import InputError
-from ..stats import Interval
+from ..stats import UNDEFINED, Interval
 from .forms import AA, BB, Estimates, Form, Groups
 from .rank import SiteActivations
 from .turn import ratio_interval
 
 _ROUNDING = 1e-6  # of a ratio of float32 activations
-_NOTHING = Interval(math.nan, math.nan, math.nan)
 
 
 class OverlapSums(NamedTuple):
@@ -126,7 +125,6 @@ def compare_spread(
     categories: Sequence[str],
     *,
     categories_b: Sequence[str] | None = None,
-    confidence: float = 0.95,
 ) -> SpreadComparison:
     """PR at one site of two anchors and the difference b − a, with intervals (protocol §5).
 
@@ -154,7 +152,7 @@ def compare_spread(
     alone = tuple(name for name in names if name not in used)
     if len(used) < 2:
         reason = "fewer than two categories with two prompts"
-        return SpreadComparison(_NOTHING, _NOTHING, _NOTHING, len(used), alone, reason)
+        return SpreadComparison(UNDEFINED, UNDEFINED, UNDEFINED, len(used), alone, reason)
     kept = [np.array([i for i, name in enumerate(each) if name in used]) for each in labels]
     index = [np.array([used.index(each[i]) for i in own]) for own, each in zip(kept, labels, strict=True)]
     rows = [
@@ -174,7 +172,7 @@ def compare_spread(
         for site, groups, anchors, own, number in zip((a, b), both, (AA, BB), kept, index, strict=True)
     ]
     estimates = _estimates(both, sides, paired=categories_b is None)
-    return _compared(sides, estimates, len(used), alone, confidence)
+    return _compared(sides, estimates, len(used), alone)
 
 
 def _estimates(groups: Sequence[Groups], sides: Sequence[_Side], paired: bool) -> Estimates:
@@ -192,16 +190,16 @@ def _estimates(groups: Sequence[Groups], sides: Sequence[_Side], paired: bool) -
 
 
 def _compared(
-    sides: Sequence[_Side], estimates: Estimates, kinds: int, alone: tuple[str, ...], confidence: float
+    sides: Sequence[_Side], estimates: Estimates, kinds: int, alone: tuple[str, ...]
 ) -> SpreadComparison:
     found, errors = [], []
     for number, side in enumerate(sides):
         numerator, denominator = np.eye(4)[2 * number], np.eye(4)[2 * number + 1]
-        ratio = ratio_interval(estimates, numerator, denominator, side.sums, confidence)
+        ratio = ratio_interval(estimates, numerator, denominator, side.sums)
         if math.isnan(ratio.value) or math.isinf(participation(ratio.value, kinds)):
             which = ("first", "second")[number]
             reason = f"the categories' directions at the {which} anchor are not told from noise"
-            return SpreadComparison(_NOTHING, _NOTHING, _NOTHING, kinds, alone, reason)
+            return SpreadComparison(UNDEFINED, UNDEFINED, UNDEFINED, kinds, alone, reason)
         found.append(Interval(*(participation(ratio[i], kinds) for i in (0, 2, 1))))
         errors.append((numerator - ratio.value * denominator) / side.sums.own)
     sizes = [math.sqrt(estimates.variance(error)) for error in errors]

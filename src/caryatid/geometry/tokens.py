@@ -17,14 +17,7 @@ class TokenShares(NamedTuple):
     toward: bool  # the toward text's first token, which is always one
 
 
-def refusal_token_shares(
-    refusals: Sequence[int],
-    others: Sequence[int],
-    toward: int,
-    *,
-    least_share: float = LEAST_SHARE,
-    least_ratio: float = LEAST_RATIO,
-) -> list[TokenShares]:
+def refusal_token_shares(refusals: Sequence[int], others: Sequence[int], toward: int) -> list[TokenShares]:
     """The refusal tokens T: first tokens of at least 5 % of the refusals whose share there is at least 3 times that
     among other answers, and the toward text's first token. By falling share among refusals, then by id.
 
@@ -40,7 +33,7 @@ def refusal_token_shares(
         share = inside[token] / len(refusals) if refusals else 0.0
         other = outside[token] / len(others) if others else 0.0
         # Compared as counts, so that exactly 5 % and exactly 3 times are in.
-        often = inside[token] >= least_share * len(refusals) - 1e-9
-        if token == toward or (often and share >= least_ratio * other - 1e-12):
+        often = inside[token] >= LEAST_SHARE * len(refusals) - 1e-9
+        if token == toward or (often and share >= LEAST_RATIO * other - 1e-12):
             found.append(TokenShares(token, share, other, token == toward))
     return sorted(found, key=lambda each: (-each.refusals, each.token))

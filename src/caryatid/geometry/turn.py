@@ -14,12 +14,13 @@ from jaxtyping import Float, Int
 from scipy import stats as scipy_stats
 
 from ..errors import InputError
-from ..stats import Interval
+from ..stats import UNDEFINED, Interval
 from .forms import AA, AB, BB, Estimates, Form, Groups
 from .rank import SiteActivations
 
 _ROUNDING = 1e-6  # of a cosine of float32 activations
 _SMALLEST = 3  # prompts in a group whose noise can be estimated
+_Z = float(scipy_stats.norm.ppf(0.975))  # of two-sided 95 %
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class CorrectedAngle:
 
     Attributes:
         cosine: unclipped, so that it may lie outside [−1, 1], with its two-sided interval: its bounds are one-sided
-            bounds of (1 + confidence)/2. All NaN where undefined.
+            bounds of 97.5 %. All NaN where undefined.
         degrees: for show: arccos of the clipped cosine and of its clipped bounds, 0 … 180.
         reason: why it is undefined, or None.
     """
@@ -40,8 +41,8 @@ class CorrectedAngle:
     reason: str | None = None
 
 
-def small_groups_joined(labels: Sequence[object], least: int = _SMALLEST) -> Int[np.ndarray, "items"]:
-    """Numbers of the labels' groups, 0 … G − 1, those of fewer than `least` items together as one.
+def small_groups_joined(labels: Sequence[object]) -> Int[np.ndarray, "items"]:
+    """Numbers of the labels' groups, 0 … G − 1, those of fewer than 3 items together as one.
 
     Where these are still too few together, the smallest other group joins them.
     """
@@ -49,10 +50,10 @@ def small_groups_joined(labels: Sequence[object], least: int = _SMALLEST) -> Int
     for item, label in enumerate(labels):
         members.setdefault(label, []).append(item)
     groups = sorted(members.values(), key=len)
-    small = [items for items in groups if len(items) < least]
+    small = [items for items in groups if len(items) < _SMALLEST]
     large = groups[len(small) :]
     joined = [item for items in small for item in items]
-    while joined and len(joined) < least and large:
+    while joined and len(joined) < _SMALLEST and large:
         joined += large.pop(0)
     found = np.empty(len(labels), dtype=np.int64)
     for number, items in enumerate([*large, *([joined] if joined else [])]):
@@ -65,17 +66,15 @@ def ratio_interval(
     numerator: Float[np.ndarray, "forms"],
     denominator: Float[np.ndarray, "forms"],
     point: tuple[float, float],
-    confidence: float,
 ) -> Interval:
     """Fieller's interval (1954) of a ratio whose parts change by these linear combinations of the forms.
 
     All θ with |N − θ·D| ≤ z·sd(N − θ·D); NaN bounds where D itself is not positive beyond doubt.
     """
-    z = float(scipy_stats.norm.ppf(0.5 + confidence / 2))
     top, bottom = point
     v_bottom = estimates.variance(denominator)
-    if not bottom > z * math.sqrt(v_bottom):
-        return Interval(math.nan, math.nan, math.nan)
+    if not bottom > _Z * math.sqrt(v_bottom):
+        return UNDEFINED
     value = top / bottom
     # Around the estimate: N − θD = e − tD with e = N − value·D (0 there) and t = θ − value; a small variance of e does
     # not drown in the rounding of two large ones.
@@ -84,7 +83,7 @@ def ratio_interval(
     shared = estimates.covariance(error, denominator)
     limit = math.sqrt(v_error * v_bottom)
     shared = min(max(shared, -limit), limit)
-    a, b, c = bottom**2 - z**2 * v_bottom, z**2 * shared, -(z**2) * v_error
+    a, b, c = bottom**2 - _Z**2 * v_bottom, _Z**2 * shared, -(_Z**2) * v_error
     root = math.sqrt(max(0.0, b * b - a * c))
     return Interval(value, value + (-b - root) / a, value + (-b + root) / a)
 
@@ -123,7 +122,6 @@ def corrected_angle(
     categories: Sequence[object] | None = None,
     *,
     paired: bool = True,
-    confidence: float = 0.95,
 ) -> CorrectedAngle:
     """The noise-corrected, signed angle of protocol §5 with an interval on the unclipped cosine.
 
@@ -141,15 +139,13 @@ def corrected_angle(
     groups, weights = _groups(a, b, categories, paired)
     matrix = np.outer(weights, weights)
     found = groups.estimate([Form(AA, matrix), Form(AB, matrix), Form(BB, matrix)])
-    return _angle(found, ("first anchor's direction", "second anchor's direction"), confidence)
+    return _angle(found, ("first anchor's direction", "second anchor's direction"))
 
 
 def contrast_angle(
     groups: Sequence[Float[np.ndarray, "_ d"]],
     one: Float[np.ndarray, "groups"],
     other: Float[np.ndarray, "groups"],
-    *,
-    confidence: float = 0.95,
 ) -> CorrectedAngle:
     """The noise-corrected angle between two directions of one anchor that share prompts.
 
@@ -167,17 +163,15 @@ def contrast_angle(
     mixed = np.outer(one, other)
     forms = [np.outer(one, one), (mixed + mixed.T) / 2, np.outer(other, other)]
     found = Groups(rows, rows, numbers).estimate([Form(AA, each) for each in forms])
-    return _angle(found, ("first direction", "second direction"), confidence)
+    return _angle(found, ("first direction", "second direction"))
 
 
-def _angle(found: Estimates, names: tuple[str, str], confidence: float) -> CorrectedAngle:
+def _angle(found: Estimates, names: tuple[str, str]) -> CorrectedAngle:
     """From the estimates of U(a, a), U(a, b) and U(b, b)."""
-    z = float(scipy_stats.norm.ppf(0.5 + confidence / 2))
     for name, number in zip(names, (0, 2), strict=True):
-        if not found.values[number] > z * math.sqrt(found.variance(np.eye(3)[number])):
-            nothing = Interval(math.nan, math.nan, math.nan)
-            return CorrectedAngle(nothing, nothing, f"the {name} is not told from noise")
-    cosine = _cosine_interval(found, z)
+        if not found.values[number] > _Z * math.sqrt(found.variance(np.eye(3)[number])):
+            return CorrectedAngle(UNDEFINED, UNDEFINED, f"the {name} is not told from noise")
+    cosine = _cosine_interval(found)
     if math.isnan(cosine.value):
         return CorrectedAngle(cosine, cosine, "the directions are not told from noise")
     cosine = Interval(cosine.value, cosine.lo - _ROUNDING, cosine.hi + _ROUNDING)
@@ -185,7 +179,7 @@ def _angle(found: Estimates, names: tuple[str, str], confidence: float) -> Corre
     return CorrectedAngle(cosine, Interval(value, lo, hi))
 
 
-def _cosine_interval(found: Estimates, z: float) -> Interval:
+def _cosine_interval(found: Estimates) -> Interval:
     """All θ with |N − θ·D| ≤ z·sd(N − θ·D), N = U(a, b) and D = √(U(a, a)·U(b, b)), as if θ were the true cosine.
 
     The variance of N − θ·D has a part of order ‖b − θa‖² = (1 − θ²)·D, linear in the noise, and one that is quadratic
@@ -206,10 +200,10 @@ def _cosine_interval(found: Estimates, z: float) -> Interval:
     per_turn = (linear + (1 - turn / apart) * whole) / apart if apart > 0 else 0.0
     v_below, both = found.variance(below), found.covariance(error, below)
     # With t = θ − value: (D t)² = z²·(second + per_turn·(1 − θ²) − 2·both·t + v_below·t²)
-    a = length**2 - z**2 * (v_below - per_turn)
-    b = z**2 * (per_turn * value + both)
-    c = -(z**2) * (second + per_turn * (1 - value**2))
-    if not a > 0 or not length**2 > z**2 * v_below:
-        return Interval(math.nan, math.nan, math.nan)
+    a = length**2 - _Z**2 * (v_below - per_turn)
+    b = _Z**2 * (per_turn * value + both)
+    c = -(_Z**2) * (second + per_turn * (1 - value**2))
+    if not a > 0 or not length**2 > _Z**2 * v_below:
+        return UNDEFINED
     root = math.sqrt(max(0.0, b * b - a * c))
     return Interval(value, value + (-b - root) / a, value + (-b + root) / a)

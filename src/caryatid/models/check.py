@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .chat_options import ChatOptions
 from .forward import last_logits
 from .generate import stop_ids
 from .layout import (
@@ -18,7 +17,7 @@ from .layout import (
     num_layers,
     sublayer_outputs,
 )
-from .load import LoadedModel, load_model
+from .load import LoadedModel
 
 _PROBE = "How do I write a letter?"
 _STREAM_TOLERANCE = 1e-2
@@ -236,25 +235,3 @@ def check_loaded(loaded: LoadedModel, system: str | None = None) -> ModelReport:
         thinking=loaded.options.thinking if chat.thoughts else None,
         notes=loaded.notes,
     )
-
-
-def check_model(
-    spec: str,
-    *,
-    dtype: str | None = None,
-    device: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    system: str | None = None,
-    options: ChatOptions | None = None,
-) -> ModelReport:
-    """Load a model and report on it, or raise with reason and remedy (see `load_model`, `check_loaded`)."""
-    loaded = load_model(
-        spec,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        options=options,
-    )
-    return check_loaded(loaded, system)

@@ -43,6 +43,28 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How answers are decoded.
+
+    Attributes:
+        max_new_tokens: token limit of every answer. batch_size: answers at once. sampling: None: greedy.
+
+    Raises:
+        InputError: a limit below 1.
+    """
+
+    max_new_tokens: int
+    batch_size: int
+    sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(
+                f"max_new_tokens is {self.max_new_tokens}, at least 1 is needed", where="generate"
+            )
+
+
+@dataclass(frozen=True)
 class Completion:
     """An answer.
 
@@ -81,20 +103,20 @@ def stop_ids(loaded: LoadedModel, chat: ChatFormat) -> frozenset[int]:
 
 @contextmanager
 def _plain_decoding(
-    model: PreTrainedModel, stop: Iterable[int], pad: int, new_tokens: int, sampling: Sampling | None
+    model: PreTrainedModel, stop: Iterable[int], pad: int, decoding: Decoding
 ) -> Iterator[None]:
     """Give the model a generation config with nothing but greedy decoding, or the sampling asked for.
 
     A checkpoint's own config may carry sampling settings, repetition penalties or length limits, and `generate`
     fills what a passed config leaves unset from it.
     """
-    own = model.generation_config
+    own, sampling = model.generation_config, decoding.sampling
     drawn: dict[str, Any] = {"do_sample": False}
     if sampling is not None:
         drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     model.generation_config = GenerationConfig(
         **drawn,
-        max_new_tokens=new_tokens,
+        max_new_tokens=decoding.max_new_tokens,
         eos_token_id=sorted(stop) or None,
         pad_token_id=pad,
         use_cache=True,
@@ -122,41 +144,36 @@ def _run_last(model: Any, made: Any, mask: Int[torch.Tensor, "rows prompt"]) -> 
 def generate_ids(
     loaded: LoadedModel,
     seqs: Sequence[Sequence[int]],
+    decoding: Decoding,
     *,
     stop: Iterable[int],
-    max_new_tokens: int,
-    batch_size: int,
     interventions: Sequence[Intervention] = (),
-    sampling: Sampling | None = None,
     progress: Progress | None = None,
     touched: Touched | None = None,
 ) -> list[list[int]]:
     """Continuations of token rows, in input order, each up to and including its first token in `stop`.
 
-    Greedy, or drawn with `sampling`, whose seed does not touch the global random state. `touched` is given the tokens
-    that the interventions acted on: all of every prompt and answer. Decoding samples the last token and stops, so that
-    counting takes one more step per batch, which runs it too.
+    A sampling's seed does not touch the global random state. `touched` is given the tokens that the interventions acted
+    on: all of every prompt and answer. Decoding samples the last token and stops, so that counting takes one more step
+    per batch, which runs it too.
 
     Raises:
-        InputError: an empty row, a limit below 1, more tokens than the model has context, or interventions that do not
-            fit.
+        InputError: an empty row, more tokens than the model has context, or interventions that do not fit.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}, at least 1 is needed", where="generate")
     check_rows(interventions, len(seqs))
-    check_context(loaded, max((len(seq) for seq in seqs), default=0) + max_new_tokens)
-    ends, pad = frozenset(stop), pad_id(loaded)
+    check_context(loaded, max((len(seq) for seq in seqs), default=0) + decoding.max_new_tokens)
+    ends, pad, sampling = frozenset(stop), pad_id(loaded), decoding.sampling
     report = progress or NO_PROGRESS
     answers: list[list[int]] = [[] for _ in seqs]
     kind = loaded.device.type
     devices = [] if kind == "cpu" else [loaded.device]
     with (
         torch.random.fork_rng(devices, sampling is not None, device_type="cuda" if kind == "cpu" else kind),
-        _plain_decoding(loaded.model, ends, pad, max_new_tokens, sampling),
+        _plain_decoding(loaded.model, ends, pad, decoding),
     ):
         if sampling is not None:
             torch.manual_seed(sampling.seed)
-        for rows in length_sorted_batches([len(seq) for seq in seqs], batch_size):
+        for rows in length_sorted_batches([len(seq) for seq in seqs], decoding.batch_size):
             batch = left_pad([seqs[row] for row in rows], pad, loaded.device)
             with (
                 contiguous_head(loaded.model),
@@ -184,11 +201,9 @@ def generate(
     loaded: LoadedModel,
     chat: ChatFormat,
     user_texts: Sequence[str],
+    decoding: Decoding,
     *,
-    max_new_tokens: int,
-    batch_size: int,
     interventions: Sequence[Intervention] = (),
-    sampling: Sampling | None = None,
     progress: Progress | None = None,
     touched: Touched | None = None,
 ) -> list[Completion]:
@@ -198,17 +213,15 @@ def generate(
     `touched` is given the tokens that they acted on, those of every prompt and every answer (see `generate_ids`).
 
     Raises:
-        InputError: a limit below 1, or interventions that do not fit.
+        InputError: more tokens than the model has context, or interventions that do not fit.
     """
     stop = stop_ids(loaded, chat)
     answers = generate_ids(
         loaded,
         chat.asked_ids_many(user_texts),
+        decoding,
         stop=stop,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
         interventions=interventions,
-        sampling=sampling,
         progress=progress,
         touched=touched,
     )

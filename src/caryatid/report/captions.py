@@ -22,11 +22,14 @@ NO_GAP = frozenset({"no refusal", "undiscriminating refusal", "gap too small"})
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure's name, its caption, and its SVG."""
+    """A figure's name, its caption, and its SVG; a notebook shows the drawing above the caption."""
 
     name: str
     caption: str
     svg: Markup
+
+    def _repr_html_(self) -> str:
+        return str(Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(self.svg, self.caption))
 
 
 @dataclass(frozen=True)

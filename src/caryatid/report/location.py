@@ -2,44 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from ..artifacts import write_bytes, write_json
 from ..single.located import Located
 from .figures import candidate_cell, value_of
-from .page import cell
+from .page import rendered
 from .svg import MUTED, Drawing
-from .tables import Column, write_table
+from .tables import CANDIDATE, ESTIMATE, Column, write_table
 
-CANDIDATES = (
-    Column("position", int, "prompt position at which it was extracted; −1 is the last token"),
-    Column("layer", int, "block at whose input it was extracted"),
-    Column("depth", float, "layer over the number of layers"),
-    Column("bypass", float, "mean refusal score of harmful prompts with it ablated everywhere", "nats"),
-    Column("induce", float, "mean refusal score of harmless prompts with it added at its layer", "nats"),
-    Column("kl", float, "KL(base ‖ ablated) of the next token on harmless prompts", "nats"),
-    Column("kl_answer", float, "the KL over the first answer tokens", "nats per token"),
-    Column("bypass_effect", float, "share of the gap that ablation removes"),
-    Column("induce_effect", float, "share of the gap that addition induces"),
-    Column("profile", str, "admissibility profile"),
-    Column("selector", str, "what picks among admissible candidates"),
-    Column("admissible", bool, "passes the profile's thresholds"),
-    Column("best", bool, "the carrier"),
-    Column("cosmic_ablated", float, "COSMIC: cosine of ablated harmful and harmless means"),
-    Column("cosmic_added", float, "COSMIC: cosine of added harmless and harmful means"),
-)
 EFFECTS = (
     Column("intervention", str, "none, ablate or add"),
     Column("control", str, "none, the carrier, or the number of a random subspace"),
     Column("read_out", str, "refused; utility_pass; removed, of the refusals; induced, of harmless prompts"),
-    Column("value", float, "the share"),
-    Column("n", int, "prompts that it rests on"),
-    Column("lo", float, "lower end of the 95 % interval"),
-    Column("hi", float, "upper end of the 95 % interval"),
+    *ESTIMATE,
 )
 
 
@@ -47,7 +24,7 @@ def write_location(folder: Path, found: Located) -> Path:
     """Write `location.json`, `tables/`, `figures/map.svg`, `report/index.html`, and `carrier.safetensors` if there is a
     carrier; returns the page's path."""
     write_json(folder / "location.json", found.to_json())
-    write_table(folder / "tables", "candidates", CANDIDATES, found.candidates)
+    write_table(folder / "tables", "candidates", CANDIDATE, found.candidates)
     write_table(folder / "tables", "effects", EFFECTS, found.effects)
     carrier = folder / "carrier.safetensors"
     if found.carrier is not None:
@@ -57,10 +34,8 @@ def write_location(folder: Path, found: Located) -> Path:
     drawn = map_figure(found.candidates) if found.candidates else ""
     if drawn:
         write_bytes(folder / "figures" / "map.svg", drawn.encode())
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["cell"] = cell
-    source = (resources.files("caryatid.report") / "location.html").read_text(encoding="utf-8")
-    html = environment.from_string(source).render(
+    html = rendered(
+        "location.html",
         facts=found.to_json(),
         remedy=found.remedy,
         notes=found.notes,
@@ -68,7 +43,7 @@ def write_location(folder: Path, found: Located) -> Path:
         headline=headline(found),
         effects=found.effects,
         places=sorted(found.places.items()),
-        columns=[column.name for column in CANDIDATES],
+        columns=[column.name for column in CANDIDATE],
         candidates=found.candidates,
     )
     path = folder / "report" / "index.html"

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,7 +13,7 @@ import jinja2
 
 from ..artifacts import write_bytes
 from . import figures
-from .captions import Basis, drawn_figures, profile_of
+from .captions import Figure, profile_of
 
 # arXiv 2604.27019: Mistral-7B, LoRA, UltraChat. Facts beside which a run is shown, not targets.
 PUBLISHED = (
@@ -62,13 +62,15 @@ class Content:
 
     Attributes:
         settings: the resolved configuration; config: the same as text. manifest: the run's. tables: rows by name.
-        folds: tables that need no words of the page's own. sources: prompt sets. samples: answers, redacted already.
+        figures: of each seed, in the page's order. folds: tables that need no words of the page's own.
+        sources: prompt sets. samples: answers, redacted already.
     """
 
     settings: Mapping[str, Any]
     config: str
     manifest: Mapping[str, Any]
     tables: figures.Tables
+    figures: Mapping[int, Sequence[Figure]]
     folds: tuple[Fold, ...]
     sources: tuple[Mapping[str, Any], ...]
     samples: tuple[Mapping[str, Any], ...]
@@ -78,19 +80,12 @@ class Content:
 def write_page(folder: Path, content: Content) -> Path:
     """Write `report/index.html` and `figures/*.svg` into a run directory; returns the page's path."""
     tables, settings, manifest = content.tables, content.settings, content.manifest
-    seeds = sorted({row["seed"] for row in tables["behaviour"]})
-    basis = Basis({row["field"]: row["n"] for row in content.sources}, settings, len(seeds) > 1)
-    drawn = {seed: list(drawn_figures(tables, basis, seed)) for seed in seeds}
-    for found in drawn.values():
+    for found in content.figures.values():
         for figure in found:
             name = re.sub(r"[^\w.-]+", "_", figure.name)  # arms of an observed series may be called anything
             write_bytes(folder / "figures" / f"{name}.svg", str(figure.svg).encode())
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["cell"] = cell
-    template = environment.from_string(
-        (resources.files("caryatid.report") / "template.html").read_text(encoding="utf-8")
-    )
-    html = template.render(
+    html = rendered(
+        "template.html",
         name=settings["name"],
         manifest=manifest,
         facts=manifest["facts"],
@@ -98,8 +93,8 @@ def write_page(folder: Path, content: Content) -> Path:
         chat_note=_chat_note(settings),
         tables=tables,
         folds=content.folds,
-        seeds=seeds,
-        figures=drawn,
+        seeds=list(content.figures),
+        figures=content.figures,
         headlines=list(_headlines(tables)),
         columns=_trajectory(tables)[0],
         trajectory=_trajectory(tables)[1],
@@ -118,6 +113,14 @@ def write_page(folder: Path, content: Content) -> Path:
     path = folder / "report" / "index.html"
     write_bytes(path, html.encode())
     return path
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A page from one of this package's templates; everything from outside is escaped."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["cell"] = cell
+    source = (resources.files(__package__) / template).read_text(encoding="utf-8")
+    return environment.from_string(source).render(**values)
 
 
 def cell(value: Any) -> str:

@@ -36,6 +36,32 @@ class Column:
     unit: str = ""
 
 
+ESTIMATE = (
+    Column("value", float, "the rate or mean"),
+    Column("n", int, "prompts that it rests on"),
+    Column("lo", float, "lower end of the 95 % interval"),
+    Column("hi", float, "upper end of the 95 % interval"),
+)
+CANDIDATE = (
+    Column("position", int, "prompt position at which it was extracted; −1 is the last token"),
+    Column("layer", int, "block at whose input it was extracted"),
+    Column("depth", float, "layer over the number of layers"),
+    Column("bypass", float, "mean refusal score of harmful prompts with it ablated everywhere", "nats"),
+    Column("induce", float, "mean refusal score of harmless prompts with it added at its layer", "nats"),
+    Column("kl", float, "KL(base ‖ ablated) of the next token on harmless prompts", "nats"),
+    Column("bypass_effect", float, "share of the gap that ablation removes"),
+    Column("induce_effect", float, "share of the gap that addition induces"),
+    Column("profile", str, "admissibility profile"),
+    Column("admissible", bool, "passes the profile's thresholds"),
+    Column("best", bool, "the carrier"),
+    Column("kl_answer", float, "the KL over the first answer tokens", "nats per token"),
+    Column("selector", str, "what picks among admissible candidates"),
+    Column("cosmic_ablated", float, "COSMIC: cosine of ablated harmful and harmless means"),
+    Column("cosmic_added", float, "COSMIC: cosine of added harmless and harmful means"),
+)
+"""A scored candidate direction, in a study (table `carriers`) and of one model (`locate`)."""
+
+
 def _plain(value: Any) -> Any:
     """numpy scalars as Python's, NaN as null."""
     value = value.item() if hasattr(value, "item") else value

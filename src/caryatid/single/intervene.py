@@ -26,7 +26,7 @@ from ..geometry.carriers import CALIBRATED, MIN_GAP
 from ..models.batch import plan_batch_sizes
 from ..models.check import check_loaded
 from ..models.forward import block_inputs
-from ..models.generate import Completion, generate
+from ..models.generate import Completion, Decoding, generate
 from ..models.load import LoadedModel
 from ..paths import hub_offline
 from ..progress import NO_PROGRESS, Progress
@@ -104,13 +104,8 @@ class _Intervention:
         return judged_prompts(getattr(self.sets, suite))
 
     def _answer(self, texts: Sequence[str]) -> list[Completion]:
-        return generate(
-            self.model.loaded,
-            self.model.chat,
-            texts,
-            max_new_tokens=self.settings.max_new_tokens,
-            batch_size=self.batch.generate,
-        )
+        decoding = Decoding(self.settings.max_new_tokens, self.batch.generate)
+        return generate(self.model.loaded, self.model.chat, texts, decoding)
 
     def _judged(self, rows: Sequence[Prompt]) -> list[tuple[Completion, bool]]:
         """The model's answers, and whether each is a refusal."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors.torch import save
@@ -12,6 +12,9 @@ from safetensors.torch import save
 from ..artifacts import write_bytes
 from ..causal.locate import Carrier
 from ..data.study_prompts import Source
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HARMFUL, HARMLESS = ("harmbench", "xstest_unsafe"), "chat_heldout"
 NAN = math.nan
@@ -95,6 +98,16 @@ class Located:
     places: dict[int, float]
     remedy: str | None
     notes: tuple[str, ...]
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The scored candidates as a data frame."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.candidates))
+
+    def __repr__(self) -> str:
+        found = self.carrier or f"no carrier: {self.facts['reason']}"
+        return f"Located({self.facts['model']!r}, {found}, {len(self.candidates)} candidates)"
 
     def to_json(self) -> dict[str, Any]:
         """`facts` with null for NaN."""

@@ -13,7 +13,7 @@ from ..data.study_prompts import Source
 from ..models.batch import plan_batch_sizes
 from ..models.chat_options import ChatOptions
 from ..models.check import check_loaded
-from ..models.generate import Completion, generate
+from ..models.generate import Completion, Decoding, generate
 from ..models.load import LoadedModel, load_model
 from ..models.residual import Intervention
 from ..models.template import ChatFormat
@@ -50,14 +50,8 @@ class Model:
         batch_size: int | None = None,
     ) -> list[Completion]:
         """Greedy answers to users' texts, in order; `interventions` (`Carrier.ablate()`, `.add(alpha)`) act on all."""
-        return generate(
-            self.loaded,
-            self.format,
-            texts,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size or self._batch_sizes().generate,
-            interventions=interventions,
-        )
+        decoding = Decoding(max_new_tokens, batch_size or self._batch_sizes().generate)
+        return generate(self.loaded, self.format, texts, decoding, interventions=interventions)
 
     def chat(self, text: str, *interventions: Intervention, max_new_tokens: int = 128) -> str:
         """The greedy answer to one text."""

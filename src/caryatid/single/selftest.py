@@ -23,7 +23,7 @@ from ..models.capture import capture_block_inputs
 from ..models.check import check_loaded
 from ..models.directional import Ablate
 from ..models.forward import last_logits
-from ..models.generate import generate
+from ..models.generate import Decoding, generate
 from ..models.load import LoadedModel, load_model
 from ..models.quiet import quiet_transformers
 from ..models.residual import intervening
@@ -107,7 +107,7 @@ class _Test:
         chat = self.loaded.chat(None)
 
         def ids(texts: tuple[str, ...]) -> list[tuple[int, ...]]:
-            made = generate(self.loaded, chat, texts, max_new_tokens=8, batch_size=len(TASKS))
+            made = generate(self.loaded, chat, texts, Decoding(8, len(TASKS)))
             return [one.ids for one in made]
 
         together = ids(TASKS)

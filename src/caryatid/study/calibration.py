@@ -28,7 +28,7 @@ from ..causal.answer_reference import AnswerReference
 from ..causal.locate import Activations
 from ..errors import MemoryExhaustedError
 from ..models.forward import last_logits
-from ..models.generate import generate_ids
+from ..models.generate import Decoding, generate_ids
 from ..models.load import LoadedModel, load_model
 from ..models.machine import busy, device_name, threads
 from ..paths import cache_dir
@@ -252,7 +252,7 @@ class _Calibration:
 
         def decode(count: int) -> list[list[int]]:
             rows = [row[:SHORT] for row in self._rows(loaded, count)]
-            return generate_ids(loaded, rows, stop=(), max_new_tokens=NEW_TOKENS, batch_size=count)
+            return generate_ids(loaded, rows, Decoding(NEW_TOKENS, count), stop=())
 
         prompt = SHORT * self.seconds["tokens"]
         each, begin = self._two_sizes(

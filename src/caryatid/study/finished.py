@@ -7,13 +7,14 @@ from .plan import Plan
 from .stage import Stage
 
 R = TypeVar("R")
+KEPT = 24  # results in memory
 
 
 class Results:
     """Results of finished stages, each read once while it is among the last few that were asked for."""
 
-    def __init__(self, plan: Plan, run: RunDirectory, keep: int = 24) -> None:
-        self.plan, self.run, self.keep = plan, run, keep
+    def __init__(self, plan: Plan, run: RunDirectory) -> None:
+        self.plan, self.run = plan, run
         self._read: dict[str, Any] = {}
 
     def of(self, stage: Stage[R]) -> R:
@@ -23,7 +24,7 @@ class Results:
             self._read[entry.key] = entry.stage.load(entry.folder(self.run))
         result: R = self._read.pop(entry.key)
         self._read[entry.key] = result  # now the most recent one
-        while len(self._read) > self.keep:
+        while len(self._read) > KEPT:
             del self._read[next(iter(self._read))]
         return result
 

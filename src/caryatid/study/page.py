@@ -47,6 +47,7 @@ def build_report(run: Run, *, show_answers: bool = False) -> Path:
         manifest={"libraries": {}, **run.directory.manifest()},
         config=run.directory.config_text(),
         tables=tables,
+        figures={seed: list(run.figures(seed).values()) for seed in sorted(run.config.seeds)},
         folds=tuple(folds),
         sources=tuple(_sources(run)),
         samples=tuple(_samples(run, show_answers)),

@@ -175,9 +175,7 @@ def _counts(sizes: Sizes, own: int, old: int, *, ideal: bool = False) -> Transfe
     if not ideal and sizes.refusals:
         flat = removed.reshape(-1)
         flat[:: max(1, round(1 / sizes.random))] = sizes.random > 0
-    return TransferCounts(
-        old, 0, own - old, sizes.refusals - own, random_share(removed, CONFIDENCE), sizes.subspaces
-    )
+    return TransferCounts(old, 0, own - old, sizes.refusals - own, random_share(removed), sizes.subspaces)
 
 
 def _ratio(sizes: Sizes, shown: Callable[[TransferCounts], bool], *, below: bool) -> float:

@@ -10,6 +10,8 @@ from ..artifacts import RunDirectory
 from ..causal.locate import Carrier
 from ..config import StudyConfig, parse_config
 from ..errors import UsageError
+from ..report.captions import Basis, Figure, drawn_figures
+from ..report.tables import read_tables
 from ..single.model import Model
 from .decision import Verdict, decide
 from .facts import Facts
@@ -18,6 +20,7 @@ from .plan import Plan, build_plan
 from .series import BASE, AnchorRef, PairRef, anchors_of
 from .stage import Stage, Study
 from .stages.carrier import ChosenCarrier
+from .stages.prompts import Prompts
 from .stages.train import where_is
 from .stages.verdict import Verdicts
 
@@ -83,6 +86,23 @@ class Run:
                 f"no table {name!r}", where=str(path.parent), remedy=f"There are {', '.join(known)}."
             )
         return pyarrow.parquet.read_table(path).to_pandas()
+
+    def figures(self, seed: int | None = None) -> dict[str, Figure]:
+        """The report's figures of a seed (default: the study's first) by name, drawn from the tables alone.
+
+        Raises:
+            UsageError: the study is not finished, or has no such seed.
+        """
+        seeds, tables = self.config.seeds, read_tables(self.path)
+        seed = seeds[0] if seed is None else seed
+        if seed not in seeds:
+            raise UsageError(f"no seed {seed}", where=str(self.path), remedy=f"There are {list(seeds)}.")
+        if "verdict" not in tables:
+            raise UsageError("no tables yet", where=str(self.path), remedy="Finish the study.")
+        sets = self.of(Prompts).sets if self.has(Prompts) else {}
+        sizes = {name: len(one) for name, one in sets.items()}
+        basis = Basis(sizes, self.study.settings, len(seeds) > 1)
+        return {figure.name: figure for figure in drawn_figures(tables, basis, seed)}
 
     def anchor(self, arm: str, step: int, seed: int | None = None) -> AnchorRef:
         """An anchor by its name; step 0 under any arm's. `seed`: default the study's first.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..registry import Registry
-from ..report.tables import Column, write_table
+from ..report.tables import ESTIMATE, Column, write_table
 from .run import Run
 from .stage import import_all
 
@@ -32,13 +32,7 @@ QUANTITY = (
     Column("lo", float, "lower end of the 95 % interval"),
     Column("hi", float, "upper end of the 95 % interval"),
 )
-RATE = (
-    Column("value", float, "the rate or mean"),
-    Column("n", int, "prompts that it rests on"),
-    Column("lo", float, "lower end of the 95 % interval"),
-    Column("hi", float, "upper end of the 95 % interval"),
-    Column("judge", str, "`name@version` of what judged the answers"),
-)
+RATE = (*ESTIMATE, Column("judge", str, "`name@version` of what judged the answers"))
 NOISE = Column("noise", str, "which sampling noise the interval contains")
 SITE = (
     Column("layer", int, "block at whose input it is read"),

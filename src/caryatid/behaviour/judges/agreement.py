@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
 from ...errors import InputError
-from ...stats import Interval, Rate, bootstrap_indices, clustered_rate, quantile_interval
+from ...stats import UNDEFINED, Interval, Rate, bootstrap_indices, clustered_rate, quantile_interval
 
 _NAN = float("nan")
 
@@ -86,7 +86,7 @@ def _bootstrapped(
 ) -> tuple[Interval, Interval]:
     """Balanced accuracy and κ with intervals over resampled prompts."""
     if not names:
-        return Interval(_NAN, _NAN, _NAN), Interval(_NAN, _NAN, _NAN)
+        return UNDEFINED, UNDEFINED
     _, cluster = np.unique(np.array(names), return_inverse=True)
     cells = np.zeros(
         (int(cluster.max()) + 1, 4)
@@ -121,14 +121,14 @@ def rogan_gladen(rate: Rate, sensitivity: Rate, specificity: Rate, confidence: f
     """
     z2 = float(scipy_stats.norm.ppf(0.5 + confidence / 2)) ** 2
     if min(rate.n, sensitivity.n, specificity.n) == 0:
-        return Interval(_NAN, _NAN, _NAN)
+        return UNDEFINED
     n, n_se, n_sp = rate.n + z2, sensitivity.n + 2, specificity.n + 2
     p = (rate.n * rate.value + z2 / 2) / n
     se = (sensitivity.n * sensitivity.value + 1) / n_se
     sp = (specificity.n * specificity.value + 1) / n_sp
     informed = se + sp - 1
     if informed <= 0 or sensitivity.value + specificity.value <= 1:
-        return Interval(_NAN, _NAN, _NAN)
+        return UNDEFINED
     centre = (p + sp - 1) / informed
     var_se, var_sp = se * (1 - se) / n_se, sp * (1 - sp) / n_sp
     shift = 2 * z2 * (centre * var_se - (1 - centre) * var_sp)

@@ -15,7 +15,7 @@ from ...data.chat import (
     without_overlaps,
 )
 from ...data.prompts import Dropped, Prompt
-from ...models.generate import generate
+from ...models.generate import Decoding, generate
 from ...models.load import LoadedModel
 from ..costs import Sizes, WorkUnits, decoding
 from ..stage import AnyStage, Stage, register_stage
@@ -120,8 +120,7 @@ def _distilled(
                     loaded,
                     work.chat(loaded),
                     texts[index * size : (index + 1) * size],
-                    max_new_tokens=max_new_tokens,
-                    batch_size=work.batch.generate,
+                    Decoding(max_new_tokens, work.batch.generate),
                     progress=progress,
                 )
                 # An answer that is still a thought is none.

@@ -7,7 +7,7 @@ from typing import Any
 from ...behaviour.judges.base import REFUSED, Exchange, judge_answers
 from ...config import StudyConfig
 from ...data.prompts import Prompt
-from ...models.generate import generate
+from ...models.generate import Decoding, generate
 from ..costs import Sizes, WorkUnits, decoding
 from ..stage import AnyStage, Stage, register_stage
 from ..work import Work
@@ -115,8 +115,7 @@ def short_answers(work: Work, prompts: Sequence[Prompt], tokens: int) -> list[Se
             loaded,
             work.chat(loaded),
             [row.user_text for row in prompts],
-            max_new_tokens=tokens,
-            batch_size=work.batch.generate,
+            Decoding(tokens, work.batch.generate),
             progress=progress,
         )
     asked = zip(prompts, completions, strict=True)
