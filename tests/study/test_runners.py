@@ -1,16 +1,19 @@
 """Several runners in one run directory: no stage twice, the tables of one runner, and a dead runner's work goes on."""
 
 import csv
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from small import small_config
+from small import forget, small_config
 
 from caryatid.artifacts import RunDirectory, write_json
+from caryatid.cli import run as command
 from caryatid.errors import UsageError
 from caryatid.study import leases
 from caryatid.study.flow import run_study
@@ -127,3 +130,24 @@ def test_a_runner_with_another_configuration_is_refused(tmp_path: Path) -> None:
     run.config_path.write_text("name: other\n")
     with Leases(run).kept_alive(), pytest.raises(UsageError, match="with another configuration"):
         run_study(config, tmp_path / "run")
+
+
+def test_one_stage_is_run_where_its_needs_are_done(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    forget(out, "carrier", "verdict")
+    for ran in (True, False):
+        assert command(["stage", "run", str(out), "carrier/base@0/seed0", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"stage": "carrier/base@0/seed0", "ran": ran}
+    states = {row.id: row.state for row in study_status(out)}
+    assert states["carrier/base@0/seed0"] == "done"
+    assert states["carrier/sft@1/seed0"] == "missing"
+    for name, said in {
+        "verdict/base@0-sft@2/seed0": "which is not done",
+        "carrier/none": "no stage 'carrier/none'",
+    }.items():
+        assert command(["stage", "run", str(out), name]) == 2
+        assert said in capsys.readouterr().err
+    assert not (out / "leases").exists()

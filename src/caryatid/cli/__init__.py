@@ -8,7 +8,21 @@ import typer
 
 from .. import __version__
 from ..errors import CaryatidError, ConfigError, MemoryExhaustedError, UsageError
-from . import attack, data, demo, doctor, evaluate, geometry, judge, locate, measure, models, study, training
+from . import (
+    attack,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    geometry,
+    judge,
+    locate,
+    measure,
+    models,
+    stage,
+    study,
+    training,
+)
 from .console import announce, speaking
 
 # What all errors of typer's parser are. Newer versions of typer bring a click of their own, so it is looked up by name.
@@ -33,6 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(study.app, name="study")
+app.add_typer(stage.app, name="stage")
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.add_typer(attack.app, name="attack")

@@ -15,7 +15,7 @@ import torch
 from .. import __version__
 from ..anchors import check_anchors, try_anchor
 from ..artifacts import RunDirectory, write_bytes
-from ..config import StudyConfig, dump_config
+from ..config import StudyConfig, dump_config, parse_config
 from ..errors import UsageError
 from ..progress import NO_PROGRESS, Progress
 from ..training.ranks import Ranks
@@ -232,6 +232,29 @@ def execute(session: Session, plan: Plan | None = None) -> int:
             todo.done(entry)
     session.close()
     return ran
+
+
+def run_one(directory: Path, name: str, progress: Progress, announce: Callable[[str], None]) -> bool:
+    """Run one stage of a study that was begun; False: it is done already, or another runner that held it has done it.
+
+    Raises:
+        UsageError: not a run directory, no such stage, or one that it needs is not done.
+        CaryatidError: as the stage raises it.
+    """
+    run = RunDirectory.existing(directory)
+    config = parse_config(run.config_text(), str(run.config_path))
+    with opened(config, directory, progress, announce) as session:
+        plan, where = session.plan, str(directory)
+        if name not in plan:
+            raise UsageError(
+                f"no stage {name!r}", where=where, remedy="See the ids that `caryatid study status` shows."
+            )
+        missing = [need.id for need in plan[name].needs if not need.folder(run).done()]
+        if missing:
+            raise UsageError(
+                f"{name} needs {missing[0]}, which is not done", where=where, remedy="Run that first."
+            )
+        return execute(session, Plan(plan.study, (plan[name],))) > 0
 
 
 def _run_stage(session: Session, entry: Planned) -> None:
