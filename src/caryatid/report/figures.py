@@ -176,10 +176,14 @@ def _depth_marks(
 
 
 def geometry_figure(tables: Tables, seed: int) -> str:
-    """Effective rank over the anchors, and the excess angle from the anchor before, both with intervals."""
+    """Participation ratio over the anchors, and the corrected angle from the anchor before: what verdicts rest on."""
     arms, steps = arms_of(tables, seed), steps_of(tables, seed)
-    ranks = [r for r in tables["rank"] if r["seed"] == seed and r["quantity"] == "effective_rank"]
-    angles = [r for r in tables["drift"] if r["seed"] == seed and r["quantity"] == "excess_angle"]
+    ranks = [r for r in tables["rank"] if r["seed"] == seed and r["quantity"] == "participation_ratio"]
+    angles = [
+        row
+        for row in tables["drift"]
+        if (row["seed"], row["quantity"], row["site"]) == (seed, "corrected_angle", "first anchor")
+    ]
     # each arm's own steps: those of an observed series' arms may differ
     own = {arm: [0, *sorted({r["step"] for r in ranks if r["arm"] == arm})] for arm in arms}
     before = {arm: dict(zip(mine[1:], mine, strict=False)) for arm, mine in own.items()}
@@ -190,12 +194,12 @@ def geometry_figure(tables: Tables, seed: int) -> str:
     ]
     turned = [value_of(row, key) for row in consecutive for key in ("value", "lo", "hi")]
     turned = [value for value in turned if math.isfinite(value)]
-    drawing = Drawing(960, 250, "Effective rank and excess angle at every anchor")
+    drawing = Drawing(960, 250, "Participation ratio and corrected angle at every anchor")
     legend(drawing, 20, 22, [(arm, colour(arm, arms)) for arm in arms])
-    rank = Frame("Effective rank at step 0's site", steps)
+    rank = Frame("Participation ratio at step 0's site", steps)
     panel(drawing, (0, 36, 470, 210), trajectory_of(ranks, arms), rank)
-    bounds = min([-1.0, *turned]), max([1.0, *turned])  # a hundredth of a degree must not look like a turn
-    angle = Frame("Excess angle from the anchor before (degrees)", steps, bounds, zero=0.0)
+    bounds = 0.0, 1.05 * max([10.0, *turned])  # a hundredth of a degree must not look like a turn
+    angle = Frame("Corrected angle from the anchor before (degrees)", steps, bounds, zero=0.0)
     panel(drawing, (480, 36, 470, 210), trajectory_of(consecutive, arms), angle)
     return drawing.svg()
 
