@@ -22,6 +22,7 @@ them:
     refusal_tokens  first tokens of refusals, one set for all anchors  (study)
     activations     on the extraction prompts                          (anchor)
     candidates      candidate directions, scored                       (anchor)
+    profile         published or calibrated, by step 0 alone           (seed)
     reextraction    the likeliest, extracted anew from resamples       (anchor)
     carrier         chosen once, under every profile                   (anchor)
     uncertainty     of its place                                       (anchor)
