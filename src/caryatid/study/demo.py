@@ -234,7 +234,7 @@ def headline(demo: Demo) -> Iterator[str]:
 def next_steps(demo: Demo) -> list[str]:
     """Three things to try."""
     run = open_run(demo.directory)
-    (pair, *_) = verdict_pairs(run.config, run.config.seeds[0])
+    pair = max(verdict_pairs(run.config, run.config.seeds[0]), key=lambda pair: pair.b.step - pair.a.step)
     name, steps = demo.directory.as_posix(), f'"{pair.b.arm}", {pair.a.step}, {pair.b.step}'
     python = f"python -c 'import caryatid; print(caryatid.open_run(\"{name}\").verdict({steps}, angle=15))'"
     return [
