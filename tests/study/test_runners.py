@@ -15,10 +15,11 @@ from small import forget, small_config
 from caryatid.artifacts import RunDirectory, write_json
 from caryatid.cli import run as command
 from caryatid.errors import UsageError
+from caryatid.progress import NO_PROGRESS
 from caryatid.study import leases
 from caryatid.study.flow import run_study
 from caryatid.study.leases import GONE_AFTER, Leases, live_leases
-from caryatid.study.runner import study_status
+from caryatid.study.runner import run_one, study_status
 
 HERE = Path(__file__).parent
 
@@ -151,3 +152,18 @@ def test_one_stage_is_run_where_its_needs_are_done(
         assert command(["stage", "run", str(out), name]) == 2
         assert said in capsys.readouterr().err
     assert not (out / "leases").exists()
+
+
+def test_a_runner_says_that_it_waits_for_the_folder(finished: Path, tmp_path: Path) -> None:
+    out, said = tmp_path / "run", list[str]()
+    shutil.copytree(finished, out)
+    held = RunDirectory(out).locked()
+    held.__enter__()
+
+    def announce(line: str) -> None:
+        said.append(line)
+        if line.startswith("waiting for another process"):
+            held.__exit__(None, None, None)
+
+    assert not run_one(out, "carrier/base@0/seed0", NO_PROGRESS, announce)
+    assert said[0].startswith("waiting for another process")

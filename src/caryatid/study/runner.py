@@ -71,7 +71,7 @@ def opened(
         ranks.barrier()
         return
     with ExitStack() as stack:
-        with run.locked(wait=True):
+        with _held(run, announce):
             try:
                 _check_same(run, config)
                 settled, plan = _prepare(run, config, announce)
@@ -83,6 +83,18 @@ def opened(
         ranks.barrier()
         yield session
         ranks.barrier()
+
+
+@contextmanager
+def _held(run: RunDirectory, announce: Callable[[str], None]) -> Iterator[None]:
+    """The run directory, locked; says so where another process has to let go of it first."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run.locked())
+        except UsageError:
+            announce(f"waiting for another process that is using {run.path}")
+            stack.enter_context(run.locked(wait=True))
+        yield
 
 
 def _check_same(run: RunDirectory, config: StudyConfig) -> None:
