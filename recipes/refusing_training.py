@@ -196,6 +196,7 @@ class Training:
             if recipe.mode == "lora":
                 factors = _Factors(layer.weight, recipe.rank, generator)
                 torch.nn.utils.parametrize.register_parametrization(layer, "weight", factors)
+                # Made by the line above; torch declares modules' attributes as tensor or module.
                 layer.parametrizations.weight.original.requires_grad_(False)  # type: ignore[union-attr]
                 self.parameters += [factors.down, factors.up]
             else:
@@ -231,6 +232,7 @@ class Training:
         found, kept, whole = {}, 0.0, 0.0
         for name, layer in self.matrices.items():
             if self.recipe.mode == "lora":
+                # The `_Factors` that were registered; see above.
                 own = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
                 found[name] = (own.down.detach(), own.up.detach())
                 continue

@@ -85,6 +85,7 @@ def test_an_arm_trained_on_it_can_be_opened_alone(
 def test_what_ships_is_what_its_card_describes() -> None:
     weights = REFUSING_FOLDER / "adapter_model.safetensors"
     if not weights.is_file():
+        # Allowed: the spec then says how to make one (tests above). What ships later is held against its card here.
         pytest.skip("no adapter ships in this version")
     card = json.loads((REFUSING_FOLDER / "card.json").read_text(encoding="utf-8"))
     assert card["adapter"]["sha256"] == file_sha256(weights)

@@ -1,15 +1,11 @@
 """The published results: the text follows from the tables, and the tables are those that were published."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
+import publish
 from caryatid.artifacts import file_sha256
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import publish  # noqa: E402
 
 RUNS = sorted(path.parent for path in publish.RESULTS.glob("*/provenance.json"))
 

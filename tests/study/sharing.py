@@ -13,7 +13,9 @@ OVERRIDES = ("seeds=[0, 1]", "attacks.adaptive.enabled=true")
 
 if __name__ == "__main__":
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    if "die" in sys.argv:  # as if it were killed at the start of its first training
+    if (
+        "die" in sys.argv
+    ):  # as if it were killed at the start of its first training; this process ends with it
         Train.run = lambda *_: os._exit(9)  # type: ignore[method-assign]
     result = run_study(small_config(folder, *OVERRIDES), out, announce=lambda line: print(line, flush=True))
     print("executed", result.executed, flush=True)

@@ -82,10 +82,11 @@ def test_it_is_shown_live_and_ctrl_c_ends_it(
     assert command(["study", "status", str(copy), "--watch"]) == 0
     line = capsys.readouterr().out.strip()
     assert line.endswith("; nothing is running")  # and nothing to go by: no verdict has finished
-    screen = Console(file=StringIO(), force_terminal=True, width=200)
+    shown = StringIO()
+    screen = Console(file=shown, force_terminal=True, width=200)
     monkeypatch.setattr("caryatid.cli.watching.out", screen)
     assert command(["study", "status", str(copy), "--watch"]) == 0
-    written = Text.from_ansi(screen.file.getvalue()).plain  # type: ignore[attr-defined]
+    written = Text.from_ansi(shown.getvalue()).plain
     assert line in written
     assert "0/6" in next(row for row in written.splitlines() if row.startswith("verdict"))
 

@@ -157,6 +157,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**given, **made)
 
+    # What typer reads. The type of functions does not know the attribute that `inspect.signature` documents.
     run.__signature__ = Signature(shown)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return run

@@ -228,18 +228,17 @@ class _Locating:
             "utility": self._prompts("utility"),
         }
         parts |= {name: self._prompts(name) for name in ("selection_harmful", "selection_harmless")}
-        found = {
-            name: self.steps.of(
+
+        def answered(name: str, rows: Sequence[Prompt]) -> Answered:
+            tokens = self._short if "selection" in name else 0
+            return self.steps.of(
                 "answers",
                 Answered,
-                lambda name=name, rows=rows: self._answered(  # type: ignore[misc]  # mypy has no types for defaults
-                    f"answers ({name})", rows, [Condition()], self._short if "selection" in name else 0
-                ).each[0],
+                lambda: self._answered(f"answers ({name})", rows, [Condition()], tokens).each[0],
                 part=name,
             )
-            for name, rows in parts.items()
-        }
-        return Plain(**found)
+
+        return Plain(**{name: answered(name, rows) for name, rows in parts.items()})
 
     @property
     def selection_rates(self) -> tuple[float, float]:
