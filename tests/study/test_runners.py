@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from small import forget, small_config
 
@@ -103,8 +104,19 @@ def test_a_lease_is_alive_while_its_process_is_and_while_it_is_touched(tmp_path:
         write_json(one.folder / "dead.json", dead)
         assert "dead" not in live_leases(run)
         assert "dead" not in one.others()
+        gone = subprocess.Popen([sys.executable, "-c", ""])  # ended, and not waited for before the assertion
+        while psutil.Process(gone.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        write_json(one.folder / "zombie.json", dead | {"pid": gone.pid})
+        assert "zombie" not in live_leases(run)
+        assert "zombie" not in one.others()
+        gone.wait()
         write_json(one.folder / "far.json", dead | {"host": "far away"})
         assert "far" in one.others()
+        assert "far" in live_leases(run)
+        os.utime(one.folder / "far.json", (old, old))
+        assert "far" not in live_leases(run)
+        os.utime(one.folder / "far.json")
         (one.folder / "damaged.json").write_text("{")
         assert "damaged" not in one.others()
     assert set(other.others()) == {"far"}

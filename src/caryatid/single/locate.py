@@ -373,9 +373,8 @@ class _Locating:
         drawn = random_bases(benign, own, draws=self.settings.controls, generator=generator).bases
         ablations = ablation_conditions(own, drawn)
         additions = addition_conditions(carrier.direction, carrier.site.layer, [1.0], drawn)
-        few = answered[
-            : max(len(answered) // 4, 8)
-        ]  # controls that are added cost as much as the carrier itself
+        most = max(len(answered) // 4, 8)  # controls that are added cost as much as the carrier itself
+        few = answered[:most]
 
         def part(name: str, rows: Sequence[Prompt], conditions: Sequence[Condition]) -> list[Answered]:
             found = self.steps.of(

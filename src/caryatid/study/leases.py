@@ -11,12 +11,15 @@ import os
 import shutil
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ..artifacts import RunDirectory, write_json
 
@@ -74,7 +77,7 @@ class Leases:
         if owner.host == self.owner.host and not _runs(owner.pid):
             return False
         try:
-            return _now(self.folder) - path.stat().st_mtime < GONE_AFTER
+            return _fresh(path, _now(self.folder))
         except FileNotFoundError:
             return False
 
@@ -100,7 +103,7 @@ class Leases:
         def touch() -> None:
             while not stop.wait(TOUCH_EVERY):
                 for path in list(self.mine):
-                    if path.exists():
+                    with suppress(OSError):  # given up meanwhile, or a file system that is away for a moment
                         os.utime(path)
 
         thread = threading.Thread(target=touch, name="leases", daemon=True)
@@ -123,9 +126,20 @@ def live_leases(run: RunDirectory) -> set[str]:
     here, found = Owner.here(), set()
     for path in (run.path / "leases").glob("*.json"):
         owner = _owner(path)
-        if owner is not None and (owner.host != here.host or _runs(owner.pid)):
+        if owner is None:
+            continue
+        try:  # of another host by this one's clock: nothing is written here, to ask the file system's
+            alive = _runs(owner.pid) if owner.host == here.host else _fresh(path, time.time())
+        except FileNotFoundError:
+            continue
+        if alive:
             found.add(path.stem)
     return found
+
+
+def _fresh(path: Path, now: float) -> bool:
+    """Whether a lease was touched lately."""
+    return now - path.stat().st_mtime < GONE_AFTER
 
 
 def _owner(path: Path) -> Owner | None:
@@ -148,13 +162,10 @@ def _now(folder: Path) -> float:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process of this host is alive."""
-    if os.name == "nt":
-        return True  # no cheap way to ask; a dead one's lease runs out
+    """Whether a process of this host is alive; one that ended and was not waited for is not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
+    except psutil.AccessDenied:
         return True
-    return True

@@ -48,7 +48,9 @@ class Todo:
                     f"[{self.numbers[entry.id]}/{len(self.plan)}] {entry.id}: {'; '.join(said)}"
                 )
                 return entry.id
-            if self.left and not waiting:
+            if not self.left:  # others finished the last ones
+                break
+            if not waiting:
                 self.session.announce(f"waiting for other runners: {len(self.left)} stages left")
                 waiting = True
             time.sleep(LOOK_EVERY)

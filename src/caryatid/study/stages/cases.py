@@ -36,9 +36,8 @@ class Cases(AttackStage):
         return {"attack": self.attack_settings, "model": model, "seed": self.place.seed}
 
     def work_units(self, sizes: Sizes) -> WorkUnits:
-        return super().work_units(sizes) + WorkUnits(
-            loaded=1, adapted=1
-        )  # the first time that step 0 is opened
+        opened = WorkUnits(loaded=1, adapted=1)  # the first time that step 0 is
+        return super().work_units(sizes) + opened
 
     def run(self, work: Work) -> Attacked:
         return self.against(work, self.target)
