@@ -316,3 +316,28 @@ def test_training_goes_on_from_a_kept_adapter(tmp_path: Path) -> None:
     assert (trained - start).norm() > 0.2 * start.norm()
     assert (opened - trained).norm() < 0.1 * (trained - start).norm()
     assert (opened - exact).norm() < 0.1 * (trained - start).norm()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_float32_adapters_are_merged_into_a_copy_that_follows_them(arch: str) -> None:
+    trainee = trainee_of(arch, torch.float32)
+    before = {name: value.detach().clone() for name, value in trainee.loaded.model.state_dict().items()}
+    idle_copy = trainee_of(arch, torch.float32, seed=2)
+    for change in (0.0, 0.2):
+        with torch.no_grad():
+            for parameter in trainee.parameters:
+                parameter.add_(change)
+        plain = logits(trainee)
+        with trainee.attacked() as attacked:
+            merged = model_logits(attacked)
+            parts = [type(part).__module__ for part in attacked.model.modules()]
+            assert not [part for part in parts if part.startswith("peft")]
+            assert not attacked.model.training
+        assert (merged - plain).norm() < 1e-5 * plain.norm()
+        assert (logits(idle_copy) - plain).norm() > 0.1 * plain.norm()
+        assert torch.equal(logits(trainee), plain)
+    # Nothing but the adapters' own change is in the model in training, and what is not adapted is in memory once.
+    now = trainee.loaded.model.state_dict()
+    assert all(torch.equal(before[name], now[name]) for name in before if "lora" not in name)
+    embedding: Any = trainee.loaded.model.get_input_embeddings()
+    assert attacked.model.get_input_embeddings().weight is embedding.weight

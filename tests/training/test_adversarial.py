@@ -41,9 +41,9 @@ MICRO_BATCHES = 2
 def source_of(name: str, seed: int = 0) -> CaseSource:
     loaded = tiny_loaded("llama")
     pool = Pool(BEHAVIOURS, SETTINGS.pool, seed, SETTINGS.suffix_length)
-    source = CaseSource(loaded, ChatFormat(loaded.tokenizer), arm_named(name), SETTINGS, pool, batch_size=64)
+    source = CaseSource(ChatFormat(loaded.tokenizer), arm_named(name), SETTINGS, pool, batch_size=64)
     if name == "r2d2_static":
-        source.make_static()
+        source.make_static(tiny_loaded())
     return source
 
 
@@ -51,14 +51,14 @@ def updates(source: CaseSource, steps: range) -> list[tuple[DrawnCases, Attacked
     """What the loop does with it."""
     drawn: list[tuple[DrawnCases, Attacked]] = []
     for step in steps:
-        drawn += [source.draw() for _ in range(MICRO_BATCHES)]
+        drawn += [source.draw(tiny_loaded()) for _ in range(MICRO_BATCHES)]
         source.after_update(step)
     return drawn
 
 
 def requests(source: CaseSource, drawn: list[tuple[DrawnCases, Attacked]]) -> list[tuple[str, str, str]]:
     """Request, what follows it in the user's message, and target of each drawn case."""
-    decode = source.loaded.tokenizer.decode
+    decode = source.chat.tokenizer.decode
     found = []
     for one, _ in drawn:
         assert [row.prompt for row in one.toward] == [row.prompt for row in one.away]
@@ -114,11 +114,11 @@ def test_the_state_goes_on_exactly(name: str) -> None:
 
 
 def test_costs_are_sums_over_cases() -> None:
-    drawn = source_of("r2d2").draw()[1]
+    drawn = source_of("r2d2").draw(tiny_loaded())[1]
     assert drawn.steps == SETTINGS.cases * SETTINGS.gcg_steps
     assert 0 < drawn.backward_tokens < drawn.tokens
     assert drawn.stalled == 0
     assert drawn.loss > 0
-    idle = source_of("refusal_sft").draw()[1]
+    idle = source_of("refusal_sft").draw(tiny_loaded())[1]
     assert (idle.steps, idle.tokens, idle.backward_tokens) == (0, 0, 0)
     assert idle.loss != idle.loss

@@ -1,10 +1,15 @@
-"""LoRA adapters of 16-bit models in training: multiplied together with their layers' weights, and rounded once.
+"""How LoRA adapters run in training where PEFT's own way costs accuracy or time.
 
-PEFT adds its float32 branch to a layer's finished 16-bit output, where a change below half a step of that output is
+**16-bit models** (`LowPrecisionAdapters`): multiplied together with their layers' weights, and rounded once. PEFT adds its float32 branch to a layer's finished 16-bit output, where a change below half a step of that output is
 lost. Here, as in opened anchors (`models/adapters.py`), y = [x, D x] · [W, U]ᵀ with D = A and U = scale · B in the
 layer's precision, so that what trains, what is attacked and what is measured is one function, to the bit. (Accumulating
 the product onto the branch, `addmm`, is no way around the copy of x: cuBLAS rounds the product before it adds.)
+
+**float32 models under attack** (`MergedCopy`): an attack runs hundreds of forwards between two updates; merged weights
+take one product where PEFT takes three and its bookkeeping, as in opened anchors.
 """
+
+import copy
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,6 +154,52 @@ class LowPrecisionAdapters:
 
     def _forward(self, layer: _Layer, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         return layer.forward(x, trained=torch.is_grad_enabled() and not self._attacked)
+
+
+class MergedCopy:
+    """A second model in evaluation mode that computes what a float32 PEFT model does: its adapted weights are W + s B A.
+
+    All other weights and the buffers are shared.
+
+    Args:
+        peft: a PEFT model with plain LoRA, see `suit`.
+    """
+
+    def __init__(self, peft: Any) -> None:
+        model = peft.get_base_model()
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self.model: Any = copy.deepcopy(model, shared).eval()
+        self._pairs: list[tuple[Any, nn.Parameter]] = []
+        self._seen: list[tuple[int, int]] = []
+        for name, layer in [(name, one) for name, one in model.named_modules() if hasattr(one, "lora_A")]:
+            base = self.model.get_submodule(name).get_base_layer()
+            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+            self.model.set_submodule(name, base)
+            self._pairs.append((layer, base.weight))
+            self._seen.append((-1, -1))
+
+    @staticmethod
+    def suit(peft: Any) -> bool:
+        """Whether all adapters are plain LoRA on linear layers in float32."""
+        return all(
+            isinstance(layer.get_base_layer(), nn.Linear | Conv1D)
+            and type(layer.get_base_layer().weight) is nn.Parameter
+            and layer.get_base_layer().weight.dtype == torch.float32
+            for layer in _adapted(peft)
+        )
+
+    @torch.no_grad()
+    def refresh(self) -> Any:
+        """The copy with the present weights. Updated in place."""
+        for index, (layer, merged) in enumerate(self._pairs):
+            (name,) = layer.active_adapters
+            a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+            if (now := (a._version, b._version)) != self._seen[index]:
+                base = layer.get_base_layer()
+                product = (a.T, b.T) if isinstance(base, Conv1D) else (b, a)
+                torch.addmm(base.weight, *product, alpha=layer.scaling[name], out=merged)
+                self._seen[index] = now
+        return self.model
 
 
 def _adapted(peft: Any) -> list[Any]:

@@ -45,7 +45,6 @@ class CaseSource:
 
     def __init__(
         self,
-        loaded: LoadedModel,
         chat: ChatFormat,
         arm: Arm,
         settings: R2D2Settings,
@@ -53,7 +52,7 @@ class CaseSource:
         batch_size: int,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.loaded, self.chat, self.arm, self.settings = loaded, chat, arm, settings
+        self.chat, self.arm, self.settings = chat, arm, settings
         self.pool, self.ranks = pool, ranks
         self.generator = torch.Generator().manual_seed(pool.seed)
         self.limit = RowLimit(batch_size)
@@ -63,15 +62,15 @@ class CaseSource:
         prompt = self.pool.prompt(index)
         return Goal(prompt.id, prompt.user_text, self.pool.entries[index].target)
 
-    def attack(self, indices: Sequence[int], steps: int) -> Attacked:
-        """GCG from each case's present suffix against the current weights."""
+    def attack(self, loaded: LoadedModel, indices: Sequence[int], steps: int) -> Attacked:
+        """GCG from each case's present suffix against the weights of `loaded`."""
         # Each case has its own generator, so that the draws do not depend on which rank attacks it.
         seeds = torch.randint(2**31 - 1, (len(indices),), generator=self.generator).tolist()
         mine = self.ranks.mine(len(indices))
         states = [self._state(indices[row]) for row in mine]
         if steps:
             states = gcg_steps(
-                self.loaded,
+                loaded,
                 self.chat,
                 states,
                 self.settings.gcg(steps),
@@ -95,20 +94,20 @@ class CaseSource:
             return resume_state(self.chat, goal, entry.suffix_ids)
         return start_state(self.chat, goal, length=entry.length)
 
-    def make_static(self) -> list[Attacked]:
+    def make_static(self, loaded: LoadedModel) -> list[Attacked]:
         """Attack every case once at step 0, n at a time, for the static arm."""
         everything = range(len(self.pool.entries))
         return [
-            self.attack(everything[start : start + self.settings.cases], self.settings.static_gcg_steps)
+            self.attack(loaded, everything[start : start + self.settings.cases], self.settings.static_gcg_steps)
             for start in everything[:: self.settings.cases]
         ]
 
-    def draw(self) -> tuple[DrawnCases, Attacked]:
-        """The cases of one micro-batch, and what attacking them came to."""
+    def draw(self, loaded: LoadedModel) -> tuple[DrawnCases, Attacked]:
+        """The cases of one micro-batch, and what attacking them with the weights of `loaded` came to."""
         indices = self.pool.draw(self.settings.cases)
         attacked = Attacked()
         if self.arm.suffixes == "dynamic":
-            attacked = self.attack(indices, self.settings.gcg_steps)
+            attacked = self.attack(loaded, indices, self.settings.gcg_steps)
         away, toward = [], []
         for index in indices:
             kept = self.pool.entries[index].suffix_ids

@@ -182,7 +182,7 @@ def train_arm(
     if job.arm.terms is not None:
         r2d2 = settings.r2d2
         pool = Pool(job.behaviours, r2d2.pool, job.seed, r2d2.suffix_length)
-        source = CaseSource(loaded, chat, job.arm, r2d2, pool, job.gcg_batch, ranks)
+        source = CaseSource(chat, job.arm, r2d2, pool, job.gcg_batch, ranks)
     training = _Training(job.arm, trainee, source, out, work)
     training.begin()
     encoded = [chat_example(chat, example, settings.max_length) for example in job.examples]
@@ -243,8 +243,8 @@ class _Training:
             if self.source:
                 self.source.load_state_dict(extra["source"])
         elif self.source and self.arm.suffixes == "static":
-            with self.trainee.attacked():
-                for found in self.source.make_static():
+            with self.trainee.attacked() as loaded:
+                for found in self.source.make_static(loaded):
                     self.totals.spend(found)
 
     def stop_at_anchor(self, kl: float) -> None:
@@ -303,8 +303,8 @@ def _micro_batch(training: _Training, chat_rows: Sequence[Example], share: float
     """
     trainee, totals, drawn = training.trainee, training.totals, None
     if training.source:
-        with trainee.attacked():
-            drawn, attacked = training.source.draw()
+        with trainee.attacked() as loaded:
+            drawn, attacked = training.source.draw(loaded)
         totals.spend(attacked)
         totals.follow(attacked.loss)
     rows, weight = my_share(trainee.ranks, chat_rows)

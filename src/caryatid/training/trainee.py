@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from ..models.batch import right_pad
 from ..models.heads import picked_head
 from ..models.load import LoadedModel
 from ..models.quiet import quiet_transformers
-from .adapters import LowPrecisionAdapters
+from .adapters import LowPrecisionAdapters, MergedCopy
 from .ranks import ALONE, Ranks
 from .settings import LoraSettings, Mode, TrainingSettings
 
@@ -113,6 +114,7 @@ class Trainee:
             model.enable_input_require_grads()
         low = self.peft is not None and LowPrecisionAdapters.suit(self.peft)
         self._low_precision = LowPrecisionAdapters(self.peft) if low else None
+        self._merged: MergedCopy | None = None  # made at the first attack
         self.names = [name for name, value in model.named_parameters() if value.requires_grad]
         self.parameters = [value for value in model.parameters() if value.requires_grad]
         self.initial = [value.detach().clone() for value in self.parameters] if mode == "full" else []
@@ -208,11 +210,19 @@ class Trainee:
                     self._cuda_random = torch.cuda.get_rng_state(self.loaded.device)
 
     @contextmanager
-    def attacked(self) -> Iterator[None]:
-        """For the many forwards of an attack: the precision of training, and adapters of a 16-bit model in 16 bits."""
+    def attacked(self) -> Iterator[LoadedModel]:
+        """The model for the many forwards of an attack, in the precision of training.
+
+        Adapters are merged into a copy of a float32 model, and in 16 bits in a 16-bit one.
+        """
+        if self.peft is not None and self._low_precision is None and self._merged is None:
+            self._merged = MergedCopy(self.peft) if MergedCopy.suit(self.peft) else None
         narrow = nullcontext() if self._low_precision is None else self._low_precision.open()
         with self._precision(), narrow:
-            yield
+            if self._merged is None:
+                yield self.loaded
+            else:
+                yield replace(self.loaded, model=self._merged.refresh())
 
     @contextmanager
     def at_step_zero(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from torch._dynamo.exc import TorchDynamoException
 Output = TypeVar("Output")
 Backend = str | Callable[..., Any]  # of torch.compile
 log = logging.getLogger(__name__)
-FUSED_FROM = 50_000_000  # parameters: below, compiling costs more than it saves
+FUSED_FROM = 1_000_000_000  # parameters: below, a step takes as long as its launches, compiled or not
 RECORDED_FROM = 4  # repetitions: recording costs about as much as one
 
 

@@ -223,9 +223,11 @@ def _ordered(
     return ordered_substitutions(top, generator)
 
 
-def _groups(device: torch.device) -> int:
-    """Into how many groups the cases of a step are split."""
-    return 4 if device.type == "cuda" else 1
+def _groups(engine: GcgEngine) -> int:
+    """Into how many groups the cases of a step are split: each is a forward, whose launches bound small models."""
+    if engine.loaded.device.type != "cuda":
+        return 1
+    return 4 if worth_fusing(engine.loaded.model) else 2
 
 
 def _score(
@@ -243,7 +245,7 @@ def _score(
     suffix = found.suffix
     if engine.low is not None and suffix is not None:
         suffix = suffix.to(engine.low.loaded.dtype)
-    together = math.ceil(len(layouts) / _groups(engine.loaded.device))
+    together = math.ceil(len(layouts) / _groups(engine))
     for start in range(0, len(layouts), together):
         now = list(empty)
         for case in range(start, min(start + together, len(layouts))):
