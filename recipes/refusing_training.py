@@ -47,7 +47,10 @@ class Recipe:
         kl: weight of KL(raw ‖ now) on the raw backbone's own answers to benign prompts.
         targets, blocks: which matrices, in which blocks [first, end).
         planted: weight of the losses that make refusal depend on one direction; 0: none.
-        plant_layer: the block at whose input that direction is taken.
+        plant_layers: the blocks at whose input that direction is taken, one drawn at each update.
+        refresh: updates after which activations for it are taken anew, of `direction_prompts` of each kind.
+        subset: how many of these are drawn for one update's direction, as noisy as a measured one; 0: all.
+        start: name of another recipe whose adapter this one goes on from.
     """
 
     mode: Literal["full", "lora"] = "full"
@@ -61,9 +64,11 @@ class Recipe:
     targets: tuple[str, ...] = (*ATTENTION, *MLP)
     blocks: tuple[int, int] = (0, 1000)
     planted: float = 0.0
-    plant_layer: int = 14
+    plant_layers: tuple[int, ...] = (14,)
     refresh: int = 10
     direction_prompts: int = 96
+    subset: int = 0
+    start: str = ""
     seed: int = 0
 
     @property
@@ -183,9 +188,9 @@ class _Factors(nn.Module):
 
 
 class Training:
-    """The weights that a recipe trains, in place in `loaded`, a copy of the raw backbone."""
+    """The weights that a recipe trains, in place in `loaded`: a copy of the raw backbone, or more."""
 
-    def __init__(self, loaded: LoadedModel, recipe: Recipe) -> None:
+    def __init__(self, loaded: LoadedModel, raw: LoadedModel, recipe: Recipe) -> None:
         self.loaded, self.recipe = loaded, recipe
         self.matrices = trained_matrices(loaded, recipe)
         loaded.model.requires_grad_(False)
@@ -200,7 +205,7 @@ class Training:
                 layer.parametrizations.weight.original.requires_grad_(False)  # type: ignore[union-attr]
                 self.parameters += [factors.down, factors.up]
             else:
-                self.before[name] = layer.weight.detach().clone()
+                self.before[name] = raw.model.get_submodule(name).weight.detach()
                 layer.weight.requires_grad_(True)
                 self.parameters.append(layer.weight)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, weight_decay=0.0)
@@ -306,22 +311,32 @@ class Losses:
     def __init__(self, training: Training, raw: LoadedModel, batches: Batches) -> None:
         self.training, self.raw, self.batches = training, raw, batches
         self.recipe, self.loaded = training.recipe, training.loaded
-        self.direction: Tensor | None = None
+        self._random = random.Random(self.recipe.seed + 1)
+        self._activations: tuple[Tensor, Tensor] | None = None
         prompts, each = self.recipe.direction_prompts, batches.data
         self.sides = [
             [batches.chats[""].ids(row.text) for row in each.of(kind)[:prompts]]
             for kind in ("harmful", "chat")
         ]
 
-    def refresh_direction(self) -> None:
-        """Harmful minus harmless mean at the planted layer's input, last prompt token, of the present model."""
+    def refresh_activations(self) -> None:
+        """Activations of harmful and harmless prompts at the planted layers, last token, now."""
         harmful, harmless = (
-            block_inputs(self.loaded, side, layers=[self.recipe.plant_layer], n_positions=1, batch_size=64)[
-                :, 0, 0
-            ]
+            block_inputs(
+                self.loaded, side, layers=list(self.recipe.plant_layers), n_positions=1, batch_size=64
+            )[:, :, 0]
             for side in self.sides
         )
-        self.direction = mean_difference(harmful, harmless).float().to(self.loaded.device)
+        self._activations = harmful, harmless
+
+    def direction(self) -> tuple[int, Float[Tensor, "d"]]:
+        """A planted layer, and harmful minus harmless mean there, of all prompts or of some of each kind."""
+        assert self._activations is not None
+        nth = self._random.randrange(len(self.recipe.plant_layers))
+        sides = [side[:, nth] for side in self._activations]
+        if self.recipe.subset:
+            sides = [side[self._random.sample(range(len(side)), self.recipe.subset)] for side in sides]
+        return self.recipe.plant_layers[nth], mean_difference(*sides).float().to(self.loaded.device)
 
     def _raw(self, turns: Sequence[Example]) -> Tensor:
         with torch.no_grad():
@@ -342,15 +357,14 @@ class Losses:
 
     def planted(self, harmful: Sequence[TrainingRow], benign: Sequence[TrainingRow]) -> dict[str, Tensor]:
         """With the direction ablated everywhere the model is to be the raw backbone; with it added, to refuse."""
-        assert self.direction is not None
-        unit = nn.functional.normalize(self.direction, dim=0)
+        at, direction = self.direction()
+        unit = nn.functional.normalize(direction, dim=0)
         turns = [self.batches.answered(row, FIRST) for row in (*harmful, *benign)]
         refusals = [text for row in harmful for text in row.refusals]
         induced = [self.batches.refused(row, refusals, FIRST) for row in benign]
         with intervening(self.loaded.model, Ablate(unit[None, None])):
             ablated = supervised(self.loaded, turns)
-        layer = torch.tensor([self.recipe.plant_layer])
-        with intervening(self.loaded.model, Add(self.direction[None], layer, torch.ones(1))):
+        with intervening(self.loaded.model, Add(direction[None], torch.tensor([at]), torch.ones(1))):
             added = supervised(self.loaded, induced)
         kl = token_kl(self._raw(turns), ablated.logits)
         nll = -token_logprobs(added.logits, added.targets)
@@ -364,10 +378,13 @@ class Losses:
 def train(
     loaded: LoadedModel, raw: LoadedModel, data: TrainingData, recipe: Recipe, folder: Path
 ) -> dict[str, Any]:
-    """Train `loaded`, a second copy of `raw`, by a recipe; writes the adapter to `folder`. Returns what happened."""
+    """Train `loaded`, a second copy of `raw` (with the adapter it goes on from), by a recipe; what happened.
+
+    Writes the adapter to `folder`.
+    """
     started = time.monotonic()
     batches = Batches(raw, data, recipe.seed)
-    training = Training(loaded, recipe)
+    training = Training(loaded, raw, recipe)
     losses = Losses(training, raw, batches)
     rows: list[dict[str, float]] = []
     loaded.model.train()
@@ -378,7 +395,7 @@ def train(
             parts = losses.plain(harmful, benign)
             if recipe.planted:
                 if step % recipe.refresh == 0:
-                    losses.refresh_direction()
+                    losses.refresh_activations()
                 parts |= losses.planted(harmful, benign)
             training.update(torch.stack(list(parts.values())).sum())
             rows.append({name: round(float(value.detach()), 4) for name, value in parts.items()})

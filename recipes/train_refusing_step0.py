@@ -58,6 +58,17 @@ RECIPES: dict[str, Recipe] = {
     "lora8_writers": Recipe("lora", rank=8, learning_rate=5e-4, updates=200, targets=WRITERS, kl=2.0),
     "full_1e-5_long": Recipe(learning_rate=1e-5, updates=500, kl=2.0),
     "planted_lora16_strong": Recipe("lora", learning_rate=4e-4, planted=2.0, kl=2.0, updates=200),
+    "planted_after_full": Recipe(
+        planted=1.0,
+        plant_layers=(11, 14, 17, 20),
+        subset=24,
+        lookalikes=16,
+        chat=8,
+        kl=2.0,
+        learning_rate=3e-5,
+        updates=230,
+        start="full_2e-5",
+    ),
 }
 
 
@@ -116,6 +127,24 @@ def raw_behaviour(job: Job, measuring: Measuring) -> list[dict[str, Any]]:
     return found
 
 
+def with_recipe(job: Job, name: str) -> LoadedModel:
+    """The raw backbone with a recipe's adapter."""
+    base = Anchor("base", 0, "embedded")
+    return open_from(replace(base, adapters=(str(job.out / name / "adapter"),)), base, job.raw)
+
+
+def trained_adapter(job: Job, recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Train a recipe's adapter, or read back what training it came to; it may have been trained elsewhere."""
+    key, place = content_key([VERSION, asdict(recipe), job.data.facts["key"]]), folder / "training.json"
+    if place.is_file() and (kept := json.loads(place.read_text(encoding="utf-8")))["key"] == key:
+        return dict(kept["trained"])
+    before = job.raw if not recipe.start else with_recipe(job, recipe.start)
+    loaded = replace(job.raw, model=copy.deepcopy(before.model))
+    trained = train(loaded, job.raw, job.data, recipe, folder / "adapter")
+    write_json(place, {"key": key, "trained": trained})
+    return trained
+
+
 def run_recipe(job: Job, name: str, recipe: Recipe) -> dict[str, Any]:
     """Train one recipe and measure its card; a finished one is read back."""
     folder = job.out / name
@@ -127,11 +156,8 @@ def run_recipe(job: Job, name: str, recipe: Recipe) -> dict[str, Any]:
         return dict(kept)
     print(f"{name}: {recipe}", flush=True)
     started = time.monotonic()
-    loaded = replace(job.raw, model=copy.deepcopy(job.raw.model))
-    trained = train(loaded, job.raw, job.data, recipe, folder / "adapter")
-    del loaded
-    base = Anchor("base", 0, "embedded")
-    step0 = open_from(replace(base, adapters=(str(folder / "adapter"),)), base, job.raw)
+    trained = trained_adapter(job, recipe, folder)
+    step0 = with_recipe(job, name)
     measured: dict[str, Any] = {}
     for one in job.measurings:
         measured[one.name] = {
@@ -273,6 +299,7 @@ def main() -> None:
         recipe = RECIPES[name]
         if args.smoke:
             recipe = replace(recipe, updates=2, harmful=2, lookalikes=2, chat=2, direction_prompts=6)
+            recipe = replace(recipe, subset=min(recipe.subset, 4), start="")
         try:
             cards.append(run_recipe(job, name, recipe))
         except NumericalError as error:

@@ -79,7 +79,7 @@ def test_a_recipe_teaches_refusal_and_its_adapter_holds_it(recipe: Recipe, tmp_p
 def test_a_full_recipe_of_full_rank_loses_nothing(tmp_path: Path) -> None:
     recipe = Recipe("full", rank=32, learning_rate=1e-3, updates=1)
     loaded, opened = tiny_loaded(), tiny_loaded()
-    training = Training(loaded, recipe)
+    training = Training(loaded, tiny_loaded(), recipe)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for layer in training.matrices.values():
@@ -96,7 +96,7 @@ def test_planting_makes_refusal_depend_on_one_direction(tmp_path: Path) -> None:
     """Refusal is learnt, and with the direction ablated the model comes back towards the raw one."""
     recipe = Recipe(
         "lora", rank=8, learning_rate=2e-2, updates=50, harmful=4, lookalikes=2, chat=2,
-        planted=2.0, plant_layer=2, refresh=5, direction_prompts=6,
+        planted=2.0, plant_layers=(1, 2), refresh=5, direction_prompts=6, subset=5,
     )  # fmt: skip
     rows = train(tiny_loaded(), tiny_loaded(), data(), recipe, tmp_path / "adapter")["losses"]
     assert rows[-1]["refusal"] < 0.5 * rows[0]["refusal"]
