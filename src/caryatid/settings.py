@@ -38,7 +38,7 @@ class Settings:
             if get_origin(hints[one.name]) is Literal and value not in get_args(hints[one.name]):
                 raise ValueError(f"{one.name} {value!r} is not one of {', '.join(get_args(hints[one.name]))}")
             for limit, (words, holds) in _LIMITS.items():
-                if limit in one.metadata and not holds(value, one.metadata[limit]):
+                if value is not None and limit in one.metadata and not holds(value, one.metadata[limit]):
                     raise ValueError(f"{one.name} {value!r} {words} {one.metadata[limit]}")
             if isinstance(value, float) and value in (float("inf"), float("-inf")):
                 raise ValueError(f"{one.name} {value!r} must be finite")

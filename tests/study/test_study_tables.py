@@ -48,6 +48,9 @@ EMPTY = {
     "behaviour.note": "step 0 answers fewer than nine of ten requests",
     "behaviour_by_group.note": "the same",
     "behaviour.group": "whole suites; groups are in behaviour_by_group",
+    "training.loss_reroute": "no arm circuit_breakers (tests/training/test_robust_arms.py)",
+    "training.loss_retain": "the same",
+    "training.loss_dpo": "no arm dpo (tests/training/test_robust_arms.py)",
 }
 
 

@@ -195,8 +195,8 @@ def test_an_arm_from_outside_needs_one_line(
         assert one.tokens == other.tokens
     with pytest.raises(ValueError, match="registered already"):
         register_arm(Arm("sft", refuse_twice))
-    with pytest.raises(UsageError, match=r"'dpo'.*sft, refusal_sft, r2d2, r2d2_static, double"):
-        arm_named("dpo")
+    with pytest.raises(UsageError, match=r"'ppo'.*r2d2_static, cat, lat, circuit_breakers, dpo, double"):
+        arm_named("ppo")
 
 
 def test_frozen_pool_without_attack_is_the_static_arm(folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ..models.sizes import BatchSizes
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
 from ..settings import Settings
-from .base import AttackResult, BlockRun, Goal
+from .base import ATTACKS, Answered, AttackResult, BlockRun, Goal
 from .builtin import attack_named
 
 _FORMAT = 3  # of kept results; raised when results get further fields
@@ -32,13 +32,16 @@ def goals_together(settings: Settings, device: str, batch: BatchSizes) -> int:
     in `batch` follow from the free memory and the model's size.
 
     Args:
-        settings: of the attack; one without `width` scores no candidates, and has one goal at a time.
+        settings: of the attack; one whose goals share no forward passes (`Attack.together`) has one goal at a time, one
+            without `width` scores no candidates.
         device: a torch device's name.
     """
-    width = getattr(settings, "width", 0)
-    if not device.startswith("cuda") or width < 1:
+    shared = any(attack.together and attack.settings is type(settings) for attack in ATTACKS.values())
+    if not device.startswith("cuda") or not shared:
         return 1
-    return min(MOST_TOGETHER, max(_GROUPS * math.ceil(batch.gcg / width), batch.train))
+    width = getattr(settings, "width", 0)
+    candidates = _GROUPS * math.ceil(batch.gcg / width) if width else 1
+    return min(MOST_TOGETHER, max(candidates, batch.train))
 
 
 def attack_blocks(goals: Sequence[Goal], block_size: int) -> list[tuple[Goal, ...]]:
@@ -104,13 +107,15 @@ def run_attack(
     shard: tuple[int, int] = (0, 1),
     out: Path | None = None,
     progress: Progress = NO_PROGRESS,
+    answered: Answered | None = None,
 ) -> list[AttackResult]:
     """Attack the goals of a shard; with `out`, finished goals are kept there and not attacked again by a later call.
 
     A kept result is found by the model's identity and dtype, the system message, the settings, the seed, the goal and
     those attacked together with it; the batch size is not among them. The state of a block under way is kept there,
     too. Shards may share `out`: when all of them are done, a call for the whole plan only collects. Once everything is
-    there, `out/results.json` holds what `cases_json` gives.
+    there, `out/results.json` holds what `cases_json` gives. `answered` judges answers for attacks that ask while they
+    search.
 
     Returns:
         Results in the order of the plan's goals.
@@ -129,7 +134,7 @@ def run_attack(
         found = [result for result in kept if result is not None]
         keep = None if files[0] is None else files[0].with_suffix(".state")
         if len(found) < len(block):
-            run = BlockRun(plan.seed, limit, keep, progress.advance)
+            run = BlockRun(plan.seed, limit, keep, progress.advance, answered)
             found = attack.search(loaded, chat, block, plan.settings, run)
             for file, result in zip(files, found, strict=True):
                 if file is not None:

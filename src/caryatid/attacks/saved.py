@@ -9,7 +9,8 @@ from typing import Any
 from ..artifacts import canonical_json, nan_to_none, none_to_nan, read_json, write_json
 from ..data.readers import decode, encodable, parse_json, read_user_bytes
 from ..errors import DataMissingError, InputError
-from .base import AttackResult
+from ..models.turns import Sent, SoftTokens, Turn, plain_text, soft_from_json
+from .base import AttackResult, sent_of
 
 _FORMAT = 2
 
@@ -22,6 +23,7 @@ class TestCase:
         user_text: behaviour, with its context where it has one, before the attack.
         sent_text: what the user sends.
         suffix_ids: tokens of the model it was found on; another model re-encodes `sent_text`.
+        begun_text, soft: of an attack that is more than a text, see `AttackResult`.
     """
 
     __test__ = False  # not a pytest class
@@ -34,6 +36,13 @@ class TestCase:
     loss: float
     suffix_text: str = ""
     suffix_ids: tuple[int, ...] = ()
+    begun_text: str = ""
+    soft: SoftTokens | None = None
+
+    @property
+    def sent(self) -> Sent:
+        """What the model is sent: `sent_text`, or a turn where that is not all."""
+        return sent_of(self.sent_text, self.begun_text, self.soft)
 
     @classmethod
     def of(cls, result: AttackResult) -> "TestCase":
@@ -52,6 +61,10 @@ class SavedCases:
 
 def _content(cases: Sequence[TestCase], source: Mapping[str, Any]) -> dict[str, Any]:
     rows = [nan_to_none({**asdict(case), "suffix_ids": list(case.suffix_ids)}) for case in cases]
+    for row in rows:  # cases of text have the fields that they have always had
+        for name in ("begun_text", "soft"):
+            if not row[name]:
+                del row[name]
     return {"format": _FORMAT, "source": dict(source), "cases": rows}
 
 
@@ -85,7 +98,14 @@ def load_cases(path: Path) -> SavedCases:
         intact, known = digest == _digest(value), value["format"]
         rows = value["cases"] if known == _FORMAT else []
         cases = tuple(
-            TestCase(**{**none_to_nan(row, TestCase), "suffix_ids": tuple(row["suffix_ids"])}) for row in rows
+            TestCase(
+                **{
+                    **none_to_nan(row, TestCase),
+                    "suffix_ids": tuple(row["suffix_ids"]),
+                    "soft": soft_from_json(row.get("soft")),
+                }
+            )
+            for row in rows
         )
         source = dict(value["source"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -108,15 +128,19 @@ def load_cases(path: Path) -> SavedCases:
 
 
 def harmbench_json(cases: Iterable[TestCase | AttackResult]) -> dict[str, list[str]]:
-    """HarmBench's `test_cases.json`: by behaviour id a list of the texts that are sent."""
+    """HarmBench's `test_cases.json`: by behaviour id a list of the texts that are sent.
+
+    Raises:
+        InputError: a case is no text.
+    """
     found: dict[str, list[str]] = {}
     for case in cases:
-        found.setdefault(case.behavior_id, []).append(case.sent_text)
+        found.setdefault(case.behavior_id, []).append(plain_text(case.sent, case.behavior_id))
     return found
 
 
-def read_sent_texts(path: Path) -> dict[str, tuple[str, ...]]:
-    """The texts to send, by behaviour id, of any file of test cases.
+def read_sent_texts(path: Path) -> dict[str, tuple[Sent, ...]]:
+    """What to send, by behaviour id, of any file of test cases; texts, or turns where they are more than that.
 
     Three kinds are read: what `save_cases` wrote; the object `{"cases": …}` of `caryatid attack … --json` and of its
     `results.json`; and HarmBench's `test_cases.json`, `{"behaviour id": ["text", …], …}`, or its files of completions,
@@ -129,28 +153,48 @@ def read_sent_texts(path: Path) -> dict[str, tuple[str, ...]]:
     value = parse_json(decode(read_user_bytes(path), path), str(path))
     pairs: list[tuple[Any, Any]] = []
     if isinstance(value, dict) and "sha256" in value:
-        pairs = [(case.behavior_id, case.sent_text) for case in load_cases(path).cases]
+        pairs = [(case.behavior_id, case.sent) for case in load_cases(path).cases]
     elif isinstance(value, dict) and _are_rows(value.get("cases")):
-        pairs = [(row.get("behavior_id"), row.get("sent_text")) for row in value["cases"]]
+        pairs = [(row.get("behavior_id"), _row_sent(row, path)) for row in value["cases"]]
     elif isinstance(value, dict):
         listed = [(name, texts if isinstance(texts, list) else [texts]) for name, texts in value.items()]
         given = [(name, one) for name, texts in listed for one in texts]
         pairs = [(name, one.get("test_case") if isinstance(one, dict) else one) for name, one in given]
-    found: dict[str, tuple[str, ...]] = {}
-    for name, text in pairs:
+    found: dict[str, tuple[Sent, ...]] = {}
+    for name, sent in pairs:
+        text = sent.text if isinstance(sent, Turn) else sent
         if not isinstance(name, str) or not isinstance(text, str) or not text.strip():
             raise InputError(
                 f"a test case of {name!r} has no text",
                 where=str(path),
                 remedy="Give each behaviour a text to send.",
             )
-        found[name] = (*found.get(name, ()), encodable(text, f"{path}, {name}"))
+        encodable(text, f"{path}, {name}")
+        found[name] = (*found.get(name, ()), sent)
     if not found:
         raise InputError(
             "holds no test cases",
             where=str(path),
             remedy='Name saved cases, the output of `attack … --json`, or HarmBench\'s {"id": ["text", …]}.',
         )
+    return found
+
+
+def _row_sent(row: Mapping[str, Any], path: Path) -> Any:
+    """What a row of `attack … --json` sends; checked by the caller, but for what is more than a text."""
+    text, begun, soft = row.get("sent_text"), row.get("begun_text", ""), row.get("soft")
+    if not isinstance(text, str) or not (begun or soft):
+        return text
+    try:
+        found = Turn(text, encodable(begun, str(path)), soft_from_json(soft))
+        if found.soft is not None:
+            _ = found.soft.vectors
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"the case of {row.get('behavior_id')!r} has a damaged beginning or embeddings",
+            where=str(path),
+            remedy="Make the cases anew.",
+        ) from error
     return found
 
 

@@ -12,6 +12,7 @@ from ..data.sources import Lookup, read_set
 from ..data.study_prompts import Source
 from ..errors import InputError, UsageError
 from ..models.load import LoadedModel
+from ..models.turns import Sent
 from ..progress import NO_PROGRESS, Progress
 from .answers import AnswerRow, Attack
 from .judges.base import Judge
@@ -133,7 +134,7 @@ class Wanted:
     Attributes:
         suites: names or groups, see `expand_suites`. source, lookup: where prompts come from, see `evaluation_set`.
         limit: prompts per suite, spread over kinds and categories; 0 for all. seed: of that choice.
-        cases: the text that is sent by behaviour id; only behaviours with one are asked. attack: how they were made.
+        cases: what is sent by behaviour id; only behaviours with one are asked. attack: how they were made.
         chat_examples: held-out chat for the perplexity suite. by: also rows broken down by kind or category.
     """
 
@@ -142,7 +143,7 @@ class Wanted:
     lookup: Lookup | None = None
     limit: int = 0
     seed: int = 0
-    cases: Mapping[str, str] | None = None
+    cases: Mapping[str, Sent] | None = None
     attack: Attack = "fixed_source"
     chat_examples: tuple[ChatExample, ...] = ()
     by: By | None = None
@@ -168,7 +169,7 @@ class Wanted:
             )
         return found.subsample(self.limit, self.seed)
 
-    def cases_of(self, suite: str) -> Mapping[str, str] | None:
+    def cases_of(self, suite: str) -> Mapping[str, Sent] | None:
         """What a suite's prompts are sent as; None for suites that are sent as they are."""
         return self.cases if suite == "harmbench" else None
 

@@ -14,6 +14,7 @@ from ..data.prompts import Prompt
 from ..data.readers import decode, parse_json, read_user_bytes
 from ..errors import InputError
 from ..models.template import ChatFormat
+from ..models.turns import Sent, plain_text
 from .answers import SCHEMA, AnswerRow, Attack
 from .suites import Answer, answer_row
 
@@ -108,7 +109,7 @@ def export_prompts(
     suites: Mapping[str, Sequence[Prompt]],
     chat: ChatFormat,
     *,
-    cases: Mapping[str, str] | None = None,
+    cases: Mapping[str, Sent] | None = None,
     samples: int = 1,
 ) -> int:
     """Write prompts for another engine as JSONL: `id`, `user_text` (what the user says) and `prompt` (templated, to be
@@ -132,8 +133,12 @@ def export_prompts(
     return len(rows)
 
 
-def _sent(suite: str, prompt: Prompt, cases: Mapping[str, str] | None) -> str:
-    return cases[prompt.id] if cases is not None and suite == "harmbench" else prompt.user_text
+def _sent(suite: str, prompt: Prompt, cases: Mapping[str, Sent] | None) -> str:
+    return (
+        plain_text(cases[prompt.id], prompt.id)
+        if cases is not None and suite == "harmbench"
+        else prompt.user_text
+    )
 
 
 def _check_facts(row: Mapping[str, Any], where: str) -> None:
@@ -149,7 +154,7 @@ def import_answers(
     suites: Mapping[str, Sequence[Prompt]],
     attacks: Mapping[str, Attack],
     *,
-    cases: Mapping[str, str] | None = None,
+    cases: Mapping[str, Sent] | None = None,
     samples: int = 1,
 ) -> list[AnswerRow]:
     """Answers of another engine, not yet judged: JSONL rows with `id` (of `export_prompts`) and `text`, optionally

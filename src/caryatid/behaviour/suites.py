@@ -11,6 +11,7 @@ from ..models.batch import length_sorted_batches, with_backoff
 from ..models.generate import Decoding, Sampling, generate
 from ..models.load import LoadedModel
 from ..models.thoughts import part_text
+from ..models.turns import Sent, Turn, turn_ids
 from ..progress import NO_PROGRESS, Progress
 from .answers import AnswerRow, Attack
 from .judges.base import (
@@ -65,7 +66,7 @@ class Answer(NamedTuple):
     ended: bool
 
 
-def _sent(prompts: Sequence[Prompt], cases: Mapping[str, str] | None) -> list[str]:
+def _sent(prompts: Sequence[Prompt], cases: Mapping[str, Sent] | None) -> list[Sent]:
     if cases is None:
         return [prompt.user_text for prompt in prompts]
     missing = [prompt.id for prompt in prompts if prompt.id not in cases]
@@ -90,7 +91,7 @@ def _stored(chunk: Any, ids: Sequence[str]) -> list[Answer]:
 
 def _answer(
     loaded: LoadedModel,
-    sent: Sequence[str],
+    sent: Sequence[Sent],
     ids: Sequence[str],
     asking: Asking,
     chunks: Chunks | None,
@@ -100,7 +101,7 @@ def _answer(
     chat, sampling = loaded.chat(asking.system), asking.sampling
     answers: dict[int, Answer] = {}
     done = chunks.load() if chunks is not None else []
-    lengths = [len(row) for row in chat.asked_ids_many(sent)]
+    lengths = [len(row) for row in turn_ids(chat, sent)]
     for index, batch in enumerate(length_sorted_batches(lengths, asking.batch_size)):
         named = [ids[row] for row in batch]
         if index < len(done):
@@ -109,7 +110,7 @@ def _answer(
             texts = [sent[row] for row in batch]
             drawn = sampling and replace(sampling, seed=sampling.seed * 1_000_003 + index)
 
-            def attempt(size: int, texts: list[str] = texts, drawn: Sampling | None = drawn) -> list[Answer]:
+            def attempt(size: int, texts: list[Sent] = texts, drawn: Sampling | None = drawn) -> list[Answer]:
                 decoding = Decoding(asking.max_new_tokens, size, drawn)
                 made = generate(loaded, chat, texts, decoding)
                 return [Answer(one.text, one.n_tokens, one.ended) for one in made]
@@ -130,13 +131,14 @@ class Asked:
     Attributes:
         suite: name for the tables.
         attack: `none` for suites of no attack, `direct` for harmful requests as they are, else how `cases` were made.
-        cases: the whole text that is sent, by prompt id; None: the prompts as they are, with their contexts.
+        cases: what is sent by prompt id: the whole text, or more than text; None: the prompts as they are, with their
+            contexts.
     """
 
     suite: str
     attack: Attack
     prompts: Sequence[Prompt]
-    cases: Mapping[str, str] | None = None
+    cases: Mapping[str, Sent] | None = None
 
 
 def run_suites(
@@ -169,8 +171,8 @@ def run_suites(
         ids = [f"{name}#{number}" for name, (_, _, number) in zip(ids, rows, strict=True)]
     answers = _answer(loaded, sent, ids, asking, chunks, progress)
     found = [
-        answer_row(prompt, one.suite, one.attack, text, answer, number)
-        for (one, prompt, number), text, answer in zip(rows, sent, answers, strict=True)
+        answer_row(prompt, one.suite, one.attack, Turn.of(turn).text, answer, number)
+        for (one, prompt, number), turn, answer in zip(rows, sent, answers, strict=True)
     ]
     return rejudge(found, judge)
 

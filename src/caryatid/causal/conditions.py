@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, NumericalError
+from ..models import affine  # noqa: F401  # registers `affine`
 from ..models.directional import orthonormal  # importing it registers `ablate` and `add`
 from ..models.residual import Intervention, intervention_kind, stack_rows
 from .grid import ConditionGroup
@@ -26,8 +27,8 @@ class Condition:
     """One row of a causal table: a model as it is, or under one intervention. Equal only to itself, and hashable.
 
     Attributes:
-        intervention: `none`, or a registered name: `ablate` (at block inputs and sublayer outputs), `add` (at one
-            block's input), or one of another package (`models.residual.register_intervention`).
+        intervention: `none`, or a registered name: `ablate` (at block inputs and sublayer outputs), `add` and `affine`
+            (at one block's input), or one of another package (`models.residual.register_intervention`).
         control: what the directions are: `none`, `carrier`, `random` (matched to the carrier's energy), another kind of
             random subspace, or another direction's name.
         directions: orthonormal rows to ablate, or one unscaled vector to add; None for `none`.

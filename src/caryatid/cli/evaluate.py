@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
 from . import options
 from .console import TerminalProgress, announce, print_json, print_rows
+
+if TYPE_CHECKING:
+    from ..models.turns import Sent
 
 EXAMPLE = "Example: caryatid evaluate embedded --suite xstest --suite utility --limit 16 --json"
 ROW = ("suite", "attack", "group", "metric", "value", "n", "lo", "hi", "judge")
@@ -91,8 +94,8 @@ def evaluate(
     _show(found, as_json, show_answers)
 
 
-def _texts(cases: Path) -> dict[str, str]:
-    """The text to send for each behaviour; of several the first."""
+def _texts(cases: Path) -> "dict[str, Sent]":
+    """What to send for each behaviour; of several the first."""
     from ..attacks.saved import read_sent_texts
 
     found = read_sent_texts(cases)
@@ -127,9 +130,18 @@ def _asked(
     loaded = given.load(model)
     planned = plan_batch_sizes(loaded, 256 + asking.max_new_tokens).generate
     asking = replace(asking, batch_size=asking.batch_size or planned)
-    which = {name: getattr(wanted, name) for name in ("source", "limit", "seed", "cases")}
+    which = {name: getattr(wanted, name) for name in ("source", "limit", "seed")}
+    cases = wanted.cases and {
+        name: sent if isinstance(sent, str) else sent.to_json() for name, sent in wanted.cases.items()
+    }
     key = content_key(
-        {"model": loaded.identity, "dtype": str(loaded.dtype), "asking": asdict(asking), **which}
+        {
+            "model": loaded.identity,
+            "dtype": str(loaded.dtype),
+            "asking": asdict(asking),
+            **which,
+            "cases": cases,
+        }
     )
     chunks = (lambda suite: Chunks(out / "partial" / key / suite)) if out is not None else None
     with TerminalProgress() as progress:

@@ -7,7 +7,7 @@ import datetime as dt
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ..attacks.builtin import attack_named
 from ..attacks.gcg.settings import GcgSettings
@@ -20,7 +20,7 @@ from ..settings import Settings, setting
 from ..training.settings import TrainingSettings, WarmupSettings
 from .measuring import CausalConfig, GeometryConfig, NullsConfig
 from .names import PromptSetName
-from .part import Domain, NonNegative, Part, Positive
+from .part import Domain, NonNegative, Part, Positive, model_of
 from .thresholds import Thresholds
 
 
@@ -145,13 +145,24 @@ class AttackConfig(GcgSettings):
         default_factory=dict, metadata={"description": "Settings of another attack than GCG."}
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.options and attack_named(self.method).settings is GcgSettings:
+            raise ValueError(f"the settings of {self.method} stand beside `method`, not in `options`")
+        try:
+            _ = self.settings
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"options.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
     @property
     def settings(self) -> Settings:
         """The settings of the attack."""
         kind = attack_named(self.method).settings
         if kind is GcgSettings:
             return GcgSettings(**{one.name: getattr(self, one.name) for one in fields(GcgSettings)})
-        return kind(**self.options)
+        checked = model_of(kind).model_validate(self.options)  # type: ignore[arg-type]  # a class is hashable
+        return kind(**dict(checked))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .load import LoadedModel
 from .residual import Intervention, Touched, intervening
 from .template import ChatFormat
 from .thoughts import part_ids, stored
+from .turns import Sent, SoftTokens, Turn, softened, turn_ids
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,11 @@ def generate_ids(
     interventions: Sequence[Intervention] = (),
     progress: Progress | None = None,
     touched: Touched | None = None,
+    soft: Sequence[SoftTokens | None] | None = None,
 ) -> list[list[int]]:
     """Continuations of token rows, in input order, each up to and including its first token in `stop`.
 
+    `soft`: of each row the embeddings that stand in place of some of its tokens, if any do.
     A sampling's seed does not touch the global random state. `touched` is given the tokens that the interventions acted
     on: all of every prompt and answer. Decoding samples the last token and stops, so that counting takes one more step
     per batch, which runs it too.
@@ -175,8 +178,10 @@ def generate_ids(
             torch.manual_seed(sampling.seed)
         for rows in length_sorted_batches([len(seq) for seq in seqs], decoding.batch_size):
             batch = left_pad([seqs[row] for row in rows], pad, loaded.device)
+            begins = [batch.ids.shape[1] - len(seqs[row]) for row in rows]
             with (
                 contiguous_head(loaded.model),
+                softened(loaded, [soft[row] if soft else None for row in rows], begins),
                 intervening(loaded.model, *at_rows(interventions, rows)) as seen,
             ):
                 model: Any = loaded.model
@@ -200,7 +205,7 @@ def generate_ids(
 def generate(
     loaded: LoadedModel,
     chat: ChatFormat,
-    user_texts: Sequence[str],
+    user_texts: Sequence[Sent],
     decoding: Decoding,
     *,
     interventions: Sequence[Intervention] = (),
@@ -209,6 +214,7 @@ def generate(
 ) -> list[Completion]:
     """Answers to users' texts, in input order; batches of similar length, padded on the left.
 
+    Of a `Turn` with a beginning of the answer, the answer is what the model adds to it.
     Interventions have one row for all texts, or one row per text. `progress` advances by one per text.
     `touched` is given the tokens that they acted on, those of every prompt and every answer (see `generate_ids`).
 
@@ -218,12 +224,13 @@ def generate(
     stop = stop_ids(loaded, chat)
     answers = generate_ids(
         loaded,
-        chat.asked_ids_many(user_texts),
+        turn_ids(chat, user_texts),
         decoding,
         stop=stop,
         interventions=interventions,
         progress=progress,
         touched=touched,
+        soft=[Turn.of(sent).soft for sent in user_texts],
     )
     return [_completion(loaded, chat, ids, stop) for ids in answers]
 

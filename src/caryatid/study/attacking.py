@@ -9,8 +9,10 @@ from ..artifacts import StageFolder
 from ..attacks.goals import goals_of
 from ..attacks.run import AttackPlan, goals_together, run_attack
 from ..attacks.saved import TestCase, load_cases, save_cases
+from ..behaviour.answering import answered_by
 from ..config.schema import AttackConfig
 from ..models.sizes import BatchSizes
+from ..models.turns import Sent
 from .costs import Sizes, WorkUnits
 from .series import AnchorRef
 from .stage import Stage
@@ -35,9 +37,9 @@ class Attacked:
     budget: dict[str, Any]
 
     @property
-    def sent(self) -> dict[str, str]:
-        """The text that is sent by behaviour id."""
-        return {case.behavior_id: case.sent_text for case in self.cases}
+    def sent(self) -> dict[str, Sent]:
+        """What is sent by behaviour id."""
+        return {case.behavior_id: case.sent for case in self.cases}
 
 
 class AttackStage(Stage[Attacked]):
@@ -69,7 +71,9 @@ class AttackStage(Stage[Attacked]):
     def size(self) -> str:
         attack = self.attack
         together = f", {self.together} together" if self.together > 1 else ""
-        return f"{attack.behaviours} behaviours{together} × {attack.steps} {attack.method} steps"
+        steps = getattr(attack.settings, "steps", None)
+        each = attack.method if steps is None else f"{steps} {attack.method} steps"
+        return f"{attack.behaviours} behaviours{together} × {each}"
 
     def work_units(self, sizes: Sizes) -> WorkUnits:
         attack, settings = self.attack, self.attack.settings
@@ -84,7 +88,12 @@ class AttackStage(Stage[Attacked]):
         goals = tuple(goals_of(behaviours))
         plan = AttackPlan(attack.method, attack.settings, goals, ref.seed, work.batch.gcg, self.together)
         results = run_attack(
-            loaded, work.chat(loaded), plan, out=work.folder.work_dir, progress=work.progress
+            loaded,
+            work.chat(loaded),
+            plan,
+            out=work.folder.work_dir,
+            progress=work.progress,
+            answered=answered_by(work.judge),
         )
         found = [TestCase.of(result) for result in results]
         source = {"model": work.study.facts.model_identity, "anchor": [ref.arm, ref.step]}

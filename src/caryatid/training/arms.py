@@ -4,10 +4,16 @@ To add an arm, write its `Arm` (and the function of its loss terms, where none o
 one line; a package outside caryatid can do the same.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from ..registry import Registry
+from .cat import cat_terms
+from .circuit_breakers import circuit_breaker_terms
+from .dpo import dpo_terms
+from .lat import lat_terms
+from .settings import TrainingSettings
 from .terms import LossTerms, away_and_toward, toward_only
 
 Suffixes = Literal["none", "static", "dynamic"]
@@ -20,11 +26,15 @@ class Arm:
     Attributes:
         terms: loss terms on harmful cases drawn from the pool; None: chat alone, and nothing is drawn.
         suffixes: none sends behaviours as they are; static keeps cases made once at step 0; dynamic refreshes them.
+        part: the part of `TrainingSettings` beside `r2d2` that its terms read; other arms do not depend on it.
+        passes: forward and backward passes over the cases that come before those of the terms, for forecasts.
     """
 
     name: str
     terms: LossTerms | None = None
     suffixes: Suffixes = "none"
+    part: str | None = None
+    passes: Callable[[TrainingSettings], float] = lambda settings: 0.0
 
 
 ARMS: Registry[str, Arm] = Registry("arm")
@@ -44,3 +54,7 @@ SFT = register_arm(Arm("sft"))
 register_arm(Arm("refusal_sft", toward_only))
 R2D2 = register_arm(Arm("r2d2", away_and_toward, "dynamic"))
 register_arm(Arm("r2d2_static", away_and_toward, "static"))
+register_arm(Arm("cat", cat_terms, part="cat", passes=lambda settings: settings.cat.steps / 2))
+register_arm(Arm("lat", lat_terms, part="lat", passes=lambda settings: settings.lat.steps))
+register_arm(Arm("circuit_breakers", circuit_breaker_terms, part="circuit_breakers"))
+register_arm(Arm("dpo", dpo_terms, part="dpo"))

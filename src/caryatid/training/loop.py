@@ -34,9 +34,10 @@ class TrainingRow:
     """One anchor's row of the `training` table. Losses are means since the anchor before; NaN: no such term.
 
     Attributes:
-        gcg_loss: exponential moving average (decay 0.9) of the attacked cases' target loss.
+        gcg_loss: exponential moving average (decay 0.9) of the attacked cases' target loss; of cat and lat the loss
+            that their attacks lower, on the first process.
         gcg_steps: GCG steps since step 0, over all cases. pool_age: mean age of the pool, in updates.
-        tokens: tokens trained on since step 0. gcg_tokens: tokens run forward by GCG.
+        tokens: tokens trained on since step 0. gcg_tokens: tokens run forward by GCG, or by what takes its place.
         flops: estimate since step 0 with P parameters, adapters left out: 2 P per token that GCG runs forward, 2 P more
             where its gradients run backward, 4 P (LoRA) or 6 P (full) per trained token; nothing for recomputation.
         delta_weight: ‖ΔW‖ from step 0 (Frobenius). benign_kl: mean KL(step 0 ‖ now) per held-out answer token, nats.
@@ -61,6 +62,9 @@ class TrainingRow:
     seconds: float
     gcg_batch: int = 0
     gcg_stalled: int = 0
+    loss_reroute: float = math.nan
+    loss_retain: float = math.nan
+    loss_dpo: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -270,6 +274,9 @@ class _Training:
                 seconds=totals.seconds,
                 gcg_batch=self.source.limit.rows if self.source and self.arm.suffixes != "none" else 0,
                 gcg_stalled=totals.gcg_stalled,
+                loss_reroute=totals.mean("reroute"),
+                loss_retain=totals.mean("retain"),
+                loss_dpo=totals.mean("dpo"),
             )
         )
         totals.sums, totals.counts = {}, {}
@@ -315,7 +322,7 @@ def _micro_batch(training: _Training, chat_rows: Sequence[Example], share: float
     totals.add("sft", trainee.ranks.summed(value))
     totals.tokens += token_count(chat_rows)
     if drawn is not None:
-        _on_cases(training, drawn, share)
+        _on_cases(training, drawn._replace(chat=chat_rows), share)
 
 
 def _on_cases(training: _Training, drawn: DrawnCases, share: float) -> None:
@@ -328,3 +335,6 @@ def _on_cases(training: _Training, drawn: DrawnCases, share: float) -> None:
     for name, value in terms.values.items():
         totals.add(name, trainee.ranks.summed(value))
     totals.tokens += terms.tokens
+    totals.gcg_tokens += terms.forward_tokens
+    totals.gcg_backward_tokens += terms.backward_tokens
+    totals.follow(terms.attack_loss)

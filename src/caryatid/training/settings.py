@@ -5,6 +5,7 @@ from typing import Literal
 
 from ..attacks.gcg.settings import GcgSettings, SearchPrecision, SuffixLength, check_suffix_length
 from ..settings import Settings, setting
+from .arm_settings import CatSettings, CircuitBreakerSettings, DpoSettings, LatSettings
 
 AwayVariant = Literal["plain", "harmbench"]
 Mode = Literal["lora", "full"]
@@ -76,6 +77,12 @@ class TrainingSettings(Settings):
     max_length: int = setting(512, "Tokens of a training example; longer ones are cut.", gt=0)
     gradient_checkpointing: bool = setting(False, "Compute activations again in the backward pass.")
     r2d2: R2D2Settings = setting(R2D2Settings(), "Pool and inner attack of the adversarial arms.")
+    cat: CatSettings = setting(CatSettings(), "Of the arm cat.")
+    lat: LatSettings = setting(LatSettings(), "Of the arm lat.")
+    circuit_breakers: CircuitBreakerSettings = setting(
+        CircuitBreakerSettings(), "Of the arm circuit_breakers."
+    )
+    dpo: DpoSettings = setting(DpoSettings(), "Of the arm dpo.")
 
     @property
     def gcg_steps_per_update(self) -> int:

@@ -1,5 +1,6 @@
 """Loss terms on the harmful cases of a micro-batch, as this process's share of the means over all processes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,11 +20,17 @@ class Terms:
         total: weighted sum of the terms, for the backward pass; None where this process has no rows.
         values: each unweighted term by name, this process's share of the mean; the same names in every process.
         tokens: trained on, over all processes.
+        forward_tokens: run forward besides, by attacks or for step 0's values. backward_tokens: those of them that
+            gradients ran backward, too. Both over all processes.
+        attack_loss: of this process's attack before its last step; NaN where there is none.
     """
 
     total: Tensor | None
     values: dict[str, float]
     tokens: int
+    forward_tokens: int = 0
+    backward_tokens: int = 0
+    attack_loss: float = math.nan
 
 
 LossTerms = Callable[[Trainee, DrawnCases, R2D2Settings], Terms]

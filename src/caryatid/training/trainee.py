@@ -32,10 +32,12 @@ class Example(NamedTuple):
 
 
 class DrawnCases(NamedTuple):
-    """Harmful cases of one micro-batch: prompts with their affirmative targets, the same prompts with the refusal."""
+    """Harmful cases of one micro-batch: prompts with their affirmative targets, the same prompts with the refusal; and
+    the micro-batch's chat, for arms whose terms read that, too."""
 
     away: list[Example]
     toward: list[Example]
+    chat: Sequence[Example] = ()
 
 
 class Supervised(NamedTuple):
@@ -130,7 +132,7 @@ class Trainee:
         self._cuda_random: Tensor | None = None  # dropout on CUDA draws there
         if loaded.device.type == "cuda":
             self._cuda_random = torch.Generator(loaded.device).manual_seed(seed).get_state()
-        self.step = 0
+        self.step, self.updates = 0, updates
 
     def _precision(self) -> torch.autocast:
         """That of mixed-precision training; losses are float32 in any case."""

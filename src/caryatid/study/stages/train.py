@@ -9,7 +9,7 @@ from ...anchors import Anchor, name_base
 from ...artifacts import nan_to_none
 from ...attacks.goals import default_target
 from ...data.prompts import Prompt
-from ...training.arms import arm_named
+from ...training.arms import ARMS, arm_named
 from ...training.loop import ArmJob, train_arm
 from ...training.terms import toward_only
 from ..costs import ANSWER_TOKENS, Sizes, WorkUnits, scoring, suffix_tokens
@@ -42,7 +42,9 @@ class Train(Stage[Trained]):
         yield from step_zero(self.study, self.place.seed)
 
     def settings(self) -> Mapping[str, Any]:
-        settings = self.study.settings["training"]
+        # The parts of other arms than this one leave its anchors as they are.
+        others = {arm.part for arm in ARMS.values()} - {arm_named(self.place.arm).part}
+        settings = {k: v for k, v in self.study.settings["training"].items() if k not in others}
         steps = list(self.config.steps)
         arm = {"arm": self.place.arm, "steps": steps, "training": settings, "seed": self.place.seed}
         return arm | (
@@ -64,7 +66,8 @@ class Train(Stage[Trained]):
             cases = min(r2d2.cases, r2d2.pool)
             suffix = suffix_tokens(r2d2.suffix_length) if arm.suffixes != "none" else 0
             rows = cases if arm.terms is toward_only else 2 * cases
-            tokens += batches * rows * (sizes.tokens["pool"] + suffix + ANSWER_TOKENS)
+            on_cases = batches * rows * (sizes.tokens["pool"] + suffix + ANSWER_TOKENS)
+            tokens += round(on_cases * (1 + arm.passes(config)))
             goals, each = {
                 "none": (0, 0),
                 "dynamic": (batches * cases, r2d2.gcg_steps),

@@ -1,0 +1,82 @@
+"""Circuit breakers (arXiv 2406.04313): the stream turns away from step 0's on harmful answers, and stays on chat."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..attacks.gcg.layout import evaluation_mode
+from ..models.hooks import Hooks, block_input
+from ..models.layout import num_layers
+from .perturb import check_no_checkpointing, places
+from .robust_losses import circuit_breaker_weights, rerouting_loss, retain_loss
+from .settings import R2D2Settings
+from .terms import Terms, my_share, token_count
+from .trainee import DrawnCases, Example, Trainee
+
+
+def circuit_breaker_terms(trainee: Trainee, drawn: DrawnCases, _settings: R2D2Settings) -> Terms:
+    """Rerouting on requests with their affirmative targets, retaining on the chat batch, weighted by the step."""
+    check_no_checkpointing(trainee, "circuit_breakers")
+    settings, model = trainee.settings.circuit_breakers, trainee.loaded.model
+    reroute_weight, retain_weight = circuit_breaker_weights(trainee.step, trainee.updates, settings.alpha)
+    harmful, harmful_share = my_share(trainee.ranks, drawn.away)
+    chat, chat_share = my_share(trainee.ranks, drawn.chat)
+    tokens = token_count([*drawn.away, *drawn.chat])
+    parts = [
+        _Part(
+            "reroute", rerouting_loss, harmful, reroute_weight, harmful_share, places(model, settings.depths)
+        ),
+        _Part("retain", retain_loss, chat, retain_weight, chat_share, list(range(num_layers(model)))),
+    ]
+    mine = [part for part in parts if part.rows]
+    with evaluation_mode(model), trainee.at_step_zero(), torch.no_grad():
+        before = [block_inputs_of(trainee, part.rows, part.layers) for part in mine]
+    values = {part.name: 0.0 for part in parts}
+    total: Tensor | None = None
+    for part, then in zip(mine, before, strict=True):
+        now = block_inputs_of(trainee, part.rows, part.layers)
+        loss = part.share * part.loss(now, then, real_tokens(part.rows, now.device))
+        values[part.name] = float(loss.detach())
+        total = part.weight * loss if total is None else total + part.weight * loss
+    return Terms(total, values, tokens, tokens, 0)
+
+
+class _Part(NamedTuple):
+    """One of the two terms: its rows on this process, their share of all, and the blocks that it compares."""
+
+    name: str
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    rows: list[Example]
+    weight: float
+    share: float
+    layers: list[int]
+
+
+def real_tokens(rows: Sequence[Example], device: torch.device) -> Bool[Tensor, "rows tokens"]:
+    """Where rows that are padded on the right hold tokens."""
+    lengths = torch.tensor([len(row.prompt) + len(row.answer) for row in rows], device=device)
+    return torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+
+
+def block_inputs_of(
+    trainee: Trainee, rows: Sequence[Example], where: Sequence[int]
+) -> Float[Tensor, "layers rows tokens d"]:
+    """The residual stream at the inputs of these blocks, with its graph."""
+    hooks, found = Hooks(trainee.loaded.model), dict[int, Tensor]()
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found[layer] = block_input(args, kwargs)
+
+        return hook
+
+    try:
+        for layer in where:
+            hooks.on_input(layer, keep(layer))
+        trainee.forward(rows)
+    finally:
+        hooks.remove()
+    return torch.stack([found[layer] for layer in where])
