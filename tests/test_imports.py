@@ -17,7 +17,10 @@ ORDER = (
     "progress",
     "paths",
     "locks",
+    "interrupts",
     "stats",
+    "files",
+    "keeping",
     "artifacts",
     "results",
     "data",
@@ -45,6 +48,7 @@ IMPURE = {
     "rich",
     "datasets",
     "caryatid.artifacts",
+    "caryatid.files",
     "caryatid.models",
 }
 

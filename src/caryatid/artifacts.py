@@ -1,120 +1,74 @@
-"""The run directory: content-addressed stages, atomic writes, checksums, and resuming.
+"""The run directory: content-addressed stages, checksums, and resuming.
 
 A stage lives in `stages/<name>/<key>/`, where the key is the SHA-256 of what determines its content. Its files
 are written through a temporary file, fsync and rename; its `manifest.json` with the checksums of all files comes
-last, so that a stage without a valid manifest is simply not done. Chunks (`chunks/<list>/000012.json`) survive a
-kill and let a long stage go on where it stopped.
+last, so that a stage without a manifest is simply not done. Files that no longer agree with the manifest are found
+where they are read, and made again only where that is asked for. Chunks (`chunks/<list>/000012.json`) survive a kill
+and let a long stage go on where it stopped.
 """
 
 import contextlib
-import hashlib
-import json
-import math
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from . import locks
-from .errors import InputError, UsageError
+from .errors import DataMissingError, InputError, UsageError
+from .files import (
+    DAMAGED_FILE,
+    TEMPORARY,
+    atomic_file,
+    canonical_json,
+    content_key,
+    file_sha256,
+    nan_to_none,
+    none_to_nan,
+    read_json,
+    read_manifest,
+    write_bytes,
+    write_json,
+)
+
+__all__ = [
+    "DAMAGED_FILE",
+    "DAMAGED_RUN",
+    "FORMAT_VERSION",
+    "Chunks",
+    "RunDirectory",
+    "StageFolder",
+    "StageState",
+    "atomic_file",
+    "canonical_json",
+    "content_key",
+    "file_sha256",
+    "nan_to_none",
+    "none_to_nan",
+    "read_json",
+    "write_bytes",
+    "write_json",
+]
 
 FORMAT_VERSION = 2
-KEY_LENGTH = 20
+WRITTEN = ("tables", "answers", "figures", "report", "leases")  # folders beside `stages`
 LOCK = ".lock"  # beside it `.lock.held` where the file system has no locks
 
-DAMAGED_FILE = "Delete the file's folder and run again."
 # Whole stages are worth days of training: a damaged manifest of the run must not make anybody delete them.
 DAMAGED_RUN = "Move the folder `stages` into a new --out and run there: finished stages are reused."
 
 _MANIFEST = {"facts": dict, "asked": dict, "libraries": dict, "stages": dict, "seeds": list, "caryatid": str}
 
-StageState = Literal["done", "partial", "failed", "missing"]
+DAMAGED_STAGE = "Restore it, or run the study again with --repair: what is damaged is then computed anew."
+
+StageState = Literal["done", "damaged", "partial", "failed", "missing"]
 
 
-def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def content_key(value: object) -> str:
-    """The first `KEY_LENGTH` hexadecimal digits of the SHA-256 of `value` as canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:KEY_LENGTH]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream whose content appears at `path` whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically."""
-    with atomic_file(path) as stream:
-        stream.write(content)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, atomically. NaN is refused: store None."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path, *, remedy: str = DAMAGED_FILE) -> Any:
-    """Read a JSON file; a damaged one is a user-facing error that names it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"not readable as JSON ({error})",
-            where=str(path),
-            remedy=remedy,
-        ) from error
-
-
-def read_manifest(path: Path, remedy: str) -> dict[str, Any]:
-    """A manifest.
-
-    Raises:
-        InputError: it is no JSON object.
-    """
-    found = read_json(path, remedy=remedy)
-    if not isinstance(found, dict):
-        raise InputError("not a manifest: no JSON object", where=str(path), remedy=remedy)
-    return found
-
-
-def nan_to_none(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's fields for JSON, which has no NaN."""
-    return {
-        key: None if isinstance(value, float) and value != value else value for key, value in fields.items()
-    }
-
-
-def none_to_nan(fields: Mapping[str, Any], record: type) -> dict[str, Any]:
-    """The inverse of `nan_to_none`, for the float fields of a dataclass."""
-    floats = {name for name, kind in record.__annotations__.items() if kind is float}
-    return {key: math.nan if value is None and key in floats else value for key, value in fields.items()}
+def _sweep(files: Iterable[Path]) -> None:
+    for part in list(files):
+        part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -167,28 +121,66 @@ class StageFolder:
         return Chunks(self.work_dir / name)
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest of a finished stage."""
-        return read_manifest(self.manifest_path, DAMAGED_FILE)
+        """The manifest of a finished stage.
 
-    def state(self, *, verify: bool = True) -> StageState:
-        """`done` needs a manifest and (with `verify`) files whose checksums agree with it."""
-        if not self.manifest_path.exists():
-            if (self.path / "failed.json").exists():
-                return "failed"
-            return "partial" if self.path.exists() else "missing"
+        Raises:
+            InputError: it is no JSON object.
+        """
+        return read_manifest(self.manifest_path, DAMAGED_STAGE)
+
+    def seconds(self) -> float | None:
+        """What a finished stage took; None where its manifest does not say so."""
+        found = self.manifest().get("seconds")
+        return float(found) if isinstance(found, int | float) else None
+
+    def failure(self) -> str:
+        """Why the stage failed, as far as that was recorded."""
         try:
-            files = dict(self.manifest()["files"])
-        except (InputError, KeyError, TypeError, ValueError):
-            return "partial"
-        for name, digest in files.items():
-            part = self.path / name
-            if not part.is_file() or (verify and file_sha256(part) != digest):
-                return "partial"
-        return "done"
+            return str(self.read_json("failed.json")["message"])
+        except (InputError, KeyError, TypeError, OSError):
+            return "for a reason that was not recorded"
 
     def done(self) -> bool:
-        """Whether the stage is finished and its files are intact."""
-        return self.state() == "done"
+        """Whether the stage was finished; see `damage` for whether it still is what it was."""
+        return self.manifest_path.exists()
+
+    def damage(self, *, verify: bool = True, folder: Path | None = None) -> Path | None:
+        """Of a finished stage the first file that is missing or not what its manifest says.
+
+        Args:
+            verify: compare checksums, too. folder: look only at the files that lie directly in it.
+
+        Returns:
+            The file, or the manifest where that cannot be read; None: nothing is wrong.
+        """
+        try:
+            files = {self.path / str(name): digest for name, digest in self.manifest()["files"].items()}
+        except (InputError, KeyError, AttributeError):
+            return self.manifest_path
+        for part, digest in files.items():
+            if folder is not None and part.parent != folder:
+                continue
+            if not part.is_file() or (verify and file_sha256(part) != digest):
+                return part
+        return None
+
+    def check(self, *, verify: bool = True, folder: Path | None = None) -> None:
+        """Refuse a finished stage that is damaged. Arguments as `damage`.
+
+        Raises:
+            DataMissingError: it is; names the file.
+        """
+        if part := self.damage(verify=verify, folder=folder):
+            what = "damaged (not what the stage's manifest says)" if part.is_file() else "missing"
+            raise DataMissingError(what, where=str(part), remedy=DAMAGED_STAGE)
+
+    def state(self, *, verify: bool = True) -> StageState:
+        """Where the stage stands; `verify`: also compare the checksums of a finished one."""
+        if self.done():
+            return "damaged" if self.damage(verify=verify) else "done"
+        if (self.path / "failed.json").exists():
+            return "failed"
+        return "partial" if self.path.exists() else "missing"
 
     def write_json(self, name: str, value: object) -> None:
         """Write one of the stage's files as JSON."""
@@ -220,13 +212,17 @@ class StageFolder:
             ) from error
 
     def begin(self) -> None:
-        """Make the folder, and forget an earlier failure; what is there already stays."""
+        """Make the folder; forget an earlier failure, and what a killed process left half-written. The rest stays."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.file("failed.json").unlink(missing_ok=True)
+        for part in list(self.path.rglob(".*.partial")):
+            shutil.rmtree(part, ignore_errors=True)
+        _sweep(self.path.rglob(f".*{TEMPORARY}"))
 
     def fail(self, error: BaseException) -> None:
-        """Record why the stage stopped, beside what it has."""
-        self.write_json("failed.json", {"error": type(error).__name__, "message": str(error)[:2000]})
+        """Record why the stage stopped, beside what it has; where nothing can be written, the error alone says it."""
+        with contextlib.suppress(OSError):
+            self.write_json("failed.json", {"error": type(error).__name__, "message": str(error)[:2000]})
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Seal the stage: drop work files, checksum the rest, write the manifest last."""
@@ -235,7 +231,7 @@ class StageFolder:
         files = {
             part.relative_to(self.path).as_posix(): file_sha256(part)
             for part in sorted(self.path.rglob("*"))
-            if part.is_file() and part != self.manifest_path and not part.name.endswith(".tmp")
+            if part.is_file() and part != self.manifest_path and not part.name.endswith(TEMPORARY)
         }
         manifest = {"stage": self.name, "key": self.key, "inputs": self.inputs, **facts, "files": files}
         write_json(self.manifest_path, manifest)
@@ -303,7 +299,7 @@ class RunDirectory:
         if run.manifest_path.exists():
             run.check_version()
         elif any(
-            e.name not in {LOCK, f"{LOCK}.held", "stages", "leases"} and e.suffix != ".tmp"
+            e.name not in {LOCK, f"{LOCK}.held", "stages", "leases"} and e.suffix != TEMPORARY
             for e in path.iterdir()
         ):
             raise UsageError(
@@ -312,6 +308,11 @@ class RunDirectory:
                 remedy="Choose a new or empty folder with --out.",
             )
         return run
+
+    def sweep(self) -> None:
+        """Remove what killed runners left half-written outside of stages. No other runner may be at work."""
+        for folder in (self.path, *(self.path / name for name in WRITTEN)):
+            _sweep(folder.glob(f".*{TEMPORARY}"))
 
     def discard_unused(self, folder: bool) -> None:
         """Leave nothing behind of a run that could not begin; with `folder` the empty folder goes, too."""

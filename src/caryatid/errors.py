@@ -4,7 +4,16 @@ The exit codes are part of the command-line contract. Anything that is not a `Ca
 and keeps its traceback.
 """
 
+import errno
 from typing import ClassVar
+
+# What the system says of a place that cannot be used; other errors of this kind are bugs.
+_UNUSABLE = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    }
+)
 
 
 class LoadWarning(UserWarning):
@@ -67,6 +76,10 @@ class NumericalError(CaryatidError):
     exit_code = 4
 
 
+class JobError(CaryatidError):
+    """A job on another machine ended for a reason outside of the study."""
+
+
 class LostError(CaryatidError):
     """Interrupted by the user where nothing was kept to go on from."""
 
@@ -77,3 +90,22 @@ class MemoryExhaustedError(CaryatidError):
     """Out of memory, also after backing off to the smallest batch."""
 
     exit_code = 5
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, CUDA's, or that of torch's CPU allocator."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
+def user_error(error: BaseException) -> CaryatidError | None:
+    """What a user can act on: the error itself, or what stands for one of the system's. None: it is a bug."""
+    if isinstance(error, CaryatidError):
+        return error
+    if isinstance(error, OSError) and error.errno in _UNUSABLE:
+        remedy = "Free space there, check its permissions, or name another place."
+        place = str(error.filename) if error.filename else None
+        return UsageError(str(error.strerror), where=place, remedy=remedy)
+    if out_of_memory(error):
+        return MemoryExhaustedError("out of memory", remedy="Lower the batch settings.")
+    return None

@@ -40,6 +40,7 @@ def _comparable(run: Path) -> dict[str, Any]:
     return {
         name: [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
         for name, rows in read_tables(run).items()
+        if name != "costs"
     }
 
 
@@ -249,16 +250,6 @@ def test_killed_runs_resume_to_the_same_tables(
     assert process.wait() == -signal.SIGKILL, "the study ended before it could be killed"
     run_study(config, out)
     assert _comparable(out) == _comparable(finished)
-
-
-def test_damaged_artifact_is_made_again(place: Path, tmp_path: Path) -> None:
-    out = run_study(small_config(place), tmp_path / "run").directory
-    before = _comparable(out)
-    (tokens,) = list(out.glob("stages/refusal_tokens/*/result.json"))
-    tokens.write_text("{}")
-    again = run_study(small_config(place), out)
-    assert again.executed == 1
-    assert _comparable(out) == before
 
 
 def test_early_discard_leaves_candidates_unscored_and_the_study_goes_on(place: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def source_of(name: str, seed: int = 0) -> CaseSource:
     pool = Pool(BEHAVIOURS, SETTINGS.pool, seed, SETTINGS.suffix_length)
     source = CaseSource(ChatFormat(loaded.tokenizer), arm_named(name), SETTINGS, pool, batch_size=64)
     if name == "r2d2_static":
-        source.make_static(tiny_loaded())
+        list(source.make_static(tiny_loaded()))
     return source
 
 

@@ -1,6 +1,7 @@
 """Arms on tiny models: exact resume, equal chat batches, anchors that reload, and controls that coincide."""
 
 import json
+from collections.abc import Callable
 from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from caryatid.training.loop import ArmJob, TrainedArm, train_arm
 from caryatid.training.settings import LoraSettings, R2D2Settings, TrainingSettings, WarmupSettings
 from caryatid.training.terms import Terms, my_share, token_count
 from caryatid.training.trainee import DrawnCases, Trainee
-from caryatid.training.warmup import WarmupJob, warm_up
+from caryatid.training.warmup import Check, Warmed, WarmupJob, warm_up
 from tiny import save_tiny
 
 ANCHORS = (1, 2, 4)
@@ -323,24 +324,27 @@ def test_non_finite_loss_stops_and_keeps_earlier_anchors(folder: Path, tmp_path:
     assert sorted(p.name for p in (tmp_path / "anchors").iterdir()) == ["step-000001", "step-000002"]
 
 
-def test_warm_up_teaches_the_refusal_and_stops_when_told(folder: Path, tmp_path: Path) -> None:
+def _warmed(folder: Path, out: Path, check: Callable[[int, LoadedModel], Check] | None = None) -> Warmed:
     loaded = load_model(str(folder))
-    chat = ChatFormat(loaded.tokenizer)
-    warmed = warm_up(
-        loaded,
-        chat,
-        WarmupJob(
-            WarmupSettings(steps=30, batch_size=4, learning_rate=2e-2, check_every=10),
-            TrainingSettings(lora=LoraSettings(r=4, alpha=8), max_length=64),
-            BEHAVIOURS,
-            ["Sorry, I can't do that."],
-            EXAMPLES,
-            seed=0,
-        ),
-        tmp_path / "weights",
-        stop_when=lambda step, _model: step >= 20,
+    job = WarmupJob(
+        WarmupSettings(steps=30, batch_size=4, learning_rate=2e-2, check_every=10),
+        TrainingSettings(lora=LoraSettings(r=4, alpha=8), max_length=64),
+        BEHAVIOURS,
+        ["Sorry, I can't do that."],
+        EXAMPLES,
+        seed=0,
     )
-    assert warmed.steps == 20
+    return warm_up(loaded, ChatFormat(loaded.tokenizer), job, out / "weights", out / "work", check=check)
+
+
+def _enough(step: int, _model: LoadedModel) -> Check:
+    return Check(step, 1.0, 0.0, enough=step >= 20)
+
+
+def test_warm_up_teaches_the_refusal_and_stops_when_it_is_enough(folder: Path, tmp_path: Path) -> None:
+    warmed = _warmed(folder, tmp_path, _enough)
+    assert [row.step for row in warmed.rows] == list(range(1, 21))
+    assert [one.step for one in warmed.checks] == [10, 20]
     assert warmed.rows[-1].loss < 0.7 * warmed.rows[0].loss
     opened = open_anchor(Anchor("base", 0, str(folder), (str(tmp_path / "weights"),)))
     assert _refusal_logprob(opened) > _refusal_logprob(load_model(str(folder))) + 5

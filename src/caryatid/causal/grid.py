@@ -9,6 +9,7 @@ conditions). Both are exact: the results are those of plain forwards under `inte
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from .. import keeping
 from ..errors import InputError
-from ..models.batch import PaddedBatch, left_pad, length_sorted_batches
+from ..files import content_key
+from ..models.batch import PaddedBatch, left_pad, length_sorted_batches, with_backoff
 from ..models.cache import PrefixCache, prefix_cache_supported, run_prefixes
 from ..models.capture import capture_block_inputs
 from ..models.forward import at_rows, pad_id
@@ -139,8 +142,6 @@ class _Grid:
     ) -> None:
         if not seqs or min(map(len, seqs)) == 0:
             raise InputError("no prompts, or an empty one, to measure on", where="grid")
-        if keep < 1 or batch_size < 1:
-            raise InputError(f"keep {keep}, batch size {batch_size}: both are at least 1", where="grid")
         self.loaded, self.seqs, self.keep, self.batch_size = loaded, seqs, keep, batch_size
         shared = min(common_prefix(seqs), min(map(len, seqs)) - keep)
         exact = prefix_cache_supported(loaded, 2 * max(map(len, seqs)))
@@ -220,21 +221,42 @@ class _Grid:
         members = torch.tensor(list(group.members))
         chunk = max(1, self.batch_size // max(len(piece.prompts) for piece in pieces))
         for index in torch.arange(len(members)).split(chunk):
-            prefix = self.prefix(group, index, base)
+            prefix = cache(partial(self.prefix, group, index, base))
             for piece in pieces:
-                row = torch.arange(len(index)).repeat_interleave(len(piece.prompts))
-                cache = None if prefix is None else prefix.rows(row.tolist())
-                with ExitStack() as contexts:
-                    if group.start > 0:
-                        hidden = piece.inputs[group.start].repeat(len(index), 1, 1)
-                        contexts.enter_context(starting_at(self.loaded, group.start, hidden))
-                    rows = at_rows(group.interventions, index[row].tolist())
-                    contexts.enter_context(intervening(self.loaded.model, *rows))
-                    logits = self.logits(piece.batch, len(index), cache)
-                condition, prompt = members[index[row]], torch.tensor(piece.prompts).repeat(len(index))
-                on_device = (each.to(self.loaded.device) for each in (condition, prompt))
-                yield _Values(reduce(GridBatch(logits, *on_device)).cpu(), condition, prompt)
-                progress.advance(len(row))
+                condition = members[index].repeat_interleave(len(piece.prompts))
+                prompt = torch.tensor(piece.prompts).repeat(len(index))
+                make = partial(self._reduced, group, index, piece, prefix, reduce)
+                label = content_key([condition.tolist(), prompt.tolist(), self.keep, group.start])
+                # The model as it is takes one pass, and what is made of it may be whole distributions.
+                value = keeping.piece(label, make) if group.interventions else make()
+                yield _Values(value, condition, prompt)
+                progress.advance(len(condition))
+
+    def _reduced(
+        self,
+        group: ConditionGroup,
+        index: Int[Tensor, "conditions"],
+        piece: _Piece,
+        prefix: Callable[[], PrefixCache | None],
+        reduce: GridReduce,
+    ) -> Float[Tensor, "rows *value"]:
+        """Reduced values of a piece's prompts under some conditions of a group, on the CPU."""
+        row = torch.arange(len(index)).repeat_interleave(len(piece.prompts))
+        shared = prefix()
+        with ExitStack() as contexts:
+            if group.start > 0:
+                hidden = piece.inputs[group.start].repeat(len(index), 1, 1)
+                contexts.enter_context(starting_at(self.loaded, group.start, hidden))
+            rows = at_rows(group.interventions, index[row].tolist())
+            contexts.enter_context(intervening(self.loaded.model, *rows))
+            logits = self.logits(
+                piece.batch, len(index), None if shared is None else shared.rows(row.tolist())
+            )
+        numbers = (
+            torch.tensor(list(group.members))[index[row]],
+            torch.tensor(piece.prompts).repeat(len(index)),
+        )
+        return reduce(GridBatch(logits, *(each.to(self.loaded.device) for each in numbers))).cpu()
 
 
 @torch.no_grad()
@@ -254,11 +276,12 @@ def evaluate_grid(
         seqs: token rows, prompts or prompts with part of an answer.
         groups: their members together are the numbers from 0 on, each once.
         reduce: what is made of the logits of the last `keep` positions. A row shorter than `keep` has padding first.
-        batch_size: rows per forward. progress: advances by one per pair of condition and prompt.
+        batch_size: rows per forward, halved where memory runs out.
+        progress: advances by one per pair of condition and prompt.
 
     Raises:
         InputError: no prompts or conditions, members that are not such numbers, interventions that do not fit the
-            model, or an impossible `start`.
+            model, or an impossible `start`. MemoryExhaustedError: memory runs out at one row, too.
     """
     depth, members = num_layers(loaded.model), [number for group in groups for number in group.members]
     for group in groups:
@@ -266,10 +289,26 @@ def evaluate_grid(
             raise InputError(f"layer {group.start} is not one of 0 … {depth - 1}", where="ConditionGroup")
     if not members or sorted(members) != list(range(len(members))):
         raise InputError("the groups' members are not the numbers from 0 on, each once", where="grid")
+    if keep < 1 or batch_size < 1:
+        raise InputError(f"keep {keep}, batch size {batch_size}: both are at least 1", where="grid")
+    run = partial(_evaluated, loaded, seqs, groups, reduce, keep, progress or NO_PROGRESS)
+    return with_backoff(run, batch_size).value
+
+
+def _evaluated(
+    loaded: LoadedModel,
+    seqs: Sequence[Sequence[int]],
+    groups: Sequence[ConditionGroup],
+    reduce: GridReduce,
+    keep: int,
+    report: Progress,
+    batch_size: int,
+) -> Float[Tensor, "conditions prompts *value"]:
+    """As `evaluate_grid`, with batches of this size."""
     grid = _Grid(loaded, seqs, keep, batch_size)
-    report = progress or NO_PROGRESS
     late = [group for group in groups if group.start > 0]
     base, late_pieces = None, []
+    count = sum(len(group.members) for group in groups)
     if late:
         late_pieces = grid.pieces(max(1, batch_size // max(len(group.members) for group in late)))
         base = grid.capture(late_pieces, sorted({group.start for group in late}))
@@ -279,7 +318,7 @@ def evaluate_grid(
         pieces = late_pieces if group.start > 0 else grid.pieces(per_batch)
         for values in grid.run(group, pieces, base if group.start > 0 else None, reduce, report):
             if result is None:
-                result = values.value.new_full((len(members), len(seqs), *values.value.shape[1:]), torch.nan)
+                result = values.value.new_full((count, len(seqs), *values.value.shape[1:]), torch.nan)
             result[values.condition, values.prompt] = values.value
     assert result is not None
     return result

@@ -1,13 +1,13 @@
 """The command line: thin commands, no logic."""
 
-import errno
 import os
 import sys
 
 import typer
 
 from .. import __version__
-from ..errors import CaryatidError, ConfigError, MemoryExhaustedError, UsageError
+from ..errors import CaryatidError, ConfigError, user_error
+from ..interrupts import heed_sigterm
 from . import (
     attack,
     data,
@@ -30,14 +30,6 @@ _ClickException: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
 INTERRUPTED = 130
-# What the system says of a place that cannot be used; other errors of this kind are bugs.
-_UNUSABLE = frozenset(
-    {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
-        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
-    }
-)
-
 app = typer.Typer(
     name="caryatid",
     help="Where inside a language model refusal is carried, and how safety training moves it.",
@@ -86,12 +78,6 @@ def _root(
         typer.echo(NEXT)
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, CUDA's, or that of torch's CPU allocator."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
-
-
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code (see `errors`). Bugs keep their traceback."""
     try:
@@ -120,18 +106,12 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         announce("caryatid: interrupted. Run the same command again to go on where it stopped.")
         return INTERRUPTED
-    except OSError as error:
-        if error.errno not in _UNUSABLE:
+    except (OSError, MemoryError, RuntimeError) as error:
+        found = user_error(error)
+        if found is None:
             raise
-        remedy = "Free space there, check its permissions, or name another place."
-        place = str(error.filename) if error.filename else None
-        announce(f"caryatid: {UsageError(str(error.strerror), where=place, remedy=remedy)}")
-        return UsageError.exit_code
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        announce(f"caryatid: {MemoryExhaustedError('out of memory', remedy='Lower the batch settings.')}")
-        return MemoryExhaustedError.exit_code
+        announce(f"caryatid: {found}")
+        return found.exit_code
 
 
 def main() -> None:
@@ -141,4 +121,5 @@ def main() -> None:
     user's stays.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    heed_sigterm()
     sys.exit(run())

@@ -5,6 +5,7 @@ from typing import Any
 
 import typer
 
+from ..errors import UsageError
 from .console import TerminalProgress, announce, print_json, print_table
 from .watching import watch_run
 
@@ -28,10 +29,25 @@ def run(
         "--null",
         help="Also compare step 0 with itself, all prompts drawn anew, ten times (nulls.redraws=10).",
     ),
+    executor: str = typer.Option(
+        "inline", "--executor", help="Where stages run: inline (this process), ray or slurm (docs/scale.md)."
+    ),
+    workers: int | None = typer.Option(
+        None, "--workers", min=1, help="How many stages, or parts of them, run at a time."
+    ),
+    executor_options: list[str] = typer.Option(
+        [], "--executor-set", metavar="KEY=VALUE", help="A setting of the executor; may be repeated."
+    ),
+    repair: bool = typer.Option(
+        False,
+        "--repair",
+        help="Compare all finished stages with their checksums; compute anew what is damaged.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Run a study, or resume it where it stopped."""
     from ..config import load_config
+    from ..study.executors.choice import executor_named
     from ..study.flow import run_study
     from ..study.summary import summary_lines
 
@@ -39,9 +55,15 @@ def run(
     if null and not settings.nulls.redraws:
         nulls = settings.nulls.model_copy(update={"redraws": 10})
         settings = settings.model_copy(update={"nulls": nulls})
+    where = executor_named(executor, workers, dict(map(_pair, executor_options)))
     with TerminalProgress() as progress:
         result = run_study(
-            settings, out or Path("runs") / settings.name, progress=progress, announce=announce
+            settings,
+            out or Path("runs") / settings.name,
+            executor=where,
+            repair=repair,
+            progress=progress,
+            announce=announce,
         )
     if not result.main:
         return
@@ -51,6 +73,14 @@ def run(
         return
     for line in summary_lines(result):
         typer.echo(line)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """`KEY=VALUE` as two texts."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise UsageError(f"{text!r} is no setting", where="--executor-set", remedy="Write KEY=VALUE.")
+    return key, value
 
 
 @app.command(epilog="Example: caryatid study plan --preset quick")
@@ -121,15 +151,18 @@ def status(
     watch: bool = typer.Option(
         False, "--watch", help="Keep showing stages, pace and remaining time until the study is finished."
     ),
+    verify: bool = typer.Option(
+        False, "--verify", help="Compare all files of finished stages with their checksums."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the states as JSON."),
 ) -> None:
-    """Show which stages are done, running or failed."""
+    """Show which stages are done, running, failed or damaged."""
     from ..study.runner import study_status
 
     if watch:
         watch_run(directory)
         return
-    rows = study_status(directory)
+    rows = study_status(directory, verify=verify)
     if as_json:
         print_json([vars(row) for row in rows])
         return

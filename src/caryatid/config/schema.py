@@ -170,8 +170,10 @@ class AdaptiveConfig(AttackConfig):
     """An attack against some of the anchors themselves."""
 
     enabled: bool = setting(False, "Whether anchors are attacked themselves.")
-    at: Literal["all", "last"] | tuple[NonNegative, ...] = setting(
-        "all", "Which anchors: all, the last one of every arm or series, or those at the listed steps."
+    at: Literal["all", "key", "last"] | tuple[NonNegative, ...] = setting(
+        "all",
+        "Which anchors: all, the key ones (step 0 and the last one of every arm or series), the last one of every arm "
+        "or series, or those at the listed steps.",
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..errors import InputError, MemoryExhaustedError
+from ..errors import InputError, MemoryExhaustedError, out_of_memory
 from .layout import hidden_size, num_layers
 from .load import LoadedModel
 from .sizes import BatchSizes
@@ -100,10 +100,6 @@ class BackedOff(Generic[T]):
         return iter((self.value, self.size))
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def with_backoff(fn: Callable[[int], T], size: int) -> BackedOff[T]:
     """Call `fn(size)`, halving the size each time memory runs out.
 
@@ -115,7 +111,7 @@ def with_backoff(fn: Callable[[int], T], size: int) -> BackedOff[T]:
         try:
             return BackedOff(fn(size), size)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if size == 1:
                 raise MemoryExhaustedError(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from jaxtyping import Int
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..errors import InputError
+from ..files import content_key
+from ..keeping import piece
 from ..progress import NO_PROGRESS, Progress
-from .batch import left_pad, length_sorted_batches
+from .batch import RowLimit, left_pad, length_sorted_batches, with_backoff
 from .chat_options import ChatOptions
 from .forward import at_rows, check_context, check_rows, pad_id
 from .heads import contiguous_head
@@ -141,6 +144,41 @@ def _run_last(model: Any, made: Any, mask: Int[torch.Tensor, "rows prompt"]) -> 
     )
 
 
+def _batch(
+    loaded: LoadedModel,
+    seqs: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    *,
+    ends: frozenset[int],
+    interventions: Sequence[Intervention],
+    touched: Touched | None,
+    soft: Sequence[SoftTokens | None] | None,
+) -> list[list[int]]:
+    """Continuations of some of the token rows in one batch, as the model's generation config says."""
+    batch = left_pad([seqs[row] for row in rows], pad_id(loaded), loaded.device)
+    begins = [batch.ids.shape[1] - len(seqs[row]) for row in rows]
+    with (
+        contiguous_head(loaded.model),
+        softened(loaded, [soft[row] if soft else None for row in rows], begins),
+        intervening(loaded.model, *at_rows(interventions, rows)) as seen,
+    ):
+        model: Any = loaded.model
+        made: Any = model.generate(
+            input_ids=batch.ids, attention_mask=batch.mask, return_dict_in_generate=True
+        )
+        if touched is not None:
+            _run_last(model, made, batch.mask)
+    answers, filling = [], 0
+    for tokens in made.sequences[:, batch.ids.shape[1] :].tolist():
+        # Rows that ended early are filled up with pad, which may be a real token's id: cut at the end.
+        last = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+        answers.append(tokens[: last + 1])
+        filling += len(tokens) - last - 1
+    if touched is not None:
+        touched.add(seen, filling)
+    return answers
+
+
 @torch.no_grad()
 def generate_ids(
     loaded: LoadedModel,
@@ -158,7 +196,7 @@ def generate_ids(
     `soft`: of each row the embeddings that stand in place of some of its tokens, if any do.
     A sampling's seed does not touch the global random state. `touched` is given the tokens that the interventions acted
     on: all of every prompt and answer. Decoding samples the last token and stops, so that counting takes one more step
-    per batch, which runs it too.
+    per batch, which runs it too. Greedy batches are halved where memory runs out, and kept (`keeping`).
 
     Raises:
         InputError: an empty row, more tokens than the model has context, or interventions that do not fit.
@@ -168,6 +206,21 @@ def generate_ids(
     ends, pad, sampling = frozenset(stop), pad_id(loaded), decoding.sampling
     report = progress or NO_PROGRESS
     answers: list[list[int]] = [[] for _ in seqs]
+
+    def batch(rows: Sequence[int]) -> list[list[int]]:
+        return _batch(loaded, seqs, rows, ends=ends, interventions=interventions, touched=touched, soft=soft)
+
+    limit = RowLimit(decoding.batch_size)
+    keepable = sampling is None and touched is None and all(one is None for one in soft or ())
+
+    def greedy(rows: list[int]) -> list[list[int]]:
+        def in_parts(size: int) -> list[list[int]]:
+            return [ids for start in range(0, len(rows), size) for ids in batch(rows[start : start + size])]
+
+        made, size = with_backoff(in_parts, min(limit.rows, len(rows)))
+        limit.rows = size if size < len(rows) else limit.rows
+        return made
+
     kind = loaded.device.type
     devices = [] if kind == "cpu" else [loaded.device]
     with (
@@ -177,27 +230,13 @@ def generate_ids(
         if sampling is not None:
             torch.manual_seed(sampling.seed)
         for rows in length_sorted_batches([len(seq) for seq in seqs], decoding.batch_size):
-            batch = left_pad([seqs[row] for row in rows], pad, loaded.device)
-            begins = [batch.ids.shape[1] - len(seqs[row]) for row in rows]
-            with (
-                contiguous_head(loaded.model),
-                softened(loaded, [soft[row] if soft else None for row in rows], begins),
-                intervening(loaded.model, *at_rows(interventions, rows)) as seen,
-            ):
-                model: Any = loaded.model
-                made: Any = model.generate(
-                    input_ids=batch.ids, attention_mask=batch.mask, return_dict_in_generate=True
-                )
-                if touched is not None:
-                    _run_last(model, made, batch.mask)
-            filling = 0
-            for row, tokens in zip(rows, made.sequences[:, batch.ids.shape[1] :].tolist(), strict=True):
-                # Rows that ended early are filled up with pad, which may be a real token's id: cut at the end.
-                last = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-                answers[row] = tokens[: last + 1]
-                filling += len(tokens) - last - 1
-            if touched is not None:
-                touched.add(seen, filling)
+            if keepable:
+                label = content_key([[list(seqs[row]) for row in rows], decoding.max_new_tokens])
+                made = piece(label, partial(greedy, rows))
+            else:
+                made = batch(rows)
+            for row, ids in zip(rows, made, strict=True):
+                answers[row] = ids
             report.advance(len(rows))
     return answers
 

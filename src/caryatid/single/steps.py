@@ -33,7 +33,7 @@ class Steps:
         if self.run is None:
             return compute()
         folder = self.run.stage(name, {**self.facts, **more})
-        if folder.done():
+        if folder.state() == "done":
             return load_result(kind, folder)
         folder.begin()
         result = compute()

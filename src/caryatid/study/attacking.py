@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ..artifacts import StageFolder
+from ..attacks.base import AttackResult
 from ..attacks.goals import goals_of
 from ..attacks.run import AttackPlan, goals_together, run_attack
 from ..attacks.saved import TestCase, load_cases, save_cases
@@ -81,20 +82,41 @@ class AttackStage(Stage[Attacked]):
         steps = goals * getattr(settings, "steps", 1)
         return WorkUnits(attacks=goals, attack_steps=steps, candidates=steps * width)
 
-    def against(self, work: Work, ref: AnchorRef) -> Attacked:
-        """Optimise cases against an anchor; finished cases survive a kill."""
-        loaded, attack = work.open(ref), self.attack
-        behaviours = judged_requests(work.of(Prompts, None), attack.behaviours, ref.seed)
+    @property
+    def target(self) -> AnchorRef:
+        """The anchor that is attacked."""
+        found: AnchorRef = self.place
+        return found
+
+    def parts(self) -> int:
+        """Whole blocks of cases that are attacked together, so that any number of parts gives the same cases."""
+        return math.ceil(self.attack.behaviours / self.together)
+
+    def run_part(self, work: Work, shard: tuple[int, int]) -> None:
+        self._attacked(work, shard)
+
+    def _attacked(self, work: Work, shard: tuple[int, int] = (0, 1)) -> tuple[AttackPlan, list[AttackResult]]:
+        """Attack the behaviours of a shard; finished cases survive a kill."""
+        loaded, attack, seed = work.open(self.target), self.attack, self.target.seed
+        behaviours = judged_requests(work.of(Prompts, None), attack.behaviours, seed)
         goals = tuple(goals_of(behaviours))
-        plan = AttackPlan(attack.method, attack.settings, goals, ref.seed, work.batch.gcg, self.together)
-        results = run_attack(
+        plan = AttackPlan(attack.method, attack.settings, goals, seed, work.batch.gcg, self.together)
+        folder, chat = work.folder.work_dir, work.chat(loaded)
+        if shard[0] >= len(plan.blocks()):  # there are fewer behaviours than were asked for
+            return plan, []
+        return plan, run_attack(
             loaded,
-            work.chat(loaded),
+            chat,
             plan,
-            out=work.folder.work_dir,
+            shard=shard,
+            out=folder,
             progress=work.progress,
             answered=answered_by(work.judge),
         )
+
+    def run(self, work: Work) -> Attacked:
+        plan, results = self._attacked(work)
+        ref = self.target
         found = [TestCase.of(result) for result in results]
         source = {"model": work.study.facts.model_identity, "anchor": [ref.arm, ref.step]}
         saved = save_cases(work.folder.file(FILE), found, source | self.attack_settings)

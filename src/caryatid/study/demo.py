@@ -128,7 +128,7 @@ def portable_config(run: Run) -> str:
 def _packable(run: Run, entry: Planned) -> bool:
     """Whether a stage is finished; of those that are not packed a run that was brought home may lack the files."""
     folder = entry.folder(run.directory)
-    return folder.done() if isinstance(entry.stage, KEPT) else folder.manifest_path.exists()
+    return folder.state() == "done" if isinstance(entry.stage, KEPT) else folder.done()
 
 
 def _blanked(result: Any) -> Any:

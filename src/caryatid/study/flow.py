@@ -48,6 +48,7 @@ from typing import Any
 from ..config import StudyConfig
 from ..errors import UsageError
 from ..progress import NO_PROGRESS, Progress
+from .executors.base import Executor
 from .exports import write_answers
 from .page import build_report
 from .run import Run
@@ -72,6 +73,8 @@ def run_study(
     config: StudyConfig,
     out: Path,
     *,
+    executor: Executor | None = None,
+    repair: bool = False,
     progress: Progress = NO_PROGRESS,
     announce: Callable[[str], None] = lambda _line: None,
 ) -> RunResult:
@@ -79,13 +82,20 @@ def run_study(
 
     Several processes that do this with one `out` and one configuration share the work (`leases`).
 
+    Args:
+        executor: where stages run (`executors`); None: in this process.
+        repair: compare all finished stages with their checksums, and compute anew what is damaged.
+
     Raises:
         UsageError: `out` cannot be used, or another process is using it with another configuration.
+        DataMissingError: a finished stage is damaged, and `repair` is not set; names the file.
         CaryatidError: as the stages raise them; finished stages stay.
     """
     started = time.monotonic()
-    with opened(config, out, progress, announce) as session:
-        executed = execute(session)
+    with opened(config, out, progress, announce, repair=repair) as session:
+        session.events.write("run_started", stages=len(session.plan))
+        run_all = executor.execute if executor else execute
+        executed = len(run_all(session, session.plan))
         run = Run(session.plan, session.run)
         if not session.ranks.main:
             seconds = time.monotonic() - started
@@ -94,6 +104,7 @@ def run_study(
             write_tables(run)
             write_answers(run)
             report = build_report(run)
+        session.events.write("run_done", seconds=round(time.monotonic() - started, 3), executed=executed)
     reused = len(session.plan) - executed
     return RunResult(run.path, report, reused, executed, time.monotonic() - started)
 

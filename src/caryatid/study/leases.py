@@ -1,9 +1,9 @@
 """Leases: several runners share one run directory, and no stage is done twice.
 
-A lease is a file in the run directory that names its owner. A thread of the owner touches it again and again; a file
-that was not touched for long, or whose process on this host is gone, is nobody's any more. Times are those of the file
-system alone, so that neither clocks that differ nor one that jumps matter. Leases are taken and given up while the run
-directory is locked, and so one at a time.
+A lease is a file in the run directory that names its owner. Of this host it is alive while its process is. A thread of
+the owner touches it again and again: one of another host that was not touched for long is nobody's any more. Times are
+those of the file system, so that clocks may differ, and a lease that seems old is watched for a while before it counts
+as dead, so that a clock may jump. Leases are taken and given up one at a time, while the run directory is locked.
 """
 
 import json
@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,26 @@ import psutil
 from ..artifacts import RunDirectory, write_json
 
 TOUCH_EVERY = 15.0  # seconds
-GONE_AFTER = 300.0  # seconds without a touch
+GONE_AFTER = 300.0  # seconds without a touch …
+WATCHED = 45.0  # … of which a runner must have seen so many itself
 RUNNER = "runner-"  # the lease that a runner holds for as long as it runs; the others are named by stage keys
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lease."""
+    """Who holds a lease; `began`: when its process did, which tells it from a later one with the same number."""
 
     host: str
     pid: int
     token: str
+    began: str
 
     @classmethod
     def here(cls) -> "Owner":
         """A new owner in this process."""
         space = Path("/proc/self/ns/pid")  # containers of one host may count their processes anew
         host = f"{socket.gethostname()}/{space.readlink()}" if space.is_symlink() else socket.gethostname()
-        return cls(host, os.getpid(), uuid.uuid4().hex)
+        return cls(host, os.getpid(), uuid.uuid4().hex, _began(os.getpid()))
 
 
 @dataclass
@@ -51,6 +53,9 @@ class Leases:
     run: RunDirectory
     owner: Owner = field(default_factory=Owner.here)
     mine: set[Path] = field(default_factory=set)
+    _seen: dict[Path, tuple[float, float]] = field(
+        default_factory=dict
+    )  # last touch, and when that was first seen
 
     @property
     def folder(self) -> Path:
@@ -74,17 +79,22 @@ class Leases:
         return found
 
     def _lives(self, path: Path, owner: Owner) -> bool:
-        if owner.host == self.owner.host and not _runs(owner.pid):
-            return False
+        if owner.host == self.owner.host:
+            return _runs(owner)
         try:
-            return _fresh(path, _now(self.folder))
+            touched = path.stat().st_mtime
         except FileNotFoundError:
             return False
+        known, first = self._seen.get(path, (None, 0.0))
+        if known != touched:
+            first = time.monotonic()
+            self._seen[path] = (touched, first)
+        return _fresh(touched, _now(self.folder)) or time.monotonic() - first < WATCHED
 
     def take(self, name: str) -> None:
         """Hold a lease that nobody has. The run directory must be locked."""
         path = self._path(name)
-        write_json(path, {"host": self.owner.host, "pid": self.owner.pid, "token": self.owner.token})
+        write_json(path, asdict(self.owner))
         self.mine.add(path)
 
     def drop(self, name: str) -> None:
@@ -129,7 +139,7 @@ def live_leases(run: RunDirectory) -> set[str]:
         if owner is None:
             continue
         try:  # of another host by this one's clock: nothing is written here, to ask the file system's
-            alive = _runs(owner.pid) if owner.host == here.host else _fresh(path, time.time())
+            alive = _runs(owner) if owner.host == here.host else _fresh(path.stat().st_mtime, time.time())
         except FileNotFoundError:
             continue
         if alive:
@@ -137,16 +147,16 @@ def live_leases(run: RunDirectory) -> set[str]:
     return found
 
 
-def _fresh(path: Path, now: float) -> bool:
-    """Whether a lease was touched lately."""
-    return now - path.stat().st_mtime < GONE_AFTER
+def _fresh(touched: float, now: float) -> bool:
+    """Whether a lease was touched lately; a time to come is as far off as a past one."""
+    return abs(now - touched) < GONE_AFTER
 
 
 def _owner(path: Path) -> Owner | None:
     """Who wrote a lease; None: it is gone or damaged."""
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
-        return Owner(str(found["host"]), int(found["pid"]), str(found["token"]))
+        return Owner(str(found["host"]), int(found["pid"]), str(found["token"]), str(found["began"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -161,10 +171,23 @@ def _now(folder: Path) -> float:
         probe.unlink()
 
 
-def _runs(pid: int) -> bool:
-    """Whether a process of this host is alive; one that ended and was not waited for is not."""
+def _began(pid: int) -> str:
+    """When a process of this host began, by a clock that does not jump where there is one; empty: it is gone."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        if (stat := Path(f"/proc/{pid}/stat")).exists():
+            return (
+                stat.read_text().rpartition(")")[2].split()[19]
+            )  # field 22: ticks since the machine started
+        return str(psutil.Process(pid).create_time())
+    except (OSError, psutil.Error):
+        return ""
+
+
+def _runs(owner: Owner) -> bool:
+    """Whether a lease's process of this host is alive; one that ended and was not waited for is not."""
+    try:
+        ended = psutil.Process(owner.pid).status() == psutil.STATUS_ZOMBIE
+        return not ended and _began(owner.pid) in (owner.began, "")
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:

@@ -24,6 +24,7 @@ def build_report(run: Run, *, show_answers: bool = False) -> Path:
         UsageError: the run has no tables yet. InputError: a table or artifact is damaged.
     """
     tables, known = read_tables(run.path), all_tables()
+    known = [table for table in known if table.name in tables or not table.later]
     missing = [table.name for table in known if table.name not in tables]
     if missing:
         raise UsageError(

@@ -30,7 +30,7 @@ class Planned:
     inputs: dict[str, Any]
     recorded: str | None = None
 
-    @property
+    @cached_property
     def id(self) -> str:
         """`kind/place`."""
         return self.stage.id
@@ -42,8 +42,8 @@ class Planned:
 
     def folder(self, run: RunDirectory) -> StageFolder:
         """Its folder in a run directory."""
-        folder = run.stage(self.stage.kind, self.inputs)
-        return replace(folder, key=self.key, path=folder.path.with_name(self.key))
+        kind = self.stage.kind
+        return StageFolder(kind, self.key, run.path / "stages" / kind / self.key, self.inputs)
 
     @cached_property
     def upstream(self) -> frozenset[str]:

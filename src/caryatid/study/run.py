@@ -64,7 +64,7 @@ class Run:
 
     def has(self, kind: type[Stage[Any]], place: Any = None) -> bool:
         """Whether a stage's artifacts are here: a run that was shared may come with its tables alone."""
-        return self.plan[kind(self.study, place)].folder(self.directory).manifest_path.exists()
+        return self.plan[kind(self.study, place)].folder(self.directory).done()
 
     def each(self, kind: type[Stage[R]]) -> Iterator[tuple[Any, R]]:
         """Place and result of every stage of a kind, in the order of the study."""

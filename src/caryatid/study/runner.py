@@ -9,16 +9,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import __version__
 from ..anchors import check_anchors, try_anchor
 from ..artifacts import RunDirectory, write_bytes
-from ..config import StudyConfig, dump_config, parse_config
+from ..config import StudyConfig, dump_config
 from ..errors import UsageError
 from ..progress import NO_PROGRESS, Progress
 from ..training.ranks import Ranks
+from .events import Told
 from .facts import Facts, Settled, settle_facts
 from .leases import RUNNER, Leases, live_leases
 from .plan import Plan, Planned, build_plan
@@ -26,7 +28,8 @@ from .run import open_run
 from .series import anchors_of
 from .stage import Study
 from .stages.train import observed_anchor, where_is
-from .todo import Todo
+from .todo import Todo, stages_of
+from .usage import Peak
 from .work import Session, Work
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "scipy")
@@ -57,9 +60,18 @@ def library_versions() -> dict[str, str]:
 
 @contextmanager
 def opened(
-    config: StudyConfig, out: Path, progress: Progress, announce: Callable[[str], None]
+    config: StudyConfig,
+    out: Path,
+    progress: Progress,
+    announce: Callable[[str], None],
+    *,
+    repair: bool = False,
 ) -> Iterator[Session]:
-    """A run directory, settled by the first of the processes that train together; the others read what it settled."""
+    """A run directory, settled by the first of the processes that train together; the others read what it settled.
+
+    Args:
+        repair: compare all finished stages with their checksums, and compute anew what is damaged.
+    """
     torch.set_float32_matmul_precision(config.model.matmul)
     ranks = Ranks.start()
     new = not out.exists()
@@ -73,12 +85,14 @@ def opened(
     with ExitStack() as stack:
         with _held(run, announce):
             try:
-                _check_same(run, config)
+                _check_alone(run, config)
                 settled, plan = _prepare(run, config, announce)
             except BaseException:
                 run.discard_unused(folder=new)
                 raise
-            session = Session(plan.study, plan, run, where_is, settled.prompts, progress, announce, ranks)
+            session = Session(
+                plan.study, plan, run, where_is, settled.prompts, progress, announce, ranks, repair
+            )
             stack.enter_context(session.leases.kept_alive())
         ranks.barrier()
         yield session
@@ -97,14 +111,16 @@ def _held(run: RunDirectory, announce: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _check_same(run: RunDirectory, config: StudyConfig) -> None:
-    """Several processes may share a run directory, with one configuration.
+def _check_alone(run: RunDirectory, config: StudyConfig) -> None:
+    """Several processes may share a run directory, with one configuration; alone, clean up after killed ones.
 
     Raises:
         UsageError: a live one has another.
     """
     shared = any(name.startswith(RUNNER) for name in Leases(run).others())
-    if shared and run.config_path.exists() and run.config_text() != dump_config(config):
+    if not shared:
+        run.sweep()
+    elif run.config_path.exists() and run.config_text() != dump_config(config):
         raise UsageError(
             "another process is running this study with another configuration",
             where=str(run.path),
@@ -166,25 +182,30 @@ def settled_plan(config: StudyConfig, out: Path | None = None) -> tuple[Settled,
     return settled, build_plan(Study(config, settled.facts))
 
 
-def study_status(directory: Path) -> list[StageStatus]:
-    """Each stage's state: done, running, partial, failed or missing.
+def study_status(directory: Path, *, verify: bool = False) -> list[StageStatus]:
+    """Each stage's state: done, damaged, running, partial, failed or missing.
+
+    Args:
+        verify: compare the files of finished stages with their checksums; else only that they are there.
 
     Raises:
         UsageError: not a run directory, or of another version.
     """
     run = open_run(directory, recorded=False)
-    leased = live_leases(run.directory)
+    leased = stages_of(live_leases(run.directory))
     rows = []
     for entry in run.plan:
         folder = entry.folder(run.directory)
-        state: str = folder.state()
+        state: str = folder.state(verify=verify)
         seconds, detail = None, entry.stage.size()
         if state == "done":
-            seconds = folder.manifest().get("seconds")
-        elif state == "failed":
-            detail = folder.read_json("failed.json")["message"]
+            seconds = folder.seconds()
         elif entry.key in leased:
             state = "running"
+        elif state == "failed":
+            detail = folder.failure()
+        elif state == "damaged":
+            detail = f"see {folder.damage(verify=verify)}"
         rows.append(StageStatus(entry.id, entry.stage.kind, state, seconds, detail))
     return rows
 
@@ -218,8 +239,8 @@ def _write_manifest(run: RunDirectory, plan: Plan) -> None:
     )
 
 
-def execute(session: Session, plan: Plan | None = None) -> int:
-    """Run what is not done of the session's plan, or of a part of it; returns how many stages ran here.
+def execute(session: Session, plan: Plan | None = None) -> list[str]:
+    """Run what is not done of the session's plan, or of a part of it; returns the ids of what ran here.
 
     Other runners may be at work in the same directory: each stage is run by the one that holds its lease, and this one
     comes back when all are done. Of the processes that train together all run the stages that are collective
@@ -229,10 +250,10 @@ def execute(session: Session, plan: Plan | None = None) -> int:
     todo = Todo(session, plan) if ranks.main else None
     if todo is None:
         session.progress = NO_PROGRESS
-    ran = 0
+    ran = []
     while (name := ranks.shared(todo.take() if todo else None)) is not None:
         entry = plan[name]
-        ran += 1
+        ran.append(name)
         if not (ranks.main or entry.stage.collective):
             continue
         if entry.stage.collective:
@@ -240,56 +261,47 @@ def execute(session: Session, plan: Plan | None = None) -> int:
         if todo is None:
             entry.stage.run(Work(session, entry))
         else:
-            _run_stage(session, entry)
+            run_stage(session, entry)
             todo.done(entry)
     session.close()
     return ran
 
 
-def run_one(directory: Path, name: str, progress: Progress, announce: Callable[[str], None]) -> bool:
-    """Run one stage of a study that was begun; False: it is done already, or another runner that held it has done it.
-
-    Raises:
-        UsageError: not a run directory, no such stage, or one that it needs is not done.
-        CaryatidError: as the stage raises it.
-    """
-    run = RunDirectory.existing(directory)
-    config = parse_config(run.config_text(), str(run.config_path))
-    with opened(config, directory, progress, announce) as session:
-        plan, where = session.plan, str(directory)
-        if name not in plan:
-            raise UsageError(
-                f"no stage {name!r}", where=where, remedy="See the ids that `caryatid study status` shows."
-            )
-        missing = [need.id for need in plan[name].needs if not need.folder(run).done()]
-        if missing:
-            raise UsageError(
-                f"{name} needs {missing[0]}, which is not done", where=where, remedy="Run that first."
-            )
-        return execute(session, Plan(plan.study, (plan[name],))) > 0
-
-
-def _run_stage(session: Session, entry: Planned) -> None:
+def run_stage(session: Session, entry: Planned) -> None:
     """Compute, save and seal one stage; a failure is recorded for `study status`, whatever it is."""
-    started, folder = time.monotonic(), entry.folder(session.run)
+    started, folder, peak = time.monotonic(), entry.folder(session.run), Peak()
+    facts = {"stage": entry.id, "key": entry.key}
+    shown = session.progress
+    session.progress = Told(shown, session.events, facts, peak)
     folder.begin()
+    session.events.write("stage_started", **facts)
     try:
         result = entry.stage.run(Work(session, entry))
         entry.stage.save(result, folder)
-    except Exception as error:  # recorded, then raised again as it is
-        folder.fail(error)
+        seconds = round(time.monotonic() - started, 3)
+        folder.finish(_manifest_of(session, entry, result, seconds) | {"memory": peak()})
+    except BaseException as error:  # recorded, then raised again as it is
+        if isinstance(error, Exception):
+            folder.fail(error)
+        said = str(error)[:2000]
+        session.events.write("stage_failed", **facts, error=type(error).__name__, message=said)
         raise
+    finally:
+        session.progress = shown
+    session.events.write("stage_done", **facts, seconds=seconds, memory=peak())
+
+
+def _manifest_of(session: Session, entry: Planned, result: Any, seconds: float) -> dict[str, Any]:
     facts, place = session.study.facts, entry.stage.place
-    folder.finish(
-        {
-            "id": entry.id,
-            "place": place.name if place else None,
-            "dtype": facts.dtype,
-            "device": facts.device,
-            "model": facts.model_identity,
-            "libraries": library_versions(),
-            "threads": os.environ.get("OMP_NUM_THREADS"),
-            "seconds": round(time.monotonic() - started, 3),
-            "summary": dict(entry.stage.summary(result)),
-        }
-    )
+    return {
+        "id": entry.id,
+        "place": place.name if place else None,
+        "dtype": facts.dtype,
+        "device": facts.device,
+        "model": facts.model_identity,
+        "libraries": library_versions(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "seconds": seconds,
+        "devices": session.ranks.size if entry.stage.collective else 1,
+        "summary": dict(entry.stage.summary(result)),
+    }

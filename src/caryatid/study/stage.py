@@ -135,6 +135,14 @@ class Stage(Generic[R]):
         work."""
         raise TypeError(f"{type(self).__name__} does not say how to run")
 
+    def parts(self) -> int:
+        """In how many parts several processes can run it at a time, at most."""
+        return 1
+
+    def run_part(self, work: Any, shard: tuple[int, int]) -> None:
+        """Do part `index` of `count` (from 0 on) and keep it in `work`'s folder; `run` then takes it from there."""
+        raise TypeError(f"{type(self).__name__} has no parts")
+
     def save(self, result: R, folder: StageFolder) -> None:
         """Write the result to the stage's folder."""
         save_result(result, folder)

@@ -83,8 +83,7 @@ class Watch:
             if entry.key in leases and state != "done":
                 held.append(entry.id)
             elif state == "failed":
-                message = entry.folder(self.run.directory).read_json("failed.json")["message"]
-                failed = f"{entry.id}: {message}"
+                failed = f"{entry.id}: {entry.folder(self.run.directory).failure()}"
         running = ", ".join(held)
         if running != self._running:
             self._running, self._since = running, time.monotonic()
@@ -97,7 +96,7 @@ class Watch:
         folder = entry.folder(self.run.directory)
         state = folder.state(verify=False)
         if state == "done":
-            self._seconds[entry.id] = float(folder.manifest().get("seconds") or 0.0)
+            self._seconds[entry.id] = folder.seconds() or 0.0
         return state
 
     def _kinds(self) -> dict[str, KindState]:

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,14 @@ from ..behaviour.judges.registry import open_harm_judge, open_refusal_judge
 from ..causal.locate import Measured
 from ..data.prompts import Prompt
 from ..data.study_prompts import StudyPrompts
+from ..keeping import kept
 from ..models.check import check_loaded
 from ..models.load import LoadedModel
 from ..models.sizes import BatchSizes
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
 from ..training.ranks import ALONE, Ranks
+from .events import Events
 from .finished import Results
 from .leases import Leases
 from .plan import Plan, Planned
@@ -83,7 +85,7 @@ class Session:
 
     Attributes:
         locate: says where an anchor's weights are. settled_prompts: as collected when the run began; None: their copy
-            in the run directory is all that is left.
+            in the run directory is all that is left. repair: damaged stages are computed anew.
     """
 
     study: Study
@@ -94,14 +96,20 @@ class Session:
     progress: Progress = NO_PROGRESS
     announce: Callable[[str], None] = lambda _line: None
     ranks: Ranks = ALONE
+    repair: bool = False
     results: Results = field(init=False)
     models: Models = field(init=False)
     leases: Leases = field(init=False)
+    events: Events = field(init=False)
 
     def __post_init__(self) -> None:
         self.leases = Leases(self.run)
+        self.events = Events(self.run.path)
         self.results = Results(self.plan, self.run)
-        self.models = Models(self.study, lambda ref: self.locate(self.study, self.results, ref))
+        self.models = Models(self.study, self._where)
+
+    def _where(self, ref: AnchorRef) -> Anchor:
+        return self.results.intact(self.locate(self.study, self.results, ref))
 
     @cached_property
     def judge(self) -> Judge:
@@ -190,6 +198,10 @@ class Work:
     def chat(self, loaded: LoadedModel) -> ChatFormat:
         """The chat format with the study's system message."""
         return loaded.chat(self.study.config.model.system)
+
+    def kept(self, name: str) -> AbstractContextManager[None]:
+        """Batches that are run inside are kept under this name, so that a killed stage does not run them again."""
+        return kept(self.folder.work_dir / "pieces" / name)
 
     @contextmanager
     def progressing(self, what: str, total: int) -> Iterator[Progress]:

@@ -1,6 +1,7 @@
 """How LoRA adapters run in training where PEFT's own way costs accuracy or time.
 
-**16-bit models** (`LowPrecisionAdapters`): multiplied together with their layers' weights, and rounded once. PEFT adds its float32 branch to a layer's finished 16-bit output, where a change below half a step of that output is
+**16-bit models** (`LowPrecisionAdapters`): multiplied together with their layers' weights, and rounded once.
+PEFT adds its float32 branch to a layer's finished 16-bit output, where a change below half a step of that output is
 lost. Here, as in opened anchors (`models/adapters.py`), y = [x, D x] · [W, U]ᵀ with D = A and U = scale · B in the
 layer's precision, so that what trains, what is attacked and what is measured is one function, to the bit. (Accumulating
 the product onto the branch, `addmm`, is no way around the copy of x: cuBLAS rounds the product before it adds.)
@@ -10,7 +11,6 @@ take one product where PEFT takes three and its bookkeeping, as in opened anchor
 """
 
 import copy
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -157,7 +157,7 @@ class LowPrecisionAdapters:
 
 
 class MergedCopy:
-    """A second model in evaluation mode that computes what a float32 PEFT model does: its adapted weights are W + s B A.
+    """A second model in evaluation mode that computes what a float32 PEFT model does; adapted weights are W + s B A.
 
     All other weights and the buffers are shared.
 

@@ -1,7 +1,7 @@
 """What an arm trains on at each micro-batch besides chat: behaviours, with attack suffixes where the arm has them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -94,13 +94,13 @@ class CaseSource:
             return resume_state(self.chat, goal, entry.suffix_ids)
         return start_state(self.chat, goal, length=entry.length)
 
-    def make_static(self, loaded: LoadedModel) -> list[Attacked]:
-        """Attack every case once at step 0, n at a time, for the static arm."""
-        everything = range(len(self.pool.entries))
-        return [
-            self.attack(loaded, everything[start : start + self.settings.cases], self.settings.static_gcg_steps)
-            for start in everything[:: self.settings.cases]
-        ]
+    def make_static(self, loaded: LoadedModel) -> Iterator[Attacked]:
+        """Attack every case once at step 0, n at a time, for the static arm; those that have a suffix already not."""
+        size = self.settings.cases
+        for start in range(0, len(self.pool.entries), size):
+            indices = range(len(self.pool.entries))[start : start + size]
+            if not all(self.pool.entries[index].suffix_ids for index in indices):
+                yield self.attack(loaded, indices, self.settings.static_gcg_steps)
 
     def draw(self, loaded: LoadedModel) -> tuple[DrawnCases, Attacked]:
         """The cases of one micro-batch, and what attacking them with the weights of `loaded` came to."""

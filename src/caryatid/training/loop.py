@@ -11,6 +11,7 @@ from typing import Any
 from ..artifacts import nan_to_none, none_to_nan
 from ..data.chat import ChatExample, chat_batches
 from ..data.prompts import Prompt
+from ..interrupts import asked_to_end, held_back
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
@@ -195,21 +196,22 @@ def train_arm(
     batches = chat_batches(job.examples, anchors[-1] * size, settings.chat_batch_size, job.seed)
     progress.start(f"training {job.arm.name}", anchors[-1])
     progress.advance(trainee.step)
-    while trainee.step < anchors[-1]:
-        started = time.monotonic()
-        with trainee.training():
-            for batch in batches[trainee.step * size : (trainee.step + 1) * size]:
-                _micro_batch(training, [encoded[i] for i in batch], share=1.0 / size)
-            trainee.update()
-        if source:
-            source.after_update(trainee.step)
-        training.totals.seconds += time.monotonic() - started
-        progress.advance()
-        if trainee.step in anchors and ranks.main:
-            training.stop_at_anchor(benign_kl(trainee, held, 2 * settings.chat_batch_size))
-        elif ranks.main:
-            training.save_now_and_then()
-        after_update(trainee.step)
+    with held_back():
+        while trainee.step < anchors[-1]:
+            started = time.monotonic()
+            with trainee.training():
+                for batch in batches[trainee.step * size : (trainee.step + 1) * size]:
+                    _micro_batch(training, [encoded[i] for i in batch], share=1.0 / size)
+                trainee.update()
+            if source:
+                source.after_update(trainee.step)
+            training.totals.seconds += time.monotonic() - started
+            progress.advance()
+            if trainee.step in anchors and ranks.main:
+                training.stop_at_anchor(benign_kl(trainee, held, 2 * settings.chat_batch_size))
+            else:
+                training.save_now_and_then()
+            after_update(trainee.step)
     progress.done()
     ranks.barrier()
     return TrainedArm(
@@ -238,7 +240,7 @@ class _Training:
         return {int(file.parent.name[5:]) for file in self.work.glob("step-*/state.json")}
 
     def begin(self) -> None:
-        """Go on from the last step that has its state, or make the static arm's cases."""
+        """Go on from the last step that has its state; make the static arm's cases, or the rest of them."""
         done = self._saved_steps()
         if done:
             extra = self.trainee.load_state(self._state(max(done)))
@@ -246,10 +248,11 @@ class _Training:
             self.rows = [TrainingRow(**none_to_nan(row, TrainingRow)) for row in extra["rows"]]
             if self.source:
                 self.source.load_state_dict(extra["source"])
-        elif self.source and self.arm.suffixes == "static":
+        if self.source and self.arm.suffixes == "static":
             with self.trainee.attacked() as loaded:
                 for found in self.source.make_static(loaded):
                     self.totals.spend(found)
+                    self.save_now_and_then()
 
     def stop_at_anchor(self, kl: float) -> None:
         """Log, save the weights, then the state; an anchor without a saved state is trained again."""
@@ -284,9 +287,15 @@ class _Training:
         self.save_state()
 
     def save_now_and_then(self) -> None:
-        """Save the state between anchors when much work would be lost otherwise; only the last one is kept."""
-        if time.monotonic() - self.saved >= max(SAVE_AFTER, SAVE_SHARE * self.saving):
+        """Save the state between anchors when much work would be lost otherwise; only the last one is kept.
+
+        The first of several ranks does. All of them end here where the scheduler asked for it.
+        """
+        due = time.monotonic() - self.saved >= max(SAVE_AFTER, SAVE_SHARE * self.saving)
+        if self.trainee.ranks.main and (due or asked_to_end()):
             self.save_state()
+        if asked_to_end():
+            raise KeyboardInterrupt
 
     def save_state(self) -> None:
         """Save all that a resume needs, and delete states of earlier steps that are not anchors."""

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..artifacts import read_json, write_json
-from ..errors import InputError, NumericalError
+from ..errors import DataMissingError, InputError, NumericalError
+from ..files import file_sha256, read_json, system_errors, write_json
 from ..models.batch import right_pad
 from ..models.heads import picked_head
 from ..models.load import LoadedModel
@@ -22,6 +22,9 @@ from ..models.quiet import quiet_transformers
 from .adapters import LowPrecisionAdapters, MergedCopy
 from .ranks import ALONE, Ranks
 from .settings import LoraSettings, Mode, TrainingSettings
+
+_TENSORS = "state.safetensors"
+_DAMAGED = "Delete its folder: training then goes on from the state before, or begins anew."
 
 
 class Example(NamedTuple):
@@ -267,7 +270,7 @@ class Trainee:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         model: Any = self.peft or self.loaded.model
-        with quiet_transformers():
+        with quiet_transformers(), system_errors(folder):
             model.save_pretrained(str(partial))
             if self.mode == "full":
                 self.loaded.tokenizer.save_pretrained(str(partial))
@@ -289,23 +292,29 @@ class Trainee:
         tensors["random"] = self._random
         if self._cuda_random is not None:
             tensors["random_cuda"] = self._cuda_random
-        save_file(
-            {key: value.cpu().contiguous().clone() for key, value in tensors.items()},
-            partial / "state.safetensors",
-        )
-        write_json(
-            partial / "state.json",
-            {"step": self.step, "names": self.names, "schedule": self.scheduler.state_dict(), "extra": extra},
-        )
+        with system_errors(folder):
+            save_file(
+                {key: value.cpu().contiguous().clone() for key, value in tensors.items()}, partial / _TENSORS
+            )
+        facts = {"step": self.step, "names": self.names, "schedule": self.scheduler.state_dict()}
+        digest = file_sha256(partial / _TENSORS)
+        write_json(partial / "state.json", {**facts, "sha256": digest, "extra": extra})
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
     def load_state(self, folder: Path) -> dict[str, Any]:
-        """The inverse of `save_state`; returns `extra`."""
+        """The inverse of `save_state`; returns `extra`.
+
+        Raises:
+            InputError, DataMissingError: the state is damaged; names the file.
+        """
         from safetensors.torch import load_file
 
-        facts = read_json(folder / "state.json")
-        tensors = load_file(folder / "state.safetensors")
+        facts = read_json(folder / "state.json", remedy=_DAMAGED)
+        file = folder / _TENSORS
+        if not file.is_file() or file_sha256(file) != facts.get("sha256"):
+            raise DataMissingError("the kept state is damaged", where=str(file), remedy=_DAMAGED)
+        tensors = load_file(file)
         device = self.loaded.device
         self._set([tensors[f"weight.{i}"].to(device) for i in range(len(self.parameters))])
         for index, parameter in enumerate(self.parameters):

@@ -1,7 +1,8 @@
 """The warm-up: a short refusal-SFT that gives step 0 a refusal to carry (protocol §2)."""
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,10 +10,11 @@ import torch
 
 from ..data.chat import ChatExample
 from ..data.prompts import Prompt
+from ..interrupts import asked_to_end, held_back
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
-from .loop import chat_example
+from .loop import SAVE_AFTER, chat_example
 from .losses import sft_loss
 from .settings import TrainingSettings, WarmupSettings
 from .trainee import Example, Trainee, cut
@@ -26,11 +28,20 @@ class WarmupRow:
     loss: float
 
 
+class Check(NamedTuple):
+    """Refusal rates on held-out harmful and harmless prompts after `step` updates, and whether they are enough."""
+
+    step: int
+    refusal: float
+    safe_refusal: float
+    enough: bool
+
+
 class Warmed(NamedTuple):
-    """The warm-up's log, and the updates it took."""
+    """The warm-up's log."""
 
     rows: tuple[WarmupRow, ...]
-    steps: int
+    checks: tuple[Check, ...]
 
 
 @dataclass(frozen=True)
@@ -56,14 +67,16 @@ def warm_up(
     chat: ChatFormat,
     job: WarmupJob,
     out: Path,
+    work: Path,
     *,
-    stop_when: Callable[[int, LoadedModel], bool] = lambda _step, _loaded: False,
+    check: Callable[[int, LoadedModel], Check] | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> Warmed:
     """Train `loaded` (taken over) to refuse harmful requests and to answer harmless ones as it did; saves to `out`.
 
     Args:
-        stop_when: asked every `check_every` updates, with the number of updates so far.
+        work: where the state lies that a later call with the same arguments goes on from.
+        check: made every `check_every` updates, with the number of updates so far; says whether that is enough.
     """
     settings, training = job.settings, job.training
     generator = torch.Generator().manual_seed(job.seed)
@@ -85,26 +98,37 @@ def warm_up(
     trainee = Trainee(loaded, plain, updates=settings.steps, seed=job.seed)
     batch_size = settings.batch_size
     n_harmful = min(max(round(batch_size * settings.harmful_share), 1), batch_size - 1)
-    rows = []
+    rows: list[WarmupRow] = []
+    checks: list[Check] = []
+    state, saved = work / "state", time.monotonic()
+    if (state / "state.json").exists():
+        extra = trainee.load_state(state)
+        rows = [WarmupRow(**row) for row in extra["rows"]]
+        checks = [Check(*one) for one in extra["checks"]]
+        generator.set_state(torch.tensor(extra["generator"], dtype=torch.uint8))
     progress.start("warm-up", settings.steps)
-    while trainee.step < settings.steps:
-        batch = [refused[i] for i in _cycled(generator, len(refused), n_harmful)]
-        batch += [answered[i] for i in _cycled(generator, len(answered), batch_size - n_harmful)]
-        with trainee.training():
-            output = trainee.forward(batch)
-            loss = trainee.backward(sft_loss(output.logits, output.targets), "warm-up")
-            trainee.update()
-        rows.append(WarmupRow(trainee.step, loss))
-        progress.advance()
-        if (
-            settings.check_every
-            and trainee.step % settings.check_every == 0
-            and stop_when(trainee.step, loaded)
-        ):
-            break
+    progress.advance(trainee.step)
+    with held_back():
+        while trainee.step < settings.steps and not (checks and checks[-1].enough):
+            batch = [refused[i] for i in _cycled(generator, len(refused), n_harmful)]
+            batch += [answered[i] for i in _cycled(generator, len(answered), batch_size - n_harmful)]
+            with trainee.training():
+                output = trainee.forward(batch)
+                loss = trainee.backward(sft_loss(output.logits, output.targets), "warm-up")
+                trainee.update()
+            rows.append(WarmupRow(trainee.step, loss))
+            progress.advance()
+            if check and settings.check_every and trainee.step % settings.check_every == 0:
+                checks.append(check(trainee.step, loaded))
+            if time.monotonic() - saved >= SAVE_AFTER or asked_to_end():
+                extra = {"rows": [asdict(row) for row in rows], "checks": checks}
+                trainee.save_state(state, {**extra, "generator": generator.get_state().tolist()})
+                saved = time.monotonic()
+            if asked_to_end():
+                raise KeyboardInterrupt
     trainee.save_weights(out)
     progress.done()
-    return Warmed(tuple(rows), trainee.step)
+    return Warmed(tuple(rows), tuple(checks))
 
 
 def _cycled(generator: torch.Generator, rows: int, count: int) -> list[int]:

@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..attacking import Attacked, AttackStage
+from ..attacking import AttackStage
 from ..costs import Sizes, WorkUnits
 from ..series import Place, all_anchors, series_of
 from ..stage import AnyStage, Study, register_stage
-from ..work import Work
 from .prompts import Prompts
 from .train import makers
 
@@ -24,8 +23,10 @@ class Adaptive(AttackStage):
         at, config = study.config.attacks.adaptive.at, study.config
         if not config.attacks.adaptive.enabled:
             return []
-        if at == "last":
-            return [series[-1] for seed in config.seeds for series in series_of(config, seed).values()]
+        if at in ("key", "last"):
+            every = [series for seed in config.seeds for series in series_of(config, seed).values()]
+            starts = [series[0] for series in every] if at == "key" else []
+            return list(dict.fromkeys([*starts, *(series[-1] for series in every)]))
         return [ref for ref in all_anchors(config) if at == "all" or ref.step in at]
 
     def needs(self) -> Iterator[AnyStage]:
@@ -38,6 +39,3 @@ class Adaptive(AttackStage):
 
     def work_units(self, sizes: Sizes) -> WorkUnits:
         return super().work_units(sizes) + sizes.opened(self.config, self.place)
-
-    def run(self, work: Work) -> Attacked:
-        return self.against(work, self.place)

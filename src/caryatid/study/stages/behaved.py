@@ -103,7 +103,8 @@ class BehavedPrompts(Stage[Behaved]):
         places = work.of(ScoredCandidates).scores.rows(likeliest(work))
         if not grids or not len(places):
             return {}
-        scored = rescored(scorer, list(grids.values()), places, cosmic=config.selector == "cosmic")
+        with work.kept("places"):
+            scored = rescored(scorer, list(grids.values()), places, cosmic=config.selector == "cosmic")
         profile = profile_of(self.config, work.of(ChosenCarrier).profile)
         return {
             name: place_columns(scores, profile, config.min_gap)

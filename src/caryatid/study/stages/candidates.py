@@ -62,7 +62,8 @@ class ScoredCandidates(Stage[Candidates]):
 
     def run(self, work: Work) -> Candidates:
         scorer = scorer_at(work)
-        with work.progressing("candidate scores", scorer.candidates * scorer.passes):
+        total = scorer.candidates * scorer.passes
+        with work.kept("scores"), work.progressing("candidate scores", total):
             scores = scorer.score_all()
         note = ""
         if work.of(Selection).refusal_rates[1] > UNDISCRIMINATING_ABOVE:

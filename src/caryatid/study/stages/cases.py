@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..attacking import Attacked, AttackStage
+from ..attacking import AttackStage
 from ..costs import Sizes, WorkUnits
 from ..series import BASE, AnchorRef, Place
 from ..stage import AnyStage, Study, register_stage
-from ..work import Work
 from .prompts import Prompts
 from .train import makers
 
@@ -24,7 +23,7 @@ class Cases(AttackStage):
 
     @property
     def target(self) -> AnchorRef:
-        """Step 0, against which they are made."""
+        """Step 0."""
         return AnchorRef(self.place.seed, BASE, 0)
 
     def needs(self) -> Iterator[AnyStage]:
@@ -38,6 +37,3 @@ class Cases(AttackStage):
     def work_units(self, sizes: Sizes) -> WorkUnits:
         opened = WorkUnits(loaded=1, adapted=1)  # the first time that step 0 is
         return super().work_units(sizes) + opened
-
-    def run(self, work: Work) -> Attacked:
-        return self.against(work, self.target)

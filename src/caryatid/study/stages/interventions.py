@@ -120,6 +120,10 @@ class Interventions(Stage[Intervened]):
         return found + decoding(answering * rows, tokens, limit, batch["generate"])
 
     def run(self, work: Work) -> Intervened:
+        with work.kept("read-outs"):
+            return self._measured(work)
+
+    def _measured(self, work: Work) -> Intervened:
         config, key = self.config.causal, self.place in key_anchors(work, self.place.seed)
         model, carrier = work.measured(), work.of(ChosenCarrier).carrier
         chosen = self._conditions(work, carrier, key)

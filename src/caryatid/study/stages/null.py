@@ -139,7 +139,8 @@ class Null(Stage[Redrawn]):
             kept = StageFolder(self.kind, f"{number}", work.folder.work_dir / f"redraw-{number}", {})
             if not kept.file("done").exists():
                 rng = np.random.default_rng([self.place.seed, number])
-                save_result(self._redraw(work, rng), kept)
+                with work.kept(kept.path.name):
+                    save_result(self._redraw(work, rng), kept)
                 kept.file("done").touch()
             found.append(load_result(Redraw, kept))
         return Redrawn(tuple(found))

@@ -30,7 +30,7 @@ from .prompts import Prompts
 from .refusal_tokens import RefusalTokens
 from .selection import Selection
 
-TOGETHER = 10  # resamples that are scored, and kept, at once
+TOGETHER = 10  # resamples that are scored at once
 LIKELY_DRAWS = 1000  # resamples of the selection prompts over which the likeliest carriers are found
 CHOOSING = ("selector", "min_gap", "profile", "reextraction_resamples", "reextraction_candidates")
 
@@ -80,16 +80,12 @@ class Reextraction(Stage[Reextracted]):
         count, cosmic = self.config.geometry.reextraction_resamples, self.config.geometry.selector == "cosmic"
         scorer, scores, kept = scorer_at(work), work.of(ScoredCandidates).scores, likeliest(work)
         grids = resampled_directions(scorer, count, self.place.seed)
-        chunks = work.folder.chunks("resamples")
-        done = [scores_from_plain(row, scores.n_layers) for part in chunks.load() for row in part]
-        cost = len(kept) * scorer.passes
-        with work.progressing("re-extracted directions", count * cost) as progress:
-            progress.advance(len(done) * cost)
-            for start in range(len(done), count if len(kept) else 0, TOGETHER):
+        done: list[CandidateScores] = []
+        total = count * len(kept) * scorer.passes
+        with work.kept("resamples"), work.progressing("re-extracted directions", total):
+            for start in range(0, count if len(kept) else 0, TOGETHER):
                 part = grids(start, min(start + TOGETHER, count))
-                found = rescored(scorer, part, scores.rows(kept), cosmic=cosmic)
-                chunks.append(start // TOGETHER, [plain_scores(one) for one in found])
-                done += found
+                done += rescored(scorer, part, scores.rows(kept), cosmic=cosmic)
         return Reextracted(tuple(done))
 
     def save(self, result: Reextracted, folder: StageFolder) -> None:

@@ -110,7 +110,8 @@ def judged_tokens(config: StudyConfig) -> int:
 def short_answers(work: Work, prompts: Sequence[Prompt], tokens: int) -> list[SelectionAnswer]:
     """Judged answers of the anchor in hand, of at most so many tokens."""
     loaded = work.open()
-    with work.progressing(f"{work.entry.stage.kind} answers", len(prompts)) as progress:
+    label = f"{work.entry.stage.kind} answers"
+    with work.kept("answers"), work.progressing(label, len(prompts)) as progress:
         completions = generate(
             loaded,
             work.chat(loaded),

@@ -210,7 +210,8 @@ def answers_under(
 ) -> dict[str, tuple[str, ...]]:
     """The answers of the anchor in hand to some requests under each condition."""
     loaded = work.open()
-    with work.progressing(work.entry.stage.kind, len(conditions) * len(asked)) as progress:
+    total = len(conditions) * len(asked)
+    with work.kept("answers"), work.progressing(work.entry.stage.kind, total) as progress:
         made = generate_under(
             loaded,
             work.chat(loaded),

@@ -9,7 +9,7 @@ from ...anchors import Anchor, name_base
 from ...behaviour.suites import Asked, Asking, run_suites
 from ...data.prompts import Prompt
 from ...models.load import LoadedModel
-from ...training.warmup import WarmupJob, warm_up
+from ...training.warmup import Check, WarmupJob, warm_up
 from ..costs import ANSWER_TOKENS, Sizes, WorkUnits, decoding
 from ..series import Place
 from ..stage import AnyStage, Stage, Study, register_stage
@@ -82,23 +82,26 @@ class Warmup(Stage[Warmed]):
             held_ids = {row.id for row in examples[-min(CHECK_PROMPTS, len(examples) // 4) :]}
             held_harmless = [row for row in sets.warmup_harmless if row.id in held_ids]
             examples = [row for row in examples if row.id not in held_ids]
-        checks: list[dict[str, float]] = []
 
-        def enough(step: int, current: LoadedModel) -> bool:
+        def check(step: int, current: LoadedModel) -> Check:
             refused, safe = (_refusal_rate(work, current, rows) for rows in (held_harmful, held_harmless))
-            checks.append({"step": step, "refusal": refused, "safe_refusal": safe})
-            return refused >= config.min_refusal and safe <= config.max_safe_refusal
+            enough = refused >= config.min_refusal and safe <= config.max_safe_refusal
+            return Check(step, refused, safe, enough)
 
         folder = work.folder.file("weights")
-        seed = self.place.seed
         warmed = warm_up(
             loaded,
             work.chat(loaded),
-            WarmupJob(config, training, harmful, sets.refusals, examples, seed),
+            WarmupJob(config, training, harmful, sets.refusals, examples, self.place.seed),
             folder,
-            stop_when=enough,
+            work.folder.work_dir,
+            check=check,
             progress=work.progress,
         )
+        checks = [
+            {"step": one.step, "refusal": one.refusal, "safe_refusal": one.safe_refusal}
+            for one in warmed.checks
+        ]
         if training.mode == "lora":
             name_base(Path(folder), backbone, work.root)
             anchor = replace(backbone, adapters=(str(folder),))
