@@ -1,5 +1,6 @@
 """Many adapters over one loaded base: each model as if loaded by itself, to the bit; the base stays as it was."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from caryatid.models.adapters import add_adapter, with_adapter
 from caryatid.models.plain_lora import LoraFactors
 from caryatid.models.plain_lora import read_plain_lora as read_factors
 from caryatid.models.quiet import warn
+from caryatid.training.settings import LoraSettings
 from tiny import ARCHITECTURES, save_adapter, save_tiny, tiny_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -82,6 +84,19 @@ def test_what_is_more_than_plain_is_left_to_peft(options: dict, tmp_path: Path) 
     assert same(found, state(PeftModel.from_pretrained(tiny_model("qwen2"), str(adapter)).merge_and_unload()))
 
 
+@pytest.mark.parametrize("alpha", [LoraSettings().alpha, 7.5])
+def test_an_alpha_with_decimals_as_training_writes_it_is_plain(alpha: float, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "a", size=5e-2)
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({**config, "lora_alpha": alpha}), encoding="utf-8"
+    )
+    assert isinstance(alpha, float)
+    assert {one.scale for one in read_plain_lora(tiny_model(), adapter) or ()} == {alpha / config["r"]}
+    merged = PeftModel.from_pretrained(tiny_model(), str(adapter)).merge_and_unload()
+    assert same(state(with_adapter(tiny_model(), adapter)), state(merged))
+
+
 def test_adapters_that_do_not_fit_or_are_damaged_are_left_to_peft(tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "a", size=5e-2)
     assert len(read_plain_lora(tiny_model(), adapter) or ()) == 4 * 7
@@ -132,6 +147,14 @@ def test_an_adapter_on_tied_weights_changes_what_it_names_only(targets: list[str
     assert not found.config.get_text_config().tie_word_embeddings
     assert same(state(base), before)
     assert base.config.tie_word_embeddings
+
+
+def test_what_peft_adds_unties_nothing_that_it_does_not_name(tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "dora", "gemma2", size=5e-2, target_modules=["q_proj"], use_dora=True)
+    base = tiny_model("gemma2")
+    found = add_adapter(base, adapter)
+    assert found.lm_head.weight is found.get_input_embeddings().weight
+    assert found.config.tie_word_embeddings
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -6,6 +6,7 @@ added up before the one rounding: y = [x, D x] · [W, U]ᵀ, with ΔW = U D.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -128,9 +129,11 @@ def _add_plain(
         )
     if not any(bool(value.any()) for key, value in adapter.tensors.items() if "lora_B" in key):
         say(f"{adapter.folder}: it changes nothing: all its B are zero")
+    tied = _tied_weights(model)
     for one in factors:
         layer: Any = model.get_submodule(one.layer)
-        _mark_untied(model, layer)
+        if _own_weight(layer) in tied:
+            _mark_untied(model)
         if layer.weight.dtype.itemsize < 4:
             _keep(model, _Factors(one.layer, one.down, one.up * one.scale))
             continue
@@ -141,15 +144,22 @@ def _add_plain(
     return model
 
 
-def _mark_untied(model: PreTrainedModel, layer: nn.Module) -> bool:
-    """Whether another module has this layer's weight, too; the configuration then says that they are no longer tied."""
-    shared = [m for m in model.modules() if getattr(m, "weight", None) is layer.weight]
-    if len(shared) < 2:
-        return False
+def _own_weight(module: nn.Module) -> int:
+    """Which weight a module has itself; a PEFT wrapper's `weight` is its base layer's."""
+    return id(module._parameters.get("weight"))
+
+
+def _tied_weights(model: nn.Module) -> set[int]:
+    """The weights that several modules have."""
+    counts = Counter(map(_own_weight, model.modules()))
+    return {weight for weight, count in counts.items() if count > 1} - {id(None)}
+
+
+def _mark_untied(model: PreTrainedModel) -> None:
+    """The configuration says from now on that embedding and output matrix are not tied."""
     for config in (model.config, model.config.get_text_config()):
         if getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
-    return True
 
 
 def _add_wrapped(model: PreTrainedModel, adapter: AdapterFile, say: Say) -> PreTrainedModel:
@@ -241,9 +251,11 @@ def _wrapped(model: PreTrainedModel, adapter: AdapterFile) -> Any:
 def _untie(wrapped: Any) -> None:
     """Give adapted layers whose weight is tied to another module's a weight of their own."""
     model = wrapped.get_base_model()
+    tied = _tied_weights(model)
     for _, adapted in _adapted(wrapped):
         layer = adapted.get_base_layer()
-        if isinstance(getattr(layer, "weight", None), Tensor) and _mark_untied(model, layer):
+        if _own_weight(layer) in tied:
+            _mark_untied(model)
             layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
 
 

@@ -83,7 +83,8 @@ def without_factors(model: PreTrainedModel, adapter: AdapterFile, found: Sequenc
 def _is_plain(config: Any) -> bool:
     if not isinstance(config, dict) or any(config.get(name) != value for name, value in _REQUIRED.items()):
         return False
-    if not all(isinstance(config.get(name), int) and config[name] > 0 for name in ("r", "lora_alpha")):
+    r, alpha = config.get("r"), config.get("lora_alpha")
+    if not (isinstance(r, int) and isinstance(alpha, int | float) and r > 0 and alpha > 0):
         return False
     return not any(value for name, value in config.items() if name not in _HARMLESS | _REQUIRED.keys())
 

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..behaviour.judges.base import REFUSED, Exchange, judge_answers
 from ..behaviour.judges.registry import open_refusal_judge
 from ..behaviour.outcomes import judged_prompts
 from ..causal.conditions import Condition, ablation_conditions, addition_conditions, random_bases
@@ -26,10 +25,11 @@ from ..geometry.carriers import CALIBRATED, MIN_GAP
 from ..models.batch import plan_batch_sizes
 from ..models.check import check_loaded
 from ..models.forward import block_inputs
-from ..models.generate import Completion, Decoding, generate
+from ..models.generate import Decoding, generate
 from ..models.load import LoadedModel
 from ..paths import hub_offline
 from ..progress import NO_PROGRESS, Progress
+from .answered import Answered, answers_under
 from .carrier_file import CarrierFile
 
 TOWARD_TEXT = "Sorry, I can't do that."  # the default of the arms' toward term
@@ -94,7 +94,8 @@ class _Intervention:
         )
         self.harmful = [row.user_text for row in self._prompts("harmbench")]
         texts = [row.user_text for row in self.sets.chat_heldout]
-        answers = zip(texts, self._answer(texts), strict=True)
+        decoding = Decoding(settings.max_new_tokens, self.batch.generate)
+        answers = zip(texts, generate(loaded, self.model.chat, texts, decoding), strict=True)
         followed = [(text, one) for text, one in answers if one.text and not one.unfinished]
         self.benign = [(text, one.text) for text, one in followed]
         self.complete = [one.ended for _, one in followed]
@@ -103,28 +104,27 @@ class _Intervention:
         """A suite's prompts that a refusal judge can be asked about: copyright rows are left out."""
         return judged_prompts(getattr(self.sets, suite))
 
-    def _answer(self, texts: Sequence[str]) -> list[Completion]:
-        decoding = Decoding(self.settings.max_new_tokens, self.batch.generate)
-        return generate(self.model.loaded, self.model.chat, texts, decoding)
-
-    def _judged(self, rows: Sequence[Prompt]) -> list[tuple[Completion, bool]]:
-        """The model's answers, and whether each is a refusal."""
-        answers = self._answer([row.user_text for row in rows])
-        exchanges = [Exchange(r.text, c.text, r.context) for r, c in zip(rows, answers, strict=True)]
-        verdicts = judge_answers(self.judge, exchanges)
-        return [(one, v.verdict in REFUSED) for one, v in zip(answers, verdicts, strict=True)]
-
     @cached_property
-    def selection(self) -> tuple[list[tuple[Completion, bool]], list[tuple[Completion, bool]]]:
-        """Answers to the harmful and the harmless selection prompts, judged."""
-        sets = self.sets
-        return self._judged(sets.selection_harmful.prompts), self._judged(sets.selection_harmless.prompts)
+    def selection(self) -> tuple[Answered, Answered]:
+        """Answers to the harmful and the harmless selection prompts."""
+        harmful, harmless = (
+            answers_under(
+                self.model,
+                self.judge,
+                rows.prompts,
+                [Condition()],
+                max_new_tokens=self.settings.max_new_tokens,
+                batch_size=self.batch.generate,
+            ).each[0]
+            for rows in (self.sets.selection_harmful, self.sets.selection_harmless)
+        )
+        return harmful, harmless
 
     @cached_property
     def tokens(self) -> list[int]:
         """The refusal tokens of the model's answers to the selection prompts."""
-        answers = [(one.spoken[0], refused) for side in self.selection for one, refused in side if one.spoken]
-        return sorted(row.token for row in refusal_tokens_of(self.model, answers, TOWARD_TEXT))
+        first = [one for side in self.selection for one in side.first_tokens]
+        return sorted(row.token for row in refusal_tokens_of(self.model, first, TOWARD_TEXT))
 
     def best_layer(self, carrier: CarrierFile) -> ChosenLayer:
         """The calibrated profile's choice among the file's last-position directions, or what stands in for it."""
@@ -136,12 +136,12 @@ class _Intervention:
             )
         harmful, harmless = self.selection
         count = CHOICE_PROMPTS
-        sets, loaded = self.sets, self.model.loaded
+        sets = self.sets
         selection = selection_prompts(
             self.model.chat,
             [row.user_text for row in sets.selection_harmful.prompts[:count]],
             [row.user_text for row in sets.selection_harmless.prompts[:count]],
-            [answer.following(loaded.options) for answer, _ in harmless[:count]],
+            harmless.ids[:count],
             self.tokens,
         )
         passes = len(selection.harmful) + 2 * len(selection.harmless)
@@ -152,10 +152,7 @@ class _Intervention:
         scores = score_candidates(
             self.model.loaded, candidates, selection, settings, progress=self.model.progress
         )
-        harmful_rate, harmless_rate = (
-            sum(refused for _, refused in side) / len(side) for side in (harmful, harmless)
-        )
-        rates = (harmful_rate, harmless_rate)
+        rates = (harmful.refusal_rate, harmless.refusal_rate)
         site = choose(scores, CALIBRATED, min_gap=MIN_GAP, refusal_rates=rates).site
         return ChosenLayer(site.layer, site.admissible)
 
