@@ -28,6 +28,7 @@ them:
     uncertainty     of its place                                       (anchor)
     behaved         r without prompts that do not behave               (anchor)
     rank            dimensions of refusal                              (anchor)
+    probe           where harm and refusal can be read                 (anchor)
     interventions   ablation and addition beside controls              (anchor)
     transfer        refusals under own and others' carriers            (anchor)
     comparison      drift and change of rank                           (pair)
