@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 MIN_TRANSFORMERS := transformers==5.17.0
 
 .DELETE_ON_ERROR:
-.PHONY: install install-dev study reproduce test test-slow test-min lint format bench clean
+.PHONY: install install-dev study reproduce test test-slow test-cluster test-min lint format bench clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,11 @@ test: install-dev
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow
+
+# A small study on a real Ray cluster of two nodes and on a real Slurm, both on this machine; Slurm from Debian's packages.
+test-cluster: install-dev
+	$(PIP) install -q -c constraints.txt -e '.[ray,slurm]'
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/study $(BIN)/python -m pytest tests/cluster/clusters.py
 
 # The oldest transformers that is supported, in an environment of its own.
 test-min: $(VENV)-min/.installed

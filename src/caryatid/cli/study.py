@@ -157,7 +157,7 @@ def status(
     as_json: bool = typer.Option(False, "--json", help="Print the states as JSON."),
 ) -> None:
     """Show which stages are done, running, failed or damaged."""
-    from ..study.runner import study_status
+    from ..study.status import study_status
 
     if watch:
         watch_run(directory)

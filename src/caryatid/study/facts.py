@@ -1,18 +1,15 @@
 """What is settled before a plan can be made: which prompts, which backbone, which device and batch shapes."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
-from ..artifacts import DAMAGED_RUN, RunDirectory, content_key, file_sha256
+from ..artifacts import content_key, file_sha256
 from ..config import StudyConfig
 from ..data.chat import load_chat_jsonl, refuse_overlaps
 from ..data.study_prompts import StudyPrompts, build_study_prompts, user_fields
-from ..errors import CaryatidError, DataMissingError, InputError
+from ..errors import DataMissingError
 from ..models.batch import plan_batch_sizes
 from ..models.check import check_loaded
 from ..models.identity import asked_as, folder_identity
@@ -21,60 +18,9 @@ from ..models.resolve import resolve
 from ..models.sizes import BatchSizes
 from ..paths import hub_offline
 from ..training.trainee import check_precision
+from .recorded import Facts
 
 PROMPT_TOKENS = 256  # planned for the user's text and the template, when batch shapes are chosen
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is settled when a study is planned, recorded in the manifest and reused on resume.
-
-    Attributes:
-        batch: sizes by use. observed_identities: of somebody else's checkpoints, in order. chat_sha256: of the user's
-            chat file, empty without one.
-    """
-
-    model_identity: str
-    dtype: str
-    device: str
-    prompts_source: Literal["benchmarks", "embedded"]
-    prompts_note: str
-    prompts_sha256: str
-    batch: Mapping[str, int]
-    observed_identities: tuple[str, ...] = ()
-    chat_sha256: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for the manifest."""
-        plain = {"batch": dict(self.batch), "observed_identities": list(self.observed_identities)}
-        return {**vars(self), **plain}
-
-    @classmethod
-    def from_json(cls, value: Any, where: str = "facts") -> "Facts":
-        """Read back what `to_json` wrote.
-
-        Raises:
-            InputError: it is something else; names `where`.
-        """
-        try:
-            facts = TypeAdapter(cls).validate_python(value)
-            BatchSizes(**facts.batch)
-        except (ValidationError, TypeError, CaryatidError) as error:
-            place, what = "batch", str(error)
-            if isinstance(error, ValidationError):
-                place, what = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
-            key = f"facts.{place}".rstrip(".")
-            raise InputError(f"damaged: {key}: {what}", where=where, remedy=DAMAGED_RUN) from error
-        return facts
-
-    @classmethod
-    def of_run(cls, run: RunDirectory) -> "Facts":
-        """The facts in a run directory's manifest.
-
-        Raises:
-            InputError: the manifest is damaged.
-        """
-        return cls.from_json(run.manifest().get("facts"), str(run.manifest_path))
 
 
 @dataclass(frozen=True)

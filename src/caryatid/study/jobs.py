@@ -16,8 +16,9 @@ from ..artifacts import RunDirectory
 from ..config import parse_config
 from ..errors import CaryatidError, UsageError, user_error
 from ..progress import NO_PROGRESS, Progress
-from .facts import Facts, settle_facts
+from .facts import settle_facts
 from .plan import Plan, Planned, build_plan
+from .recorded import Facts
 from .runner import execute
 from .stage import Study
 from .stages.prompts import Prompts

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -145,6 +145,11 @@ def live_leases(run: RunDirectory) -> set[str]:
         if alive:
             found.add(path.stem)
     return found
+
+
+def stages_of(leases: Iterable[str]) -> set[str]:
+    """The keys of the stages that are held; a lease of a part of one is named `key.part`."""
+    return {name.partition(".")[0] for name in leases}
 
 
 def _fresh(touched: float, now: float) -> bool:

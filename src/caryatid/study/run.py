@@ -14,9 +14,9 @@ from ..report.captions import Basis, Figure, drawn_figures
 from ..report.tables import read_tables
 from ..single.model import Model
 from .decision import Verdict, decide
-from .facts import Facts
 from .finished import Results
 from .plan import Plan, build_plan
+from .recorded import Facts
 from .series import BASE, AnchorRef, PairRef, anchors_of
 from .stage import Stage, Study
 from .stages.carrier import ChosenCarrier

@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,29 +20,18 @@ from ..errors import UsageError
 from ..progress import NO_PROGRESS, Progress
 from ..training.ranks import Ranks
 from .events import Told
-from .facts import Facts, Settled, settle_facts
-from .leases import RUNNER, Leases, live_leases
+from .facts import Settled, settle_facts
+from .leases import RUNNER, Leases
 from .plan import Plan, Planned, build_plan
-from .run import open_run
+from .recorded import Facts
 from .series import anchors_of
 from .stage import Study
 from .stages.train import observed_anchor, where_is
-from .todo import Todo, stages_of
+from .todo import Todo
 from .usage import Peak
 from .work import Session, Work
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "scipy")
-
-
-@dataclass(frozen=True)
-class StageStatus:
-    """One row of `study status`."""
-
-    id: str
-    kind: str
-    state: str
-    seconds: float | None
-    detail: str
 
 
 @functools.cache
@@ -182,34 +170,6 @@ def settled_plan(config: StudyConfig, out: Path | None = None) -> tuple[Settled,
     return settled, build_plan(Study(config, settled.facts))
 
 
-def study_status(directory: Path, *, verify: bool = False) -> list[StageStatus]:
-    """Each stage's state: done, damaged, running, partial, failed or missing.
-
-    Args:
-        verify: compare the files of finished stages with their checksums; else only that they are there.
-
-    Raises:
-        UsageError: not a run directory, or of another version.
-    """
-    run = open_run(directory, recorded=False)
-    leased = stages_of(live_leases(run.directory))
-    rows = []
-    for entry in run.plan:
-        folder = entry.folder(run.directory)
-        state: str = folder.state(verify=verify)
-        seconds, detail = None, entry.stage.size()
-        if state == "done":
-            seconds = folder.seconds()
-        elif entry.key in leased:
-            state = "running"
-        elif state == "failed":
-            detail = folder.failure()
-        elif state == "damaged":
-            detail = f"see {folder.damage(verify=verify)}"
-        rows.append(StageStatus(entry.id, entry.stage.kind, state, seconds, detail))
-    return rows
-
-
 def _earlier_facts(run: RunDirectory, config: StudyConfig) -> Facts | None:
     """Facts of an earlier start in this directory, when the same things were asked for."""
     if not run.manifest_path.exists():
@@ -232,7 +192,11 @@ def _write_manifest(run: RunDirectory, plan: Plan) -> None:
             "libraries": library_versions(),
             "seeds": list(study.config.seeds),
             "stages": {
-                entry.id: {"kind": entry.stage.kind, "folder": f"stages/{entry.stage.kind}/{entry.key}"}
+                entry.id: {
+                    "kind": entry.stage.kind,
+                    "folder": f"stages/{entry.stage.kind}/{entry.key}",
+                    "size": entry.stage.size(),
+                }
                 for entry in plan
             },
         }

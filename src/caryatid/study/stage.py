@@ -16,7 +16,7 @@ from ..config import StudyConfig
 from ..registry import Registry
 from ..results import load_result, save_result
 from .costs import NOTHING, Sizes, WorkUnits
-from .facts import Facts
+from .recorded import Facts
 from .series import AnchorRef, ArmRef, Place, SeedRef, all_anchors, anchors_of, verdict_pairs
 
 Scope = Literal["study", "seed", "arm", "anchor", "pair"]

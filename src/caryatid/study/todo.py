@@ -1,8 +1,9 @@
 """What is left to do of a plan, and which of it this runner takes next, beside other runners in the same directory."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from .leases import stages_of
 from .plan import Plan, Planned
 from .remaining import Remaining
 from .series import AnchorRef
@@ -97,11 +98,6 @@ class Todo:
             return ready[0] if ready else None
         busy = {anchor_of(entry) for entry in self.plan if entry.key in taken} - {None}
         return _first_at(ready, {self.here} - {None}) or _first_not_at(ready, busy) or ready[0]
-
-
-def stages_of(leases: Iterable[str]) -> set[str]:
-    """The keys of the stages that are held; a lease of a part of one is named `key.part`."""
-    return {name.partition(".")[0] for name in leases}
 
 
 def anchor_of(entry: Planned) -> AnchorRef | None:

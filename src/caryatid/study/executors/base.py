@@ -6,14 +6,17 @@ that a finished stage has its manifest is decided here, from the run directory, 
 
 import importlib.util
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from ...errors import CaryatidError, DataMissingError, JobError, UsageError
 from ..jobs import Failure, Job, Shard
+from ..leases import stages_of
 from ..plan import Plan, Planned
-from ..todo import Todo, anchor_of, stages_of
+from ..series import AnchorRef
+from ..todo import Todo, anchor_of
 from ..work import Session
 
 LOOK_EVERY = 0.5  # seconds between two looks at what is under way
@@ -79,6 +82,10 @@ def known_options(given: Mapping[str, str], known: Sequence[str], executor: str)
             raise UsageError(
                 f"no option {name!r}", where=f"--executor {executor}", remedy=f"There are: {named}."
             )
+
+
+def _at_anchor(anchor: AnchorRef | None, entry: Planned) -> bool:
+    return anchor is not None and anchor_of(entry) == anchor
 
 
 @dataclass
@@ -147,9 +154,17 @@ class Sending:
                 split = [self._job([entry], part) for part in sorted(parts)]
                 found += [job for job in split if job not in jobs]
                 continue
-            group = self._group(entry, busy)
-            busy |= {one.key for one in group}
-            found.append(self._job(group))
+            if entry.stage.scope != "pair":
+                group = self._group([entry], busy, partial(_at_anchor, anchor_of(entry)))
+                busy |= {one.key for one in group}
+                found.append(self._job(group))
+        pairs = [entry for entry in ready if entry.stage.scope == "pair" and entry.key not in busy]
+        busy |= {entry.key for entry in pairs}
+        for first in (pairs[start :: self.place.workers] for start in range(self.place.workers)):
+            if first:
+                group = self._group(first, busy, lambda one: one.stage.scope == "pair")
+                busy |= {one.key for one in group}
+                found.append(self._job(group))
         return found
 
     def _parts(self, entry: Planned) -> set[Shard]:
@@ -159,15 +174,18 @@ class Sending:
             return set()
         return self.parts.setdefault(entry.key, {(number, count) for number in range(1, count + 1)})
 
-    def _group(self, first: Planned, busy: set[str]) -> list[Planned]:
-        """A stage, and those after it at the same anchor that need nothing else: they share its open model."""
-        group, anchor = [first], anchor_of(first)
-        for entry in self.todo.left.values() if anchor is not None else ():
-            inside = {one.key for one in group}
+    def _group(
+        self, first: Sequence[Planned], busy: set[str], alike: Callable[[Planned], bool]
+    ) -> list[Planned]:
+        """Stages that are ready, and those after them that need nothing else and are alike: one process does them all,
+        with one model open at an anchor, and without any for pairs."""
+        group, inside = list(first), {one.key for one in first}
+        for entry in self.todo.left.values():
             wanting = any(need.key in self.todo.left and need.key not in inside for need in entry.needs)
             split = min(entry.stage.parts(), self.place.workers) > 1
-            if anchor_of(entry) == anchor and entry.key not in inside | busy and not wanting and not split:
+            if alike(entry) and entry.key not in inside | busy and not wanting and not split:
                 group.append(entry)
+                inside.add(entry.key)
         return group
 
     def _job(self, entries: Sequence[Planned], part: Shard | None = None) -> Job:

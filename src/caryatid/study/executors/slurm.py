@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .base import Outcome, Sending, needed
 
 WORKERS = 8  # jobs at the same time where nobody says
 TIMEOUT_MIN = 24 * 60
+ASK_EVERY = 15.0  # seconds between two looks at the queue; results are seen at once, as files
 REQUEUES = 100  # of a job that reaches its time limit: it goes on from what it kept
 # States in which Slurm leaves a job for good. One that it begins anew is pending, and then running.
 ENDED = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"})
@@ -46,6 +48,9 @@ class OnSlurm:
     def __init__(self, workers: int | None, options: Mapping[str, str]) -> None:
         self.submitit, self.workers = needed("submitit", "slurm"), workers or WORKERS
         self.options = {name: YAML(typ="safe").load(value) for name, value in options.items()}
+        self._sent: dict[str, float] = {}
+        self._states: dict[str, str] = {}
+        self._asked = 0.0
         if shutil.which("sbatch") is None:
             raise UsageError(
                 "there is no sbatch here", where="--executor slurm", remedy="Run it where jobs are submitted."
@@ -80,19 +85,35 @@ class OnSlurm:
         memory = max(job.memory for job in jobs)
         if memory and "mem_gb" not in self.options and "slurm_mem" not in self.options:
             self._set({"mem_gb": max(1, round(1.25 * memory / 2**30))})
-        return list(self.executor.map_array(Begun(), list(jobs)))
+        handles = list(self.executor.map_array(Begun(), list(jobs)))
+        self._sent |= {handle.job_id: time.monotonic() for handle in handles}
+        return handles
 
     def outcome(self, handle: Any) -> Outcome | None:
         """What became of a job."""
         logs = str(handle.paths.stderr)
         if handle.paths.result_pickle.exists():
             return Outcome(handle.result(), logs)  # a bug in a stage keeps its traceback
-        state = _state(handle)
+        state = self._state(handle)
         if state not in ENDED or handle.paths.result_pickle.exists():
             return None
         kind = "MemoryExhaustedError" if state == "OUT_OF_MEMORY" else "JobError"
         said = f"Slurm ended job {handle.job_id} ({state.lower().replace('_', ' ')}); see {logs}"
         return Outcome(Failure(kind, said), logs)
+
+    def _state(self, handle: Any) -> str:
+        """A job's state by the queue; where that has forgotten the job, by the accounting, if there is one."""
+        now = time.monotonic()
+        if now - self._asked > ASK_EVERY:
+            asked = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i %T"]
+            said = subprocess.run(asked, capture_output=True, text=True, check=False)
+            if said.returncode == 0:
+                self._asked = now
+                self._states = dict(line.split()[:2] for line in said.stdout.splitlines())
+        if handle.job_id in self._states or self._asked - self._sent[handle.job_id] < ASK_EVERY:
+            return self._states.get(handle.job_id, "PENDING")
+        known = str(handle.state).split()[0].removesuffix("+")
+        return "FAILED" if known == "UNKNOWN" else known
 
     def cancel(self, handles: Sequence[Any]) -> None:
         """End jobs."""
@@ -101,15 +122,3 @@ class OnSlurm:
 
     def close(self) -> None:
         """Nothing to let go of."""
-
-
-def _state(handle: Any) -> str:
-    """A job's state: of the accounting where there is one, else of the queue, which forgets jobs after a while."""
-    state = str(handle.state).split()[0].removesuffix("+")
-    if state != "UNKNOWN":
-        return state
-    asked = ["squeue", "--noheader", "--states=all", f"--jobs={handle.job_id}", "--format=%T"]
-    said = subprocess.run(asked, capture_output=True, text=True, check=False)
-    if said.returncode == 0 and said.stdout.strip():
-        return said.stdout.split()[0]
-    return "FAILED" if "Invalid job id" in said.stderr else "UNKNOWN"

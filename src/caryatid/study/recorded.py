@@ -1,0 +1,63 @@
+"""What is settled when a study is planned, as its run directory records it; read without any model library."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..artifacts import DAMAGED_RUN, RunDirectory
+from ..errors import CaryatidError, InputError
+from ..models.sizes import BatchSizes
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is settled when a study is planned, recorded in the manifest and reused on resume.
+
+    Attributes:
+        batch: sizes by use. observed_identities: of somebody else's checkpoints, in order. chat_sha256: of the user's
+            chat file, empty without one.
+    """
+
+    model_identity: str
+    dtype: str
+    device: str
+    prompts_source: Literal["benchmarks", "embedded"]
+    prompts_note: str
+    prompts_sha256: str
+    batch: Mapping[str, int]
+    observed_identities: tuple[str, ...] = ()
+    chat_sha256: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the manifest."""
+        plain = {"batch": dict(self.batch), "observed_identities": list(self.observed_identities)}
+        return {**vars(self), **plain}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str = "facts") -> "Facts":
+        """Read back what `to_json` wrote.
+
+        Raises:
+            InputError: it is something else; names `where`.
+        """
+        try:
+            facts = TypeAdapter(cls).validate_python(value)
+            BatchSizes(**facts.batch)
+        except (ValidationError, TypeError, CaryatidError) as error:
+            place, what = "batch", str(error)
+            if isinstance(error, ValidationError):
+                place, what = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
+            key = f"facts.{place}".rstrip(".")
+            raise InputError(f"damaged: {key}: {what}", where=where, remedy=DAMAGED_RUN) from error
+        return facts
+
+    @classmethod
+    def of_run(cls, run: RunDirectory) -> "Facts":
+        """The facts in a run directory's manifest.
+
+        Raises:
+            InputError: the manifest is damaged.
+        """
+        return cls.from_json(run.manifest().get("facts"), str(run.manifest_path))
