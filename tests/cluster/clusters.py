@@ -118,7 +118,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if os.geteuid() != 0 or not (shutil.which("slurmctld") or shutil.which("apt-get")):
         pytest.skip("starting Slurm takes a superuser, and Debian's packages")
     folder = tmp_path / "slurm"
-    subprocess.run([HERE / "slurm.sh", "start", folder], check=True, timeout=300)
+    started = subprocess.run(
+        [HERE / "slurm.sh", "start", folder], check=False, timeout=300, stderr=subprocess.PIPE, text=True
+    )
+    if started.returncode:  # no packages to be had, or a machine on which daemons cannot run
+        pytest.skip(f"Slurm could not be started here: {started.stderr[-500:]}")
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
     try:
         yield
