@@ -20,6 +20,7 @@ from test_runners import tables
 from caryatid.study.executors.choice import executor_named
 from caryatid.study.flow import run_study
 
+pytestmark = pytest.mark.timeout(1500)
 HERE = Path(__file__).parent
 OVERRIDES = (
     "arms=[r2d2]",

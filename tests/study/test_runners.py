@@ -20,7 +20,8 @@ from caryatid.progress import NO_PROGRESS
 from caryatid.study import leases
 from caryatid.study.flow import run_study
 from caryatid.study.leases import GONE_AFTER, Leases, live_leases
-from caryatid.study.runner import opened, study_status
+from caryatid.study.runner import opened
+from caryatid.study.status import study_status
 
 HERE = Path(__file__).parent
 
