@@ -135,7 +135,7 @@ def test_figures_are_well_formed_svg(run: Path) -> None:
 
 def test_unfinished_run_is_a_usage_error(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("tables"))
-    with pytest.raises(UsageError, match="no table"):
+    with pytest.raises(UsageError, match="no tables yet"):
         build_report(open_run(tmp_path / "run"))
 
 

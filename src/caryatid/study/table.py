@@ -64,7 +64,6 @@ class Table:
     Attributes:
         about: what it holds, in a sentence or two. rows: from a finished run. shown: None where the page shows it in a
             way of its own, or not at all.
-        later: runs that were finished before there was this table are reported without it.
     """
 
     name: str
@@ -72,7 +71,6 @@ class Table:
     columns: tuple[Column, ...]
     rows: Callable[[Run], Iterable[Row]]
     shown: Shown | None = None
-    later: bool = False
 
 
 _registered: Registry[str, Table] = Registry("table")

@@ -44,6 +44,5 @@ TABLE = register_table(
         ),
         _rows,
         Shown("more", "What stages took"),
-        later=True,
     )
 )
