@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from . import options
-from .console import TerminalProgress, announce, print_json
+from .console import TerminalProgress, announce, print_json, say
 
 app = typer.Typer(help="Single stages of a study.", no_args_is_help=True)
 
@@ -24,4 +24,4 @@ def run_stage(
     if as_json:
         print_json({"stage": name, "ran": ran})
     else:
-        typer.echo(f"{name}: {'done' if ran else 'was done already'}")
+        say(f"{name}: {'done' if ran else 'was done already'}")
