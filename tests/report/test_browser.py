@@ -204,6 +204,7 @@ def test_no_serious_finding_of_axe(run: Path, shown: Callable[..., Seen], axe: s
         seen.unfold()
         seen.page.evaluate(axe)
         found = seen.page.evaluate(
-            "axe.run({exclude: ['.main-svg']}, {resultTypes: ['violations']}).then((r) => r.violations.map((v) => [v.impact, v.id, v.nodes.length, v.nodes[0].html]))"
+            "axe.run({exclude: ['.main-svg']}, {resultTypes: ['violations']})"
+            ".then((r) => r.violations.map((v) => [v.impact, v.id, v.nodes.length, v.nodes[0].html]))"
         )
         assert [one for one in found if one[0] in ("serious", "critical")] == []

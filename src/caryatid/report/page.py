@@ -44,6 +44,7 @@ KEY_NUMBERS = (
 # What low compliance is never shown without.
 BESIDE = {"xstest_safe": "XSTest safe", "xstest_unsafe": "XSTest unsafe"}
 SCRIPTS = ("data.js", "table.js", "charts.js", "page.js")
+DRAWN = frozenset({"behaviour", "carriers", "carrier_summary"})  # tables that the page draws from
 LARGEST_TABLE = 3 * 2**20  # bytes of a table inside the page; longer ones are in tables/ alone
 ANSWERS_TEXT = 5 * 2**19  # characters of prompts and answers inside the page
 
@@ -191,7 +192,7 @@ def _embedded(content: Content) -> tuple[dict[str, Any], list[str]]:
     found, left_out = {}, []
     for one in content.known:
         columns = columns_of(content.tables[one.name], one.columns)
-        if len(json.dumps(columns)) > LARGEST_TABLE:
+        if one.name not in DRAWN and len(json.dumps(columns)) > LARGEST_TABLE:
             left_out.append(one.name)
         else:
             found[one.name] = columns

@@ -64,7 +64,7 @@
     const head = element("tr");
     const body = element("tbody");
     const whole = element("table", {}, element("thead", {}, head), body);
-    const box = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table ${fold.dataset.table}` }, whole);
+    const box = element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Table ${fold.dataset.table}` }, whole);
     const buttons = names.map((name) => {
       const button = element("button", { type: "button", class: "sort" }, name);
       const cell = element("th", { scope: "col", "aria-sort": "none" }, button);
@@ -118,7 +118,7 @@
       caryatid.save(`${fold.dataset.table}.csv`, `${lines.map((line) => line.map(csvCell).join(",")).join("\n")}\n`, "text/csv");
     });
     const tools = element("div", { class: "tools" }, search, save, back, on, count);
-    if (step) search.after(element("label", {}, only, " only the step above"));
+    if (step && document.getElementById("step")) search.after(element("label", {}, only, " only the step above"));
     fold.append(tools, box);
     fold.redraw = draw;
     draw();
