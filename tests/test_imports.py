@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "caryatid"
 # A room may import itself and anything above it.
 ORDER = (
     "errors",
+    "texts",
     "registry",
     "settings",
     "progress",

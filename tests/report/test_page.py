@@ -1,89 +1,119 @@
-"""The report: self-contained, escaped, redacted, complete; and a browser finds nothing wrong with it."""
+"""The report: self-contained, redacted, complete, the same each time; errors in one line."""
 
+import json
 import re
 import shutil
-import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from small import table_columns
 
-from caryatid.artifacts import read_json, write_json
 from caryatid.errors import ConfigError, InputError, UsageError
+from caryatid.report.embed import columns_of, script_json
 from caryatid.report.page import cell
-from caryatid.report.svg import Drawing, Frame, Point, Series, panel, shade
 from caryatid.report.tables import read_tables, write_table
-from caryatid.study.flow import run_study
-from caryatid.study.page import build_report
+from caryatid.study.page import build_report, write_figures
 from caryatid.study.run import open_run
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
-from small import small_config, table_columns
-
-MARKUP = "<script>alert('x')</script> & \"quoted\""
-SECRET = "Step one: take the key under the mat"
-CHROMIUM = shutil.which("chromium")
+SECTIONS = (
+    "verdict", "behaviour", "frontier", "carriers", "geometry", "transfer", "causal", "training", "answers", "tables",
+    "data", "settings", "reading",
+)  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished tiny study in which one answer and one prompt are hostile."""
-    place = tmp_path_factory.mktemp("report")
-    directory = run_study(small_config(place), place / "run").directory
-    file = min(directory.glob("stages/answers/*/result.json"))
-    stored = read_json(file)
-    rows = stored["rows"]
-    harmful = next(row for row in rows if row["suite"] == "harmbench")
-    harmful["text"] = SECRET
-    safe = next(row for row in rows if row["suite"] == "xstest_safe")
-    safe["text"], safe["user_text"] = MARKUP, MARKUP
-    write_json(file, stored)
-    build_report(open_run(directory))
-    return directory
+def without_plotly(html: str) -> str:
+    """A page without its longest script."""
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.S)
+    return html.replace(max(scripts, key=len), "")
 
 
-def test_answers_to_harmful_prompts_are_redacted_unless_asked(run: Path) -> None:
-    html = build_report(open_run(run)).read_text()
-    assert SECRET not in html
-    assert f"[redacted, {len(SECRET)} characters]" in html
-    shown = build_report(open_run(run), show_answers=True).read_text()
-    assert SECRET in shown
-    build_report(open_run(run))
+def data_of(html: str) -> dict[str, Any]:
+    """What the page holds for its scripts."""
+    (text,) = re.findall(r'<script type="application/json" id="data-json">(.*?)</script>', html, re.S)
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
-def test_everything_from_outside_is_escaped(run: Path) -> None:
-    html = build_report(open_run(run)).read_text()
-    assert "<script" not in html
-    assert "&lt;script&gt;alert(" in html
+def column(stored: dict[str, Any], n: int) -> list[Any]:
+    """A column as the page decodes it."""
+    if "one" in stored:
+        return [stored["one"]] * n
+    return [stored["of"][place] for place in stored["at"]] if "of" in stored else stored["all"]
 
 
 def test_page_is_self_contained_and_says_what_numbers_rest_on(run: Path) -> None:
-    html = build_report(open_run(run)).read_text()
-    links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']+)", html)
+    html = without_plotly((run / "report" / "index.html").read_text())
+    links = re.findall(
+        r"(?:src|href)\s*=\s*[\"']([^\"']+)", re.sub(r"<script.*?</script>", "", html, flags=re.S)
+    )
     assert links
     assert all(link.startswith("#") for link in links)
     assert "@import" not in html
     assert "url(" not in html
-    for section in ("verdict", "behaviour", "carriers", "geometry", "causal", "transfer", "data", "settings"):
+    assert "default-src 'none'" in html
+    for section in SECTIONS:
         assert f'<section id="{section}">' in html
-    for fact in ("refusal-rules@", "calibrated", "Wilson", "jackknife", "One seed", "2604.27019", "0.664"):
+    for fact in (
+        "refusal-rules@",
+        "Wilson",
+        "jackknife",
+        "One seed",
+        "2604.27019",
+        "0.664",
+        "caryatid study run",
+    ):
         assert fact in html, fact
+    assert "</script" not in html.split('id="data-json">')[1].split("</script>")[0]
+
+
+def test_every_table_is_in_the_page_with_its_values(run: Path) -> None:
+    data = data_of((run / "report" / "index.html").read_text())
+    tables = read_tables(run)
+    assert set(data["tables"]) == {*tables, "answers"}
+    for name, rows in tables.items():
+        stored = data["tables"][name]
+        assert stored["n"] == len(rows)
+        for key in rows[0] if rows else ():
+            cells = column(stored["columns"][key], len(rows))
+            for row, value in zip(rows, cells, strict=True):
+                assert value == (
+                    pytest.approx(row[key], rel=1e-5) if isinstance(row[key], float) else row[key]
+                )
+
+
+def test_columns_take_little_room_and_come_back() -> None:
+    rows = [{"a": 1.0, "b": x, "c": x / 7, "d": None, "e": x % 2 == 0} for x in range(6)]
+    stored = columns_of(rows, ["a", "b", "c", "d", "e"])
+    assert stored["columns"]["a"] == {"one": 1}
+    assert stored["columns"]["d"] == {"one": None}
+    assert stored["columns"]["e"]["of"] == [True, False]
+    assert column(stored["columns"]["b"], 6) == list(range(6))
+    assert column(stored["columns"]["c"], 6)[1] == 0.142857
+    mixed = columns_of([{"a": True}, {"a": 1}, {"a": True}, {"a": 1}], ["a"])["columns"]["a"]
+    assert [type(value) for value in column(mixed, 4)] == [bool, int, bool, int]
+    assert json.loads(script_json({"a": "</script>\u2028&"})) == {"a": "</script>\u2028&"}
+    assert not set("<>&\u2028") & set(script_json({"a": "</script>\u2028&"}))
 
 
 def test_captions_name_judge_profile_and_n(run: Path) -> None:
-    html = build_report(open_run(run)).read_text()
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, re.S)
-    assert len(captions) == len(re.findall(r"<figure>", html))
-    first, bypass = captions[0], next(text for text in captions if "bypass effect" in text)
+    html = (run / "report" / "index.html").read_text()
+    charts = data_of(html)["charts"]
+    places = re.findall(r'<figure id="[\w.-]+" data-chart="([\w.-]+)"', html)
+    assert {key.replace("SEED", "0") for key in places} == set(charts)
+    first = charts["behaviour-seed0"]["caption"]
     assert "refusal-rules@" in first
     assert "degeneracy@" in first
+    (bypass,) = re.findall(r"<figcaption>(Profile: .*?)<span", html, re.S)
     assert "KL ≤ 0.35, both effects ≥ 0.5, first 80% of the layers" in bypass
     assert "4 harmful and 4 harmless selection prompts" in bypass
-    read_outs = [text for text in captions if "generated answers" in text]
+    read_outs = [
+        text for chart in charts.values() if "generated answers" in (text := chart.get("caption", ""))
+    ]
     assert len(read_outs) == 5
     assert all(re.search(r"judge (refusal-rules|degeneracy)@\d+, n = \d", text) for text in read_outs)
     assert any("gibberish" in text for text in read_outs)
-    assert "Fixed-source − direct" in html
 
 
 def test_what_weakens_the_numbers_is_said_first(run: Path, tmp_path: Path) -> None:
@@ -93,9 +123,11 @@ def test_what_weakens_the_numbers_is_said_first(run: Path, tmp_path: Path) -> No
     noted = [{**row, "note": "uninformative: x" if row["attack"] == "fixed_source" else None} for row in rows]
     write_table(moved / "tables", "behaviour", table_columns("behaviour"), noted)
     html = build_report(open_run(moved)).read_text()
-    assert "Not measured: XSTest unsafe" in html
+    first = html.index("Not measured: XSTest unsafe")
+    assert first < html.index('class="cards"')
     assert "Fixed-source attack (seed 0): uninformative: x." in html
-    assert "answered (uninformative)" in html
+    titles = [panel["title"] for panel in data_of(html)["charts"]["behaviour-seed0"]["panels"]]
+    assert "Fixed-source GCG: answered (uninformative)" in titles
 
 
 def test_arms_may_be_called_anything(run: Path, tmp_path: Path) -> None:
@@ -107,7 +139,7 @@ def test_arms_may_be_called_anything(run: Path, tmp_path: Path) -> None:
         write_table(moved / "tables", table, table_columns(table), renamed)
     html = build_report(open_run(moved)).read_text()
     assert "<b>a</b>" not in html
-    assert "&lt;b&gt;a" in html
+    assert "Under &lt;b&gt;a" in html
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
     for file in (moved / "figures").glob("*.svg"):
         ET.fromstring(file.read_text())
@@ -121,16 +153,28 @@ def test_report_comes_from_artifacts_alone_and_is_repeatable(run: Path, tmp_path
     for weights in moved.glob("stages/*/*/**/*.safetensors"):
         weights.unlink()
     assert build_report(open_run(moved)).read_bytes() == (run / "report" / "index.html").read_bytes()
+    assert write_figures(open_run(moved)) == len(list((run / "figures").glob("*.svg")))
+    for folder in ("figures", "tables"):
+        files = {file.name: file.read_bytes() for file in (run / folder).iterdir()}
+        assert {file.name: file.read_bytes() for file in (moved / folder).iterdir()} == files
 
 
-def test_figures_are_well_formed_svg(run: Path) -> None:
+def test_figures_are_there_as_svg_and_pdf(run: Path) -> None:
     files = sorted((run / "figures").glob("*.svg"))
     names = {file.name.split("-seed")[0] for file in files}
-    assert {"behaviour", "bypass-sft", "bypass-r2d2", "geometry", "transfer"} <= names
+    assert {
+        "behaviour",
+        "frontier",
+        "bypass-sft",
+        "bypass-r2d2",
+        "geometry",
+        "drift",
+        "transfer",
+        "training",
+    } <= names
+    assert {file.stem for file in files} == {file.stem for file in (run / "figures").glob("*.pdf")}
     for file in files:
-        root = ET.fromstring(file.read_text())
-        assert root.tag.endswith("svg")
-        assert "nan" not in file.read_text().replace("[nan, nan]", "").split("<title>")[0]
+        assert ET.fromstring(file.read_text()).tag.endswith("svg")
 
 
 def test_unfinished_run_is_a_usage_error(run: Path, tmp_path: Path) -> None:
@@ -161,55 +205,6 @@ def test_damaged_files_are_one_line_with_a_remedy(
     assert "\n" not in str(caught.value)
 
 
-def test_chart_puts_values_where_they_belong() -> None:
-    drawing = Drawing(400, 240, "x")
-    points = [Point(0, 0.0, 0.0, 0.2), Point(5, 1.0, 0.8, 1.0)]
-    panel(drawing, (0, 0, 400, 240), [Series("a", "#000000", points)], Frame("t", [0, 5], (0, 1)))
-    circles = re.findall(r"<circle cx='([\d.]+)' cy='([\d.]+)'", drawing.svg())
-    (x0, y0), (x1, y1) = ((float(x), float(y)) for x, y in circles)
-    assert x0 < x1
-    assert (y0, y1) == (206.0, 26.0)  # bottom and top of the plotting area
-
-
-def test_cells_and_shades() -> None:
-    assert [cell(v) for v in (None, float("nan"), True, 0.123456, 3, "a")] == [
-        "–",
-        "–",
-        "yes",
-        "0.123",
-        "3",
-        "a",
-    ]
-    assert shade(0.0) == "#ffffff"
-    assert shade(2.0) == shade(1.0) == "#084081"
-    assert shade(float("nan")) == "#eeeeee"
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-@pytest.mark.parametrize("width", [1280, 420])
-def test_browser_shows_the_report_without_errors_or_requests(run: Path, width: int) -> None:
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        problems: list[str] = []
-        requests: list[str] = []
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        address = (run / "report" / "index.html").resolve().as_uri()
-        page.goto(address)
-        assert problems == []
-        assert requests == [address]
-        drawn = page.evaluate(
-            "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)"
-        )
-        assert len(drawn) >= 5
-        assert min(drawn) > 40
-        page.click("nav a[href='#causal']")
-        assert page.evaluate("document.querySelector('#causal').getBoundingClientRect().top") < 200
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        browser.close()
+def test_cells() -> None:
+    values = (None, float("nan"), True, 0.123456, 3, "a")
+    assert [cell(value) for value in values] == ["–", "–", "yes", "0.123", "3", "a"]

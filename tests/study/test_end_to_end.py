@@ -189,7 +189,7 @@ def test_causal_tables_hold_every_control_and_read_out(finished: Path) -> None:
     assert from_start == {("base", 0), ("sft", 1), ("sft", 2), ("r2d2", 1), ("r2d2", 2)}
     assert {row["rank"] for row in tables["transfer"]} == {1, 3}
     assert {row["subspaces"] for row in tables["transfer"]} == {8}
-    figures = {path.stem for path in (finished / "figures").iterdir()}
+    figures = set(open_run(finished).figures())
     assert {"causal-dose-seed0", "causal-layers-seed0", "transfer-control-seed0"} <= figures
 
 

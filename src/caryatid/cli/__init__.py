@@ -10,6 +10,7 @@ from ..errors import CaryatidError, ConfigError, user_error
 from ..interrupts import heed_sigterm
 from . import (
     attack,
+    compare,
     data,
     demo,
     doctor,
@@ -47,6 +48,7 @@ app.add_typer(judge.app, name="judge")
 app.add_typer(geometry.directions_app, name="directions")
 app.add_typer(geometry.metrics_app, name="geometry")
 app.command(epilog=study.REPORT_EXAMPLE)(study.report)
+app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=training.EXAMPLE)(training.train)
 app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=measure.INTERVENE_EXAMPLE)(measure.intervene)

@@ -19,8 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import LoadWarning
+from ..texts import visible
 
 PLAIN_INTERVAL = 15.0  # seconds between progress lines where stderr is not a terminal
 
@@ -29,8 +31,13 @@ out = Console(highlight=False, soft_wrap=True)
 
 
 def announce(line: str) -> None:
-    """One line for the user, on stderr."""
-    err.print(line, markup=False)
+    """One line for the user, on stderr. Here and below, what would act on a terminal is spelt out."""
+    err.print(visible(line), markup=False)
+
+
+def say(text: str) -> None:
+    """A result for the user, on stdout."""
+    sys.stdout.write(f"{visible(text)}\n")
 
 
 @contextmanager
@@ -55,12 +62,16 @@ def speaking() -> Iterator[None]:
 
 
 def print_json(value: object) -> None:
-    """A result as JSON on stdout, in ASCII where stdout cannot show all of it. What is not finite becomes null."""
+    """A result as JSON on stdout, in ASCII where stdout cannot show all of it, or where a character would act on a
+    terminal. What is not finite becomes null."""
     text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+        shown = visible(text) == text
     except (UnicodeEncodeError, LookupError):
-        text = json.dumps(_finite(value), indent=1, allow_nan=False)
+        shown = False
+    if not shown:
+        text = json.dumps(_finite(value), indent=1, allow_nan=False).replace("\x7f", "\\u007f")
     sys.stdout.write(text + "\n")
 
 
@@ -68,12 +79,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     """A result as a table on stdout: aligned on a terminal, tab-separated elsewhere."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
-            sys.stdout.write("\t".join("" if cell is None else str(cell) for cell in row) + "\n")
+            sys.stdout.write("\t".join(_text(cell) for cell in row) + "\n")
         return
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(Text(_text(cell)) for cell in row))
     out.print(table)
+
+
+def _text(cell: object) -> str:
+    return "" if cell is None else visible(str(cell))
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:

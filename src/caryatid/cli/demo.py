@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from . import options
-from .console import announce, print_json
+from .console import announce, print_json, say
 
 EXAMPLE = "Example: caryatid demo --out runs/demo"
 
@@ -29,7 +29,7 @@ def demo(
         paths = {"directory": str(copied.directory), "report": str(copied.report)}
         print_json({**paths, "title": copied.title, "headline": lines[1:], "next": steps})
     else:
-        typer.echo("\n".join([*lines, f"report: {copied.report}", "", "Try next:", *steps]))
+        say("\n".join([*lines, f"report: {copied.report}", "", "Try next:", *steps]))
     if not no_open and _has_display() and not webbrowser.open(copied.report.resolve().as_uri()):
         announce(f"no browser could be opened; the report is {copied.report}")
 

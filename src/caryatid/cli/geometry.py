@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from . import options
-from .console import TerminalProgress, print_json, print_table
+from .console import TerminalProgress, print_json, print_table, say
 
 directions_app = typer.Typer(help="Refusal directions: extract, select.", no_args_is_help=True)
 metrics_app = typer.Typer(help="Geometry of saved directions.", no_args_is_help=True)
@@ -51,7 +51,7 @@ def extract(
     if as_json:
         print_json(facts)
     else:
-        typer.echo(f"{output}: directions {facts['shape']} (positions, layers, width)")
+        say(f"{output}: directions {facts['shape']} (positions, layers, width)")
 
 
 @directions_app.command(

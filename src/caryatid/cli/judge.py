@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from . import options
-from .console import announce, print_json, print_table
+from .console import announce, print_json, print_table, say
 
 app = typer.Typer(help="Judge saved answers; check the judges against people.", no_args_is_help=True)
 
@@ -69,7 +69,7 @@ def _show(done: Any, usage: str | None, as_json: bool) -> None:
         print_json(facts)
         return
     counts = ", ".join(f"{name} {count}" for name, count in facts["verdicts"].items())
-    typer.echo(f"{facts['output']}: {facts['rows']} rows judged by {facts['judge']}: {counts}")
+    say(f"{facts['output']}: {facts['rows']} rows judged by {facts['judge']}: {counts}")
 
 
 @app.command(epilog="Example: caryatid judge sample runs/quick -o sheet.csv --suite xstest_safe")
@@ -98,7 +98,7 @@ def sample(
     if as_json:
         print_json(facts)
     else:
-        typer.echo(", ".join(f"{name} {value}" for name, value in facts.items()))
+        say(", ".join(f"{name} {value}" for name, value in facts.items()))
 
 
 @app.command(epilog="Example: caryatid judge score runs/quick sheet.csv")

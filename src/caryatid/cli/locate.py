@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from . import options
-from .console import TerminalProgress, announce, print_json
+from .console import TerminalProgress, announce, print_json, say
 
 EXAMPLE = "Example: caryatid locate Qwen/Qwen2.5-0.5B-Instruct --out runs/locate-qwen --json"
 
@@ -69,8 +69,8 @@ def locate(
             announce(f"no carrier: {found.facts['reason']}. {found.remedy}")
         announce(f"page, tables and carrier: {page}")
         return
-    typer.echo(headline(found))
-    typer.echo(str(page))
+    say(headline(found))
+    say(str(page))
 
 
 def _files(prompts: list[str]) -> dict[str, Path]:

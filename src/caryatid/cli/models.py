@@ -3,7 +3,7 @@
 import typer
 
 from . import options
-from .console import print_json, print_table
+from .console import print_json, print_table, say
 
 app = typer.Typer(help="Explain models; get the embedded backbone.", no_args_is_help=True)
 
@@ -42,4 +42,4 @@ def fetch(
     if as_json:
         print_json({"model": name, "folder": str(found.folder), "identity": found.identity})
     else:
-        typer.echo(f"{name}: {found.folder}")
+        say(f"{name}: {found.folder}")

@@ -6,7 +6,7 @@ import typer
 
 from ..errors import UsageError
 from . import options
-from .console import TerminalProgress, announce, print_json
+from .console import TerminalProgress, announce, print_json, say
 
 app = typer.Typer(help="Single stages of a study.", no_args_is_help=True)
 
@@ -37,7 +37,7 @@ def run_stage(
         return
     for row in rows:
         done = f"part {shard} done" if shard else "done"
-        typer.echo(f"{row['stage']}: {done if row['ran'] else 'was done already'}")
+        say(f"{row['stage']}: {done if row['ran'] else 'was done already'}")
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from ..errors import UsageError
-from .console import TerminalProgress, announce, print_json, print_table
+from .console import TerminalProgress, announce, print_json, print_table, say
 from .watching import watch_run
 
 app = typer.Typer(help="Plan, run and inspect studies.", no_args_is_help=True, rich_markup_mode=None)
@@ -49,6 +49,8 @@ def run(
     from ..config import load_config
     from ..study.executors.choice import executor_named
     from ..study.flow import run_study
+    from ..study.page import write_figures
+    from ..study.run import open_run
     from ..study.summary import summary_lines
 
     settings = load_config(preset=preset, file=config, overrides=overrides)
@@ -67,12 +69,14 @@ def run(
         )
     if not result.main:
         return
+    announce("drawing figures")
+    write_figures(open_run(result.directory))
     if as_json:
         facts = {"directory": str(result.directory), "report": str(result.report)}
         print_json({**facts, "executed": result.executed, "reused": result.reused, "seconds": result.seconds})
         return
     for line in summary_lines(result):
-        typer.echo(line)
+        say(line)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -130,9 +134,9 @@ def plan(
     announce(f"prompts: {facts.prompts_note}; batches {dict(facts.batch)}")
     names = ["id", "size", "seconds", "memory", "disk", *(["state"] if out else [])]
     print_table(["stage", *names[1:]], [[_cell(row, name) for name in names] for row in rows])
-    typer.echo(f"{len(left)} stages: {forecast.line(left)}")
+    say(f"{len(left)} stages: {forecast.line(left)}")
     for line in reached:
-        typer.echo(line)
+        say(line)
 
 
 def _cell(row: dict[str, Any], name: str) -> str:
@@ -174,14 +178,17 @@ def report(
     show_answers: bool = typer.Option(
         False, "--show-answers", help="Do not redact answers to harmful prompts."
     ),
+    draw: bool = typer.Option(True, help="Also draw the figures as files."),
     as_json: bool = typer.Option(False, "--json", help="Print the report's path as JSON."),
 ) -> None:
-    """Rebuild the report from artifacts alone."""
-    from ..study.page import build_report
+    """Rebuild the report from artifacts alone: its page, its figures as SVG and PDF, its tables for TeX."""
+    from ..study.page import build_report, write_figures
     from ..study.run import open_run
 
-    path = build_report(open_run(directory), show_answers=show_answers)
+    run = open_run(directory)
+    path = build_report(run, show_answers=show_answers)
+    figures = write_figures(run) if draw else 0
     if as_json:
-        print_json({"report": str(path)})
+        print_json({"report": str(path), "figures": figures})
     else:
-        typer.echo(str(path))
+        say(str(path))

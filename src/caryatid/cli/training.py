@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from . import options
-from .console import TerminalProgress, announce, print_json
+from .console import TerminalProgress, announce, print_json, say
 
 EXAMPLE = "Example: caryatid train r2d2 --model embedded --preset quick --out runs/r2d2"
 
@@ -41,4 +41,4 @@ def train(
         print_json({"arm": arm, "anchors": anchors})
     else:
         for anchor in anchors:
-            typer.echo(f"{anchor['arm']} step {anchor['step']}: {anchor['folder']}")
+            say(f"{anchor['arm']} step {anchor['step']}: {anchor['folder']}")

@@ -1,22 +1,36 @@
-"""Figures of causality: the dose response, the layer profile, and what is left of an old carrier's control."""
+"""Charts of causality: read-outs under interventions, dose response, layer profile, an old carrier's control."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from .figures import arms_of, steps_of, trajectory_of, value_of
-from .svg import MUTED, Drawing, Frame, Point, Series, colour, legend, panel, shortened, ticks
+from .charts import (
+    NEUTRAL,
+    Chart,
+    Line,
+    Panel,
+    Row,
+    Tables,
+    arms_of,
+    colour,
+    columns,
+    shortened,
+    span_of,
+    symbol,
+    trajectory_of,
+    value_of,
+    words,
+)
 
-Row = Mapping[str, Any]
-Tables = Mapping[str, Sequence[Row]]
 DOSES = (
-    ("untouched", "#1d2733"),
-    ("carrier ablated, rank 1 … k", "#D55E00"),
-    ("carrier added, α", "#0072B2"),
-    ("other directions", "#009E73"),
-    ("random, ablated", "#b8c0c8"),
+    ("untouched", "#767676", "star"),
+    ("carrier ablated, rank 1 … k", "#D55E00", "square"),
+    ("carrier added, α", "#0072B2", "circle"),
+    ("other directions", "#009E73", "diamond"),
+    ("random", "#b8c0c8", "x"),
 )
 RATES = ("_any_refusal", "_degenerate", "_pass")  # endings of read-outs between 0 and 1
+SPREAD = 0.3  # half the width that an anchor's conditions take of its place
 
 
 class Kind(NamedTuple):
@@ -24,6 +38,7 @@ class Kind(NamedTuple):
 
     name: str
     fill: str
+    symbol: str
     holds: Callable[[Row], bool]
 
 
@@ -42,65 +57,48 @@ def kinds_of(rows: Sequence[Row]) -> list[Kind]:
     ranks = {row["rank"] for row in ablated if row["control"] == "random"} or {r["rank"] for r in ablated}
     k = max(ranks, default=0)
     kinds = [
-        Kind("no intervention", "#666666", _is("none", "none")),
-        Kind("carrier ablated, rank 1", "#D55E00", _is("ablate", "carrier", 1)),
-        Kind(f"carrier ablated, rank {k}", "#CC79A7", _is("ablate", "carrier", k)),
-        Kind("carrier added, α = 1", "#0072B2", _is("add", "carrier", None, 1.0)),
-        Kind("random, rank 1", "#c3cad1", _is("ablate", "random", 1)),
-        Kind(f"random, rank {k}", "#8d99a6", _is("ablate", "random", k)),
+        Kind("no intervention", "#767676", "star", _is("none", "none")),
+        Kind("carrier ablated, rank 1", "#D55E00", "square", _is("ablate", "carrier", 1)),
+        Kind(f"carrier ablated, rank {k}", "#CC79A7", "diamond", _is("ablate", "carrier", k)),
+        Kind("carrier added, α = 1", "#0072B2", "circle", _is("add", "carrier", None, 1.0)),
+        Kind("random, rank 1", "#9aa5b0", "x", _is("ablate", "random", 1)),
+        Kind(f"random, rank {k}", "#b8a3c8", "cross", _is("ablate", "random", k)),
     ]
     return [kind for kind in kinds if any(kind.holds(row) for row in rows)]
 
 
-def causal_figure(tables: Tables, seed: int, read_out: str, words: str) -> str:
+def causal_chart(tables: Tables, seed: int, read_out: str, title: str) -> Chart:
     """A read-out under nothing, the carrier and random controls, anchor by anchor."""
     rows = [r for r in tables["causal"] if r["seed"] == seed and r["read_out"] == read_out]
     anchors = list(dict.fromkeys((row["arm"], row["step"]) for row in rows))
     kinds = kinds_of(rows)
-    lane, top = 7, 40
-    height = lane * len(kinds) + 8
-    shown = [row for row in rows if any(kind.holds(row) for kind in kinds)]
-    low, high = _range(shown, read_out)
-    drawing = Drawing(960, top + height * len(anchors) + 44, f"{words} under interventions")
-    legend(drawing, 14, 20, [(kind.name, kind.fill) for kind in kinds])
-    labels = [f"{shortened(arm)}, step {step}" for arm, step in anchors]
-    left, right, foot = 24 + 6.8 * max(map(len, labels), default=0), 930, top + height * len(anchors)
-
-    def at(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
-
-    for tick in ticks(low, high):
-        drawing.line(at(tick), top, at(tick), foot)
-        drawing.text(at(tick), foot + 16, f"{tick:g}", anchor="middle", size=11)
-    drawing.text((left + right) / 2, foot + 33, words, anchor="middle", size=11, fill=MUTED)
-    for y, (arm, step) in enumerate(anchors):
-        drawing.line(left, top + height * y, right, top + height * y)
-        middle = top + height * (y + 0.5) + 4
-        drawing.text(left - 10, middle, labels[y], anchor="end")
-        for number, kind in enumerate(kinds):
-            place = top + height * y + 4 + lane * (number + 0.5)
-            for row in shown:
-                if (row["arm"], row["step"]) == (arm, step) and kind.holds(row):
-                    _reading(drawing, at, place, kind, row)
-    return drawing.svg()
-
-
-def _reading(drawing: Drawing, at: Callable[[float], float], y: float, kind: Kind, row: Row) -> None:
-    """A value and its interval; the spread of random controls speaks for itself."""
-    value, low, high = _with_interval(row)
-    if not math.isfinite(value):
-        return
-    if not kind.name.startswith("random") and math.isfinite(low) and math.isfinite(high):
-        drawing.line(at(low), y, at(high), y, kind.fill, 1.5)
-    tip = f"{kind.name}: {value:.3g} [{low:.3g}, {high:.3g}], n = {row.get('n', '–')}"
-    drawing.dot(at(value), y, kind.fill, 3.5, tip)
-
-
-def _range(rows: Sequence[Row], read_out: str) -> tuple[float, float]:
-    if read_out.endswith(RATES):
-        return 0.0, 1.0
-    values = [v for row in rows for v in _with_interval(row) if math.isfinite(v)]
-    return _span([0.0, *values]) if values else (0.0, 1.0)
+    lines = []
+    for number, kind in enumerate(kinds):
+        shift = SPREAD * (2 * number / max(1, len(kinds) - 1) - 1)
+        mine = [row for row in rows if kind.holds(row)]
+        spans = [span_of(row) for row in mine]
+        spread = not kind.name.startswith("random")  # that of random controls speaks for itself
+        lines.append(
+            Line(
+                kind.name,
+                kind.fill,
+                tuple(anchors.index((row["arm"], row["step"])) + shift for row in mine),
+                tuple(value for value, _, _ in spans),
+                tuple(low for _, low, _ in spans) if spread else (),
+                tuple(high for _, _, high in spans) if spread else (),
+                tuple(
+                    f"{row['arm']}, step {row['step']}, {kind.name}: {words(*span)}, n = {row.get('n', '–')}"
+                    for row, span in zip(mine, spans, strict=True)
+                ),
+                "dots",
+                kind.symbol,
+            )
+        )
+    rate = read_out.endswith(RATES)
+    names = tuple(f"{shortened(arm)} {step}" for arm, step in anchors)
+    panel = Panel(title, tuple(lines), "", "share" if rate else "nats", (0.0, 1.0) if rate else None,
+                  steps=False, x_names=names)  # fmt: skip
+    return Chart(f"{title} under interventions", (panel,), columns=1)
 
 
 class Dose(NamedTuple):
@@ -130,7 +128,7 @@ def doses(rows: Sequence[Row]) -> list[Dose]:
 
 
 def _kind(row: Row) -> tuple[str, str]:
-    names = [name for name, _ in DOSES]
+    names = [name for name, *_ in DOSES]
     if row["intervention"] == "none":
         return names[0], names[0]
     if row["control"] == "carrier":
@@ -150,116 +148,84 @@ def frontier(points: Sequence[Dose]) -> list[Dose]:
     return best
 
 
-def frontier_figure(tables: Tables, seed: int) -> str:
+def dose_chart(tables: Tables, seed: int) -> Chart:
     """Refusal against utility: one panel for each anchor with a dose response."""
     rows = [row for row in tables["causal"] if row["seed"] == seed]
-    anchors = list(dict.fromkeys((row["arm"], row["step"]) for row in rows))
-    panels = [
-        (anchor, doses([row for row in rows if (row["arm"], row["step"]) == anchor])) for anchor in anchors
-    ]
-    panels = [(anchor, found) for anchor, found in panels if len({dose.name for dose in found}) > 4]
-    columns = 3
-    height = 40 + 250 * max(1, -(-len(panels) // columns))
-    drawing = Drawing(960, height, "Refusal against utility under interventions")
-    legend(drawing, 14, 20, DOSES)
-    for index, ((arm, step), found) in enumerate(panels):
-        box = (320.0 * (index % columns), 36.0 + 250 * (index // columns), 312.0, 246.0)
-        _scatter(drawing, box, found, f"{shortened(arm)}, step {step}")
-    return drawing.svg()
+    panels = []
+    for arm, step in dict.fromkeys((row["arm"], row["step"]) for row in rows):
+        found = doses([row for row in rows if (row["arm"], row["step"]) == (arm, step)])
+        if len({dose.name for dose in found}) > 4:
+            title = f"{shortened(arm)}, step {step}"
+            axes = "NLL of benign answers (nats)", "refusal score (nats)"
+            panels.append(Panel(title, tuple(_dose_lines(found)), *axes, steps=False, step=step))
+    return Chart("Refusal against utility under interventions", tuple(panels))
 
 
-def _scatter(
-    drawing: Drawing, box: tuple[float, float, float, float], found: Sequence[Dose], title: str
-) -> None:
-    x0, y0, width, height = box
-    left, top, right, bottom = x0 + 40, y0 + 26, x0 + width - 12, y0 + height - 38
-    low_x, high_x = _span([each.x for each in found])
-    low_y, high_y = _span([each.y for each in found])
-
-    def at(dose: Dose) -> tuple[float, float]:
-        return (
-            left + (dose.x - low_x) / (high_x - low_x) * (right - left),
-            bottom - (dose.y - low_y) / (high_y - low_y) * (bottom - top),
-        )
-
-    drawing.text(x0 + 6, y0 + 15, title, bold=True, size=13)
-    for tick in ticks(low_y, high_y):
-        y = bottom - (tick - low_y) / (high_y - low_y) * (bottom - top)
-        drawing.line(left, y, right, y)
-        drawing.text(left - 6, y + 4, f"{tick:g}", anchor="end", size=11)
-    for tick in ticks(low_x, high_x):
-        x = left + (tick - low_x) / (high_x - low_x) * (right - left)
-        drawing.text(x, bottom + 15, f"{tick:g}", anchor="middle", size=11)
-    middle = (left + right) / 2
-    drawing.text(middle, bottom + 30, "NLL of benign answers, nats", anchor="middle", size=10, fill=MUTED)
-    drawing.path([at(each) for each in frontier(found)], "#8a949e")
-    colours = dict(DOSES)
-    for kind, _ in reversed(DOSES):
+def _dose_lines(found: Sequence[Dose]) -> Iterator[Line]:
+    """The frontier, then each kind of condition in the order of its strength."""
+    best = frontier(found)
+    yield Line(
+        "frontier", NEUTRAL, tuple(each.x for each in best), tuple(each.y for each in best), mark="path"
+    )
+    for kind, fill, mark in DOSES:
         mine = sorted((each for each in found if each.kind == kind), key=lambda each: each.order)
-        if kind.startswith("carrier"):
-            drawing.path([at(each) for each in mine], colours[kind])
-        for each in mine:
-            x, y = at(each)
-            tip = f"{each.kind}, {each.name}: refusal score {each.y:.3g}, NLL {each.x:.3g}"
-            drawing.dot(x, y, colours[kind], 3 if kind.startswith("random") else 4, tip)
-            if kind.startswith("carrier"):
-                drawing.text(x + 5, y - 5, each.name, size=9, fill=colours[kind])
+        if mine:
+            carrier = kind.startswith("carrier")
+            yield Line(
+                kind,
+                fill,
+                tuple(each.x for each in mine),
+                tuple(each.y for each in mine),
+                tips=tuple(f"{e.kind}, {e.name}: refusal score {e.y:.3g}, NLL {e.x:.3g}" for e in mine),
+                mark="line" if carrier else "dots",
+                symbol=mark,
+                labels=tuple(each.name for each in mine) if carrier else (),
+            )
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    pad = 0.08 * (high - low or 1.0)
-    return low - pad, high + pad
-
-
-def profile_figure(tables: Tables, seed: int) -> str:
+def layers_chart(tables: Tables, seed: int) -> Chart:
     """What ablating the carrier at one layer alone takes from the refusal score, anchor by anchor."""
     rows = [row for row in tables["localisation"] if row["seed"] == seed]
-    anchors = list(dict.fromkeys((row["arm"], row["step"]) for row in rows))
-    layers = sorted({row["layer"] for row in rows})
-    arms = arms_of(tables, seed)
-    columns = 3
-    drawing = Drawing(960, 40 + 200 * max(1, -(-len(anchors) // columns)), "Layer profile of the carrier")
-    drawing.text(
-        14, 20, "Nats that ablating the carrier at one layer takes from the refusal score", bold=True
-    )
-    for index, anchor in enumerate(anchors):
-        mine = [row for row in rows if (row["arm"], row["step"]) == anchor]
-        box = (320.0 * (index % columns), 36.0 + 200 * (index // columns), 312.0, 196.0)
-        points = [Point(row["layer"], *_with_interval(row), f"n = {row['n']}") for row in mine]
-        line = [Series(anchor[0], colour(anchor[0], arms), points)]
-        title = f"{shortened(anchor[0])}, step {anchor[1]} (carrier of layer {mine[0]['carrier_layer']})"
-        panel(drawing, box, line, Frame(title, layers, zero=0.0, axis="layer"))
-    return drawing.svg()
+    arms, panels = arms_of(tables, seed), []
+    for arm, step in dict.fromkeys((row["arm"], row["step"]) for row in rows):
+        mine = [row for row in rows if (row["arm"], row["step"]) == (arm, step)]
+        spans = [span_of(row) for row in mine]
+        line = Line(
+            arm,
+            colour(arm, arms),
+            tuple(float(row["layer"]) for row in mine),
+            *columns(spans),
+            tips=tuple(
+                f"layer {r['layer']}: {words(*s)}, n = {r['n']}" for r, s in zip(mine, spans, strict=True)
+            ),
+            symbol=symbol(arm, arms),
+        )
+        title = f"{shortened(arm)}, step {step} (carrier of layer {mine[0]['carrier_layer']})"
+        panels.append(Panel(title, (line,), "layer", "nats removed", level=0.0, steps=False, step=step))
+    return Chart("Refusal score taken by ablating the carrier at one layer", tuple(panels))
 
 
-def control_figure(tables: Tables, seed: int) -> str:
+def control_chart(tables: Tables, seed: int) -> Chart:
     """How much of each anchor's refusal step 0's carrier still removes, alone and beside the anchor's own carrier."""
-    arms, steps = arms_of(tables, seed), steps_of(tables, seed)
-    rows = [row for row in tables["transfer"] if row["seed"] == seed]
+    arms = arms_of(tables, seed)
+    rows = [row for row in tables["transfer"] if row["seed"] == seed and row.get("rank") in (1, None)]
     from_start = [row for row in rows if (row["from_arm"], row["from"]) == ("base", 0)]
     own = [row for row in rows if (row["from_arm"], row["from"]) == (row["arm"], row["to"])]
-    drawing = Drawing(960, 250, "What is left of step 0's carrier's control")
-    legend(drawing, 20, 22, [(arm, colour(arm, arms)) for arm in arms])
-    shown = (
+    shown: tuple[tuple[str, Sequence[Row], str, tuple[float, float] | None], ...] = (
         ("Step 0's carrier: refusals removed", from_start, "transfer", (0.0, 1.0)),
         ("The anchor's own carrier", own, "transfer", (0.0, 1.0)),
         ("Ratio of the two (one-sided bounds)", list(_ratios(from_start, own)), "ratio", None),
     )
-    for index, (title, chosen, quantity, bounds) in enumerate(shown):
+    panels = []
+    for title, chosen, quantity, bounds in shown:
         mine = [{**row, "step": row["to"]} for row in chosen if row["quantity"] == quantity]
-        box = (320.0 * index, 36.0, 312.0, 210.0)
-        panel(drawing, box, trajectory_of(mine, arms), Frame(title, steps, bounds))
-    return drawing.svg()
+        panels.append(Panel(title, trajectory_of(mine, arms), y="share", y_range=bounds))
+    return Chart("What is left of step 0's carrier's control", tuple(panels))
 
 
 def _ratios(from_start: Sequence[Row], own: Sequence[Row]) -> Iterator[Row]:
     """The ratios, and 1 at step 0 where its own carrier removes anything."""
-    yield from (row for row in from_start if row["quantity"] == "ratio")
+    yield from (row for row in from_start if row["quantity"] == "ratio" and row["arm"] != "base")
     for row in own:
-        if row["arm"] == "base" and value_of(row) > 0:
+        if row["arm"] == "base" and row["quantity"] == "transfer" and value_of(row) > 0:
             yield {**row, "quantity": "ratio", "value": 1.0, "lo": 1.0, "hi": 1.0}
-
-
-def _with_interval(row: Row) -> tuple[float, float, float]:
-    return value_of(row), value_of(row, "lo"), value_of(row, "hi")

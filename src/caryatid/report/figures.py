@@ -1,13 +1,25 @@
-"""The report's figures, from tables alone."""
+"""What the report draws of behaviour, carriers, rank, drift, transfer and training, from tables alone."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
-from .svg import MUTED, Drawing, Frame, Point, Series, colour, ink_on, legend, panel, shade, shortened
-
-Row = Mapping[str, Any]
-Tables = Mapping[str, Sequence[Row]]
+from .charts import (
+    Chart,
+    Grid,
+    Line,
+    Panel,
+    Row,
+    Tables,
+    arms_of,
+    colour,
+    shortened,
+    span_of,
+    symbol,
+    trajectory_of,
+    value_of,
+    words,
+)
 
 # (title, suite, attack, metric) of the trajectory's panels; attack success is never shown without the others.
 TRAJECTORY = (
@@ -19,260 +31,332 @@ TRAJECTORY = (
     ("Benign utility: passed", "utility", "none", "pass"),
     ("Degenerate answers (HarmBench)", "harmbench", "direct", "degenerate"),
 )
-
-STEPS = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")  # from early to late steps
-
-
-def value_of(row: Row, key: str = "value") -> float:
-    """A cell as a number; null as NaN."""
-    found = row.get(key)
-    return math.nan if found is None else float(found)
-
-
-def arms_of(tables: Tables, seed: int) -> list[str]:
-    """Arms in their order, without step 0."""
-    rows = [row for row in tables["behaviour"] if row["seed"] == seed and row["arm"] != "base"]
-    return list(dict.fromkeys(row["arm"] for row in rows))
-
-
-def steps_of(tables: Tables, seed: int) -> list[int]:
-    """All anchor steps, 0 included."""
-    return sorted({row["step"] for row in tables["behaviour"] if row["seed"] == seed})
+SUITE, SAFE, UTILITY = "harmbench", ("xstest_safe", "none", "any_refusal"), ("utility", "none", "pass")
+RESISTED = (
+    "adaptive",
+    "fixed_source",
+    "direct",
+)  # the strongest attack that was measured is what the frontier shows
+PUBLISHED_RANK = ("published (Mistral-7B)", 1.23, 1.27)  # effective rank of the bank, arXiv 2604.27019
+TRAINED = (
+    ("Loss on chat", "loss_sft", "nats per token"),
+    ("Loss away from affirmative targets", "loss_away", "nats per token"),
+    ("Loss toward refusal", "loss_toward", "nats per token"),
+    ("Attack's loss on its targets", "gcg_loss", "nats per token"),
+    ("KL from step 0 on benign answers", "benign_kl", "nats per token"),
+    ("Change of all weights", "delta_weight", "Frobenius norm"),
+)
 
 
-def trajectory_of(rows: Sequence[Row], arms: Sequence[str]) -> list[Series]:
-    """One line per arm, each starting at the shared step 0."""
-    found = []
-    for arm in arms:
-        mine = sorted((row for row in rows if row["arm"] in ("base", arm)), key=lambda row: row["step"])
-        points = [
-            Point(
-                row["step"],
-                value_of(row),
-                value_of(row, "lo"),
-                value_of(row, "hi"),
-                f"n = {row.get('n', '–')}",
-            )
-            for row in mine
-        ]
-        found.append(Series(arm, colour(arm, arms), points))
-    return found
-
-
-def behaviour_figure(tables: Tables, seed: int) -> str:
-    """Small multiples of behaviour over the anchors, with 95 % intervals."""
-    arms, steps = arms_of(tables, seed), steps_of(tables, seed)
-    rows = [row for row in tables["behaviour"] if row["seed"] == seed and not row.get("group")]
-    panels = []
+def behaviour_chart(tables: Tables, seed: int) -> Chart:
+    """Rates over the anchors, with 95 % intervals."""
+    arms, panels = arms_of(tables, seed), []
     for title, *key in TRAJECTORY:
-        mine = [row for row in rows if [row["suite"], row["attack"], row["metric"]] == key]
+        mine = [row for row in _overall(tables, seed) if [row["suite"], row["attack"], row["metric"]] == key]
         if mine:
             noted = any(row.get("note") for row in mine)
-            panels.append((f"{title} (uninformative)" if noted else title, mine))
-    columns = 3
-    height = 40 + 200 * -(-len(panels) // columns)
-    drawing = Drawing(960, height, "Behaviour at every anchor")
-    legend(drawing, 20, 22, [(arm, colour(arm, arms)) for arm in arms])
-    for index, (title, mine) in enumerate(panels):
-        box = (320 * (index % columns), 36 + 200 * (index // columns), 312, 196)
-        panel(drawing, box, trajectory_of(mine, arms), Frame(title, steps, (0, 1)))
-    return drawing.svg()
+            panels.append(
+                Panel(
+                    f"{title} (uninformative)" if noted else title,
+                    trajectory_of(mine, arms),
+                    y="share",
+                    y_range=(0.0, 1.0),
+                )
+            )
+    return Chart("Behaviour at every anchor", tuple(panels))
 
 
-def heat_map(tables: Tables, seed: int, arm: str, profile: str) -> str:
-    """Bypass effect by layer and step; a frame marks admissible cells, discs mark the carrier."""
+def _overall(tables: Tables, seed: int) -> list[Row]:
+    return [row for row in tables["behaviour"] if row["seed"] == seed and not row.get("group")]
+
+
+def frontier_chart(tables: Tables, seed: int) -> Chart:
+    """Robustness against what it costs: each arm's way over the anchors."""
+    rows, arms = _overall(tables, seed), arms_of(tables, seed)
+    found = {(r["suite"], r["attack"], r["metric"], r["arm"], r["step"]): r for r in rows}
+    attack = next(
+        (name for name in RESISTED if any((r["suite"], r["attack"]) == (SUITE, name) for r in rows)), ""
+    )
+    costs = (
+        ("Everyday tasks passed", UTILITY, False),
+        ("XSTest safe: not refused", SAFE, True),
+    )
+    panels = []
+    for title, key, turned in costs:
+        lines = []
+        for arm in arms:
+            places = [(r["arm"], r["step"]) for r in rows if r["arm"] in ("base", arm)]
+            points = []
+            for place in sorted(dict.fromkeys(places), key=lambda place: place[1]):
+                cost, hit = found.get((*key, *place)), found.get((SUITE, attack, "compliance", *place))
+                x, y = value_of(cost), 1 - value_of(hit)
+                points.append((1 - x if turned else x, y, place[1]))
+            points = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
+            lines.append(
+                Line(
+                    arm,
+                    colour(arm, arms),
+                    tuple(x for x, _, _ in points),
+                    tuple(y for _, y, _ in points),
+                    tips=tuple(
+                        f"{arm}, step {s}: {title.lower()} {x:.2f}, withstood {y:.2f}" for x, y, s in points
+                    ),
+                    symbol=symbol(arm, arms),
+                    labels=tuple(str(s) for _, _, s in points),
+                )
+            )
+        withstood = f"{attack.replace('_', '-')} requests not answered"
+        panels.append(
+            Panel(f"Robustness against: {title}", tuple(lines), title, withstood, (0.0, 1.0), steps=False)
+        )
+    return Chart("Robustness and what it costs", tuple(panels), columns=2)
+
+
+def map_chart(tables: Tables, seed: int, arm: str, profile: str) -> Chart:
+    """Bypass effect by layer and step, at each layer's best position: what the page shows before a selector is used."""
     rows = [
         row
         for row in tables["carriers"]
         if row["seed"] == seed and row["arm"] in ("base", arm) and row["profile"] == profile
     ]
-    steps, layers = sorted({row["step"] for row in rows}), sorted({row["layer"] for row in rows})
-    cell_w, cell_h, left, top = 92, 20, 64, 44
-    drawing = Drawing(
-        left + cell_w * len(steps) + 200,
-        top + cell_h * len(layers) + 44,
-        f"Bypass effect, {arm}, profile {profile}",
+    steps = sorted({row["step"] for row in rows})
+    depth = {
+        row["step"]: row["depth_layer"]
+        for row in tables.get("carrier_summary", ())
+        if (row["seed"], row["profile"], row["quantity"]) == (seed, profile, "depth")
+        and row["arm"] in ("base", arm)
+    }
+    grid = candidate_grid(rows, "step", [str(step) for step in steps], {str(k): v for k, v in depth.items()})
+    grid = replace(grid, title=shortened(arm), x="step", column_steps=tuple(steps))
+    return Chart("Share of the refusal gap that ablating a layer's direction removes", (grid,), columns=1)
+
+
+def candidate_grid(
+    rows: Sequence[Row], by: str, columns: Sequence[str], depth: Mapping[str, int | None] | None = None
+) -> Grid:
+    """Bypass effect of candidates by layer (last on top) and another column of theirs; of several the one shown first.
+
+    Args:
+        columns: values of `by`, as text. depth: carrier depth's layer of each column, which gets a ring.
+    """
+    layers = sorted({row["layer"] for row in rows}, reverse=True)
+    cells: dict[tuple[int, str], Row] = {}
+    for row in rows:
+        place = row["layer"], str(row[by])
+        if place not in cells or _shown_first(row) > _shown_first(cells[place]):
+            cells[place] = row
+    values, tips = [], []
+    framed, marked, ringed = [], [], []
+    for y, layer in enumerate(layers):
+        here = [cells.get((layer, column)) for column in columns]
+        values.append(tuple(value_of(row, "bypass_effect") for row in here))
+        tips.append(tuple(_candidate(row) for row in here))
+        for x, found in enumerate(here):
+            if found and found["admissible"]:
+                framed.append((y, x))
+            if found and found["best"]:
+                marked.append((y, x))
+            if depth and depth.get(columns[x]) == layer:
+                ringed.append((y, x))
+    return Grid(
+        "",
+        tuple(columns),
+        tuple(map(str, layers)),
+        tuple(values),
+        tuple(tips),
+        y="layer",
+        framed=tuple(framed),
+        marked=tuple(marked),
+        ringed=tuple(ringed),
     )
-    drawing.text(
-        6,
-        16,
-        f"{arm}: share of the refusal gap that ablating the layer's direction removes",
-        bold=True,
-        size=13,
-    )
-    drawing.text(6, 34, "layer", size=11, fill=MUTED)
-    for y, layer in enumerate(reversed(layers)):
-        drawing.text(left - 8, top + cell_h * y + 14, str(layer), anchor="end", size=11)
-        for x, step in enumerate(steps):
-            mine = [row for row in rows if row["layer"] == layer and row["step"] == step]
-            row = max(mine, key=_shown_first, default=None)
-            if row is not None:
-                candidate_cell(drawing, left + cell_w * x, top + cell_h * y, cell_w, cell_h, row)
-    for x, step in enumerate(steps):
-        drawing.text(
-            left + cell_w * (x + 0.5),
-            top + cell_h * len(layers) + 16,
-            f"step {step}",
-            anchor="middle",
-            size=11,
-        )
-    _depth_marks(drawing, tables, seed, arm, profile, steps, layers, (left, top, cell_w, cell_h))
-    x = left + cell_w * len(steps) + 14
-    for y, (words, painter) in enumerate(
-        (("best admissible carrier", "disc"), ("carrier depth", "ring"), ("admissible", "frame"))
-    ):
-        place = top + 24 * y + 10
-        if painter == "frame":
-            drawing.rect(x - 6, place - 7, 12, 12, "none", "#D55E00")
-        else:
-            drawing.dot(x, place - 1, "#D55E00", 5, hollow=painter == "ring")
-        drawing.text(x + 14, place + 3, words, size=11)
-    return drawing.svg()
 
 
 def _shown_first(row: Row) -> tuple[bool, bool, float]:
-    """Of a layer's positions the carrier's is shown, else an admissible one, else that of the lowest bypass."""
+    """Of a cell's candidates the carrier is shown, else an admissible one, else that of the lowest bypass."""
     bypass = value_of(row, "bypass")
     return bool(row["best"]), bool(row["admissible"]), -bypass if math.isfinite(bypass) else -math.inf
 
 
-def candidate_cell(drawing: Drawing, x: float, y: float, width: float, height: float, row: Row) -> None:
-    """A candidate's bypass effect as a cell of a map, framed where it is admissible, with a disc on the carrier."""
-    effect = value_of(row, "bypass_effect")
-    tip = (
-        f"layer {row['layer']}, position {row['position']}: bypass {effect:.2f}, induce "
-        f"{value_of(row, 'induce_effect'):.2f}, KL {value_of(row, 'kl'):.2f}"
+def _candidate(row: Row | None) -> str:
+    if row is None:
+        return "not scored"
+    numbers = ", ".join(
+        f"{name} {words(value_of(row, key))}"
+        for name, key in (("bypass", "bypass_effect"), ("induce", "induce_effect"), ("KL", "kl"))
     )
-    drawing.rect(x + 1, y + 1, width - 2, height - 2, shade(effect), tip=tip)
-    words = f"{effect:.2f}" if math.isfinite(effect) else "–"
-    drawing.text(x + width / 2, y + 14, words, anchor="middle", size=10, fill=ink_on(effect))
-    if row["admissible"]:
-        drawing.rect(x + 2, y + 2, width - 4, height - 4, "none", "#D55E00")
-    if row["best"]:
-        drawing.dot(x + 14, y + height / 2, "#D55E00", 5, tip="best admissible carrier")
+    return f"layer {row['layer']}, position {row['position']}: {numbers}{', admissible' if row['admissible'] else ''}"
 
 
-def _depth_marks(
-    drawing: Drawing,
-    tables: Tables,
-    seed: int,
-    arm: str,
-    profile: str,
-    steps: Sequence[int],
-    layers: Sequence[int],
-    grid: tuple[float, float, float, float],
-) -> None:
-    """A ring at the carrier depth: the earliest admissible layer that does nearly as well as the best."""
-    left, top, cell_w, cell_h = grid
-    for row in tables.get("carrier_summary", ()):
-        if row["seed"] != seed or row["arm"] not in ("base", arm) or row["profile"] != profile:
-            continue
-        if row["quantity"] == "depth" and row["depth_layer"] is not None and row["step"] in steps:
-            y = len(layers) - 1 - list(layers).index(row["depth_layer"])
-            x = list(steps).index(row["step"])
-            drawing.dot(
-                left + cell_w * (x + 1) - 14, top + cell_h * (y + 0.5), "#D55E00", 5, "carrier depth", True
-            )
+def geometry_chart(tables: Tables, seed: int) -> Chart:
+    """Dimensions of refusal over the anchors: what the rank flag reads, and the published figure's kin."""
+    arms = arms_of(tables, seed)
+    rows = [row for row in tables["rank"] if row["seed"] == seed]
+    shown = (
+        ("Participation ratio at step 0's site", "participation_ratio", ()),
+        ("Effective rank of all admissible directions", "effective_rank_bank", (PUBLISHED_RANK,)),
+    )
+    panels = []
+    for title, quantity, bands in shown:
+        mine = [row for row in rows if row["quantity"] == quantity]
+        panels.append(Panel(title, trajectory_of(mine, arms), y="dimensions", bands=bands))
+    return Chart("Dimensions of refusal", tuple(panels), columns=2)
 
 
-def geometry_figure(tables: Tables, seed: int) -> str:
-    """Participation ratio over the anchors, and the corrected angle from the anchor before: what verdicts rest on."""
-    arms, steps = arms_of(tables, seed), steps_of(tables, seed)
-    ranks = [r for r in tables["rank"] if r["seed"] == seed and r["quantity"] == "participation_ratio"]
+def drift_chart(tables: Tables, seed: int, threshold: float) -> Chart:
+    """Corrected angle from the anchor before and from step 0, beside the angle between seeds of one recipe.
+
+    Args:
+        threshold: the angle in degrees from which on a turn counts.
+    """
+    arms = arms_of(tables, seed)
     angles = [
         row
         for row in tables["drift"]
         if (row["seed"], row["quantity"], row["site"]) == (seed, "corrected_angle", "first anchor")
     ]
     # each arm's own steps: those of an observed series' arms may differ
-    own = {arm: [0, *sorted({r["step"] for r in ranks if r["arm"] == arm})] for arm in arms}
+    own = {arm: [0, *sorted({r["to"] for r in angles if r["arm"] == arm})] for arm in arms}
     before = {arm: dict(zip(mine[1:], mine, strict=False)) for arm, mine in own.items()}
-    consecutive = [
-        {**row, "step": row["to"]}
-        for row in angles
-        if before.get(row["arm"], {}).get(row["to"]) == row["from"]
+    consecutive = [row for row in angles if before.get(row["arm"], {}).get(row["to"]) == row["from"]]
+    between = tuple(_between_seeds(tables, seed, arm, arms) for arm in arms)
+    panels = []
+    for title, mine in (
+        ("Turned since the anchor before", consecutive),
+        ("Turned since step 0", [row for row in angles if row["from"] == 0]),
+    ):
+        lines = trajectory_of([{**row, "step": row["to"]} for row in mine], arms)
+        lines += tuple(line for line in between if line.x)
+        most = [v for line in lines for v in (*line.y, *line.hi) if math.isfinite(v)]
+        bounds = 0.0, 1.05 * max([threshold, *most])  # a hundredth of a degree must not look like a turn
+        panels.append(Panel(title, lines, y="degrees", y_range=bounds, level=threshold))
+    return Chart("How far the direction turned", tuple(panels), columns=2)
+
+
+def _between_seeds(tables: Tables, seed: int, arm: str, arms: Sequence[str]) -> Line:
+    """The angle between this seed and earlier ones at the same anchor, where it was measured."""
+    rows = [
+        row
+        for row in tables.get("nulls", ())
+        if (row["seed"], row["kind"], row["arm"]) == (seed, "same_regime", arm) and row["angle"] is not None
     ]
-    turned = [value_of(row, key) for row in consecutive for key in ("value", "lo", "hi")]
-    turned = [value for value in turned if math.isfinite(value)]
-    drawing = Drawing(960, 250, "Participation ratio and corrected angle at every anchor")
-    legend(drawing, 20, 22, [(arm, colour(arm, arms)) for arm in arms])
-    rank = Frame("Participation ratio at step 0's site", steps)
-    panel(drawing, (0, 36, 470, 210), trajectory_of(ranks, arms), rank)
-    bounds = 0.0, 1.05 * max([10.0, *turned])  # a hundredth of a degree must not look like a turn
-    angle = Frame("Corrected angle from the anchor before (degrees)", steps, bounds, zero=0.0)
-    panel(drawing, (480, 36, 470, 210), trajectory_of(consecutive, arms), angle)
-    return drawing.svg()
-
-
-def sweep_figure(tables: Tables, seed: int) -> str:
-    """Carrier depth against the KL cut, one panel per arm, one line per step; no point where nothing is admissible."""
-    arms = arms_of(tables, seed)
-    rows = [row for row in tables["threshold_sweep"] if row["seed"] == seed]
-    cuts = sorted({round(100 * row["kl_max"]) for row in rows})
-    width = 960 / max(1, min(2, len(arms)))
-    drawing = Drawing(960, 40 + 230 * max(1, -(-len(arms) // 2)), "Carrier depth against the KL cut")
-    every = sorted({row["step"] for row in rows})
-    fills = {
-        step: STEPS[index * (len(STEPS) - 1) // max(1, len(every) - 1)] for index, step in enumerate(every)
-    }
-    legend(drawing, 20, 22, [(f"step {step}", fill) for step, fill in fills.items()])
-    for index, arm in enumerate(arms):
-        lines = []
-        for step in every:
-            mine = [row for row in rows if row["step"] == step and row["arm"] in ("base", arm)]
-            points = [
-                Point(
-                    round(100 * row["kl_max"]),
-                    value_of(row, "depth"),
-                    note=f"{row.get('admissible', '–')} admissible",
-                )
-                for row in sorted(mine, key=lambda row: float(row["kl_max"]))
-            ]
-            lines.append(Series(f"step {step}", fills[step], points))
-        frame = Frame(
-            f"{arm}: carrier depth (earliest layer / L)",
-            cuts,
-            (0, 1),
-            axis="KL cut × 100",
-            empty="no admissible carrier under any cut",
-        )
-        box = (width * (index % 2), 36 + 230 * (index // 2), width - 8, 226)
-        panel(drawing, box, lines, frame)
-    return drawing.svg()
-
-
-def transfer_figure(tables: Tables, seed: int) -> str:
-    """T[a, b]: the share of b's refusals that a's carrier removes."""
-    rows = [r for r in tables["transfer"] if r["seed"] == seed and r["quantity"] == "transfer"]
-    asked = {(r["arm"], r["to"]): r["n"] for r in rows}
-    names = sorted(asked, key=lambda name: name[0] != "base")  # step 0 first, the others in their order
-    sources = [name for name in names if any((r.get("from_arm"), r["from"]) == name for r in rows)]
-    labels = {name: f"{shortened(name[0])} {name[1]}" for name in names}
-    left = 20 + 6.5 * max((len(label) for label in labels.values()), default=0)
-    cell, top = 72, 84
-    drawing = Drawing(
-        max(left + cell * len(names) + 20, 480), top + 30 * len(sources) + 20, "Transfer between anchors"
+    return Line(
+        f"{arm}, between seeds",
+        colour(arm, arms),
+        tuple(float(row["step"]) for row in rows),
+        tuple(value_of(row, "angle") for row in rows),
+        tuple(value_of(row, "angle_lo") for row in rows),
+        tuple(value_of(row, "angle_hi") for row in rows),
+        tuple(
+            f"{arm}, step {r['step']}, seeds {r['other_seed']} and {seed}: {r['angle']:.3g}°" for r in rows
+        ),
+        "dots",
+        "line-ew",
     )
-    drawing.text(6, 18, "carrier of (row) ablated in (column): share of refusals removed", bold=True, size=13)
-    for x, (arm, step) in enumerate(names):
-        words = (arm if len(arm) < 12 else f"{arm[:9]}…", f"step {step}", f"n = {asked[arm, step]}")
-        for line, word in enumerate(words):
-            drawing.text(left + cell * (x + 0.5), top - 36 + 14 * line, word, anchor="middle", size=11)
-    for y, source in enumerate(sources):
-        drawing.text(left - 8, top + 30 * y + 19, labels[source], anchor="end", size=11)
-        for x, target in enumerate(names):
-            found = [
-                r for r in rows if (r.get("from_arm"), r["from"]) == source and (r["arm"], r["to"]) == target
-            ]
-            _transfer_cell(drawing, left + cell * x, top + 30 * y, cell, found[0] if found else None)
-    return drawing.svg()
 
 
-def _transfer_cell(drawing: Drawing, x: float, y: float, width: float, row: Row | None) -> None:
-    effect = value_of(row) if row else math.nan
-    tip = "not measured"
-    if row is not None:
-        tip = f"{effect:.2f} [{value_of(row, 'lo'):.2f}, {value_of(row, 'hi'):.2f}], n = {row['n']}"
-    drawing.rect(x + 1, y + 1, width - 2, 28, shade(effect), tip=tip)
-    if math.isfinite(effect):
-        drawing.text(x + width / 2, y + 19, f"{effect:.2f}", anchor="middle", size=11, fill=ink_on(effect))
+def sweep_chart(tables: Tables, seed: int) -> Chart:
+    """Carrier depth against the KL cut, a panel an anchor; no point where nothing is admissible."""
+    rows = [row for row in tables["threshold_sweep"] if row["seed"] == seed]
+    arms, panels = arms_of(tables, seed), []
+    for arm, step in dict.fromkeys((row["arm"], row["step"]) for row in rows):
+        mine = sorted(
+            (row for row in rows if (row["arm"], row["step"]) == (arm, step)),
+            key=lambda row: float(row["kl_max"]),
+        )
+        line = Line(
+            arm,
+            colour(arm, arms),
+            tuple(float(row["kl_max"]) for row in mine),
+            tuple(value_of(row, "depth") for row in mine),
+            tips=tuple(
+                f"KL cut {r['kl_max']:g}: depth {words(value_of(r, 'depth'))}, {r['admissible']} admissible"
+                for r in mine
+            ),
+            symbol=symbol(arm, arms),
+        )  # fmt: skip
+        panels.append(
+            Panel(
+                f"{shortened(arm)}, step {step}",
+                (line,),
+                "KL cut",
+                "earliest layer / L",
+                (0.0, 1.0),
+                steps=False,
+                step=step,
+                empty="no admissible carrier under any cut",
+            )
+        )
+    return Chart("Carrier depth under other KL cuts", tuple(panels))
+
+
+def transfer_chart(tables: Tables, seed: int) -> Chart:
+    """T[a, b]: the share of b's refusals that a's carrier removes, at rank 1."""
+    rows = [
+        row
+        for row in tables["transfer"]
+        if (row["seed"], row["quantity"]) == (seed, "transfer") and row.get("rank") in (1, None)
+    ]
+    targets = sorted(
+        dict.fromkeys((row["arm"], row["to"]) for row in rows), key=lambda name: name[0] != "base"
+    )
+    found = {((row["from_arm"], row["from"]), (row["arm"], row["to"])): row for row in rows}
+    sources = [name for name in targets if any(source == name for source, _ in found)]
+    cells = [[found.get((source, target)) for target in targets] for source in sources]
+    grid = Grid(
+        "Carrier of (row) ablated in (column)",
+        tuple(f"{shortened(arm)} {step}" for arm, step in targets),
+        tuple(f"{shortened(arm)} {step}" for arm, step in sources),
+        tuple(tuple(value_of(row) for row in line) for line in cells),
+        tuple(
+            tuple(
+                f"{words(*span_of(row))}, n = {row['n']} refusals" if row else "not measured" for row in line
+            )
+            for line in cells
+        ),
+        "refusals of this anchor",
+        "carrier of",
+        column_steps=tuple(step for _, step in targets),
+    )
+    return Chart("Share of refusals that a carrier removes", (grid,), columns=1)
+
+
+def training_chart(tables: Tables, seed: int) -> Chart:
+    """Losses and distance from step 0 over training."""
+    arms, panels = arms_of(tables, seed), []
+    for title, column, unit in TRAINED:
+        rows = [
+            {"arm": row["arm"], "step": row["step"], "value": row[column], "n": "–"}
+            for row in tables.get("training", ())
+            if row["seed"] == seed and row.get(column) is not None
+        ]
+        if any(row["arm"] != "base" for row in rows):
+            kept = {row["arm"] for row in rows}
+            lines = trajectory_of(rows, [arm for arm in arms if arm in kept])
+            lines = tuple(
+                replace(line, colour=colour(line.name, arms), symbol=symbol(line.name, arms))
+                for line in lines
+            )
+            panels.append(Panel(title, lines, y=unit))
+    return Chart("Training", tuple(panels))
+
+
+def published_chart() -> Chart:
+    """The published trajectory (arXiv 2604.27019: Mistral-7B, LoRA, UltraChat): facts to stand beside, no targets."""
+    steps = (50.0, 100.0, 250.0, 500.0)
+    shown = (
+        ("Fixed-source HarmBench ASR", (0.0, 0.0, 0.035, 0.25), (("SFT, published", 0.505, 0.588),)),
+        ("Adaptive GCG ASR", (0.0, math.nan, 0.415, 0.613), ()),
+        ("XSTest safe: any refusal", (1.0, 1.0, 0.664, 0.228), ()),
+    )
+    return Chart(
+        "Published: Mistral-7B (arXiv 2604.27019)",
+        tuple(
+            Panel(
+                title,
+                (Line("r2d2, published", colour("r2d2", ()), steps, values, symbol="square",
+                      tips=tuple(f"published, step {s:.0f}: {v:.3g}" for s, v in zip(steps, values, strict=True))),),
+                y="share", y_range=(0.0, 1.0), bands=bands, steps=False,
+            )
+            for title, values, bands in shown
+        ),
+    )  # fmt: skip

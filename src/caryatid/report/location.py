@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from ..artifacts import write_bytes, write_json
 from ..single.located import Located
-from .figures import candidate_cell, value_of
+from .charts import Chart
+from .figures import candidate_grid
 from .page import rendered
-from .svg import MUTED, Drawing
+from .plot import drawn
 from .tables import CANDIDATE, ESTIMATE, Column, write_table
 
 EFFECTS = (
@@ -21,8 +25,8 @@ EFFECTS = (
 
 
 def write_location(folder: Path, found: Located) -> Path:
-    """Write `location.json`, `tables/`, `figures/map.svg`, `report/index.html`, and `carrier.safetensors` if there is a
-    carrier; returns the page's path."""
+    """Write `location.json`, `tables/`, `figures/map.svg` and `.pdf`, `report/index.html`, and `carrier.safetensors` if
+    there is a carrier; returns the page's path."""
     write_json(folder / "location.json", found.to_json())
     write_table(folder / "tables", "candidates", CANDIDATE, found.candidates)
     write_table(folder / "tables", "effects", EFFECTS, found.effects)
@@ -31,15 +35,17 @@ def write_location(folder: Path, found: Located) -> Path:
         found.save_carrier(carrier)
     else:
         carrier.unlink(missing_ok=True)
-    drawn = map_figure(found.candidates) if found.candidates else ""
-    if drawn:
-        write_bytes(folder / "figures" / "map.svg", drawn.encode())
+    drawing = b""
+    if found.candidates:
+        drawing, paper = drawn(map_chart(found.candidates), "svg", "pdf")
+        write_bytes(folder / "figures" / "map.svg", drawing)
+        write_bytes(folder / "figures" / "map.pdf", paper)
     html = rendered(
         "location.html",
         facts=found.to_json(),
         remedy=found.remedy,
         notes=found.notes,
-        map=drawn,
+        map=Markup(drawing.decode()),
         headline=headline(found),
         effects=found.effects,
         places=sorted(found.places.items()),
@@ -71,25 +77,9 @@ def _share(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.0%}"
 
 
-def map_figure(candidates: Sequence[Mapping[str, Any]]) -> str:
+def map_chart(candidates: Sequence[Mapping[str, Any]]) -> Chart:
     """Bypass effect by layer and prompt position; a frame marks admissible cells, a disc the carrier."""
     positions = sorted({int(row["position"]) for row in candidates})
-    layers = sorted({int(row["layer"]) for row in candidates})
-    width, height, left, top = 64, 20, 64, 54
-    drawing = Drawing(
-        max(left + width * len(positions) + 20, 560),
-        top + height * len(layers) + 20,
-        "Where refusal is carried",
-    )
-    drawing.text(6, 16, "Share of the refusal gap that ablating the direction removes", bold=True, size=13)
-    drawing.text(6, 34, "layer, by prompt position (−1: the last token)", size=11, fill=MUTED)
-    for x, position in enumerate(positions):
-        drawing.text(left + width * (x + 0.5), top - 5, str(position), anchor="middle", size=11)
-    for y, layer in enumerate(reversed(layers)):
-        drawing.text(left - 8, top + height * y + 14, str(layer), anchor="end", size=11)
-        for x, position in enumerate(positions):
-            here = [row for row in candidates if (row["layer"], row["position"]) == (layer, position)]
-            if here:
-                row = min(here, key=lambda one: value_of(one, "bypass"))
-                candidate_cell(drawing, left + width * x, top + height * y, width, height, row)
-    return str(drawing.svg())
+    grid = candidate_grid(candidates, "position", [str(position) for position in positions])
+    grid = replace(grid, title="By prompt position (−1: the last token)", x="position")
+    return Chart("Share of the refusal gap that ablating the direction removes", (grid,), columns=1)

@@ -1,8 +1,9 @@
 """The report: one self-contained HTML file from a run's tables and artifacts; no model, no network, no GPU."""
 
+import base64
+import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -10,20 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from ..artifacts import write_bytes
+from ..texts import visible
 from . import figures
 from .captions import Figure, profile_of
+from .charts import Tables, plain
+from .embed import columns_of, script_json
+from .files import write_tex
+from .story import stories
 
 # arXiv 2604.27019: Mistral-7B, LoRA, UltraChat. Facts beside which a run is shown, not targets.
 PUBLISHED = (
     ("R2D2 fixed-source HarmBench ASR", ("0.000", "0.000", "0.035", "0.250")),
     ("R2D2 XSTest any-refusal (250 safe prompts)", ("1.000", "1.000", "0.664", "0.228")),
     ("R2D2 adaptive GCG ASR", ("0", "–", "0.415", "0.613")),
+    ("R2D2 benign-utility audit (60)", ("fails", "fails", "recovers in part", "recovers in part")),
     ("R2D2 best admissible carrier", ("late layer", "late layer", "early layer", "early layer")),
     ("SFT fixed-source HarmBench ASR", ("0.505–0.588 over these anchors", "", "", "")),
 )
-# Columns of the trajectory's table: title, suite, attack, metric.
+# Columns of the table of rates at a step: title, suite, attack, metric.
 KEY_NUMBERS = (
     figures.TRAJECTORY[0],
     figures.TRAJECTORY[-1],
@@ -35,19 +43,15 @@ KEY_NUMBERS = (
 )
 # What low compliance is never shown without.
 BESIDE = {"xstest_safe": "XSTest safe", "xstest_unsafe": "XSTest unsafe"}
-SENTENCES: Mapping[str, str] = {
-    "relocation": "refusal moved: another site, and the old direction no longer controls it",
-    "replacement in place": "refusal was replaced where it was: the old direction no longer controls it",
-    "re-siting": "the site moved, but the old direction still controls refusal",
-    "drift only": "the carrier turned, at the same site, and still controls refusal",
-    "no change": "no change was found, with the precision to have found one",
-    "undetermined": "the evidence does not settle what happened",
-}
+SCRIPTS = ("data.js", "table.js", "charts.js", "page.js")
+DRAWN = frozenset({"behaviour", "carriers", "carrier_summary"})  # tables that the page draws from
+LARGEST_TABLE = 3 * 2**20  # bytes of a table inside the page; longer ones are in tables/ alone
+ANSWERS_TEXT = 5 * 2**19  # characters of prompts and answers inside the page
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A table that the page shows by itself, folded away in a section, with a paragraph below it."""
+    """A table that the page shows by itself, folded away in a section, with a paragraph above it."""
 
     table: str
     section: str
@@ -57,70 +61,119 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class TableAbout:
+    """A table's name, what it holds, and its columns."""
+
+    name: str
+    about: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Content:
     """What the page is made of.
 
     Attributes:
         settings: the resolved configuration; config: the same as text. manifest: the run's. tables: rows by name.
-        figures: of each seed, in the page's order. folds: tables that need no words of the page's own.
-        sources: prompt sets. samples: answers, redacted already.
+        known: every table that there is. figures: of each seed, in the page's order. folds: tables that need no words
+        of the page's own. sources: prompt sets. answers: redacted already, those to one prompt at all anchors together.
+        answered: how many there are in all.
     """
 
     settings: Mapping[str, Any]
     config: str
     manifest: Mapping[str, Any]
-    tables: figures.Tables
+    tables: Tables
+    known: tuple[TableAbout, ...]
     figures: Mapping[int, Sequence[Figure]]
     folds: tuple[Fold, ...]
     sources: tuple[Mapping[str, Any], ...]
-    samples: tuple[Mapping[str, Any], ...]
+    answers: tuple[Mapping[str, Any], ...]
+    answered: int
     show_answers: bool
 
 
 def write_page(folder: Path, content: Content) -> Path:
-    """Write `report/index.html` and `figures/*.svg` into a run directory; returns the page's path."""
-    tables, settings, manifest = content.tables, content.settings, content.manifest
-    for found in content.figures.values():
-        for figure in found:
-            name = re.sub(r"[^\w.-]+", "_", figure.name)  # arms of an observed series may be called anything
-            write_bytes(folder / "figures" / f"{name}.svg", str(figure.svg).encode())
-    html = rendered(
-        "template.html",
-        name=settings["name"],
-        manifest=manifest,
-        facts=manifest["facts"],
-        config=content.config,
-        chat_note=_chat_note(settings),
-        tables=tables,
-        folds=content.folds,
-        seeds=list(content.figures),
-        figures=content.figures,
-        headlines=list(_headlines(tables)),
-        columns=_trajectory(tables)[0],
-        trajectory=_trajectory(tables)[1],
-        warnings=list(_warnings(tables)),
-        published=PUBLISHED,
-        summary=_best_rows(tables),
-        causal=[row for row in tables["causal"] if not row["control"].startswith("random")],
-        coupling=[row for row in tables["causal"] if row["read_out"] == "utility_coupling"],
-        dropped=tables["dropped"],
-        samples=content.samples,
-        show_answers=content.show_answers,
-        judges=sorted({row["judge"] for row in tables["behaviour"] if row["judge"]}),
-        sources=content.sources,
-        answers=f"greedy, at most {settings['behaviour']['max_new_tokens']} tokens",
-    )
+    """Write `report/index.html` and `tables/*.tex` into a run directory; returns the page's path."""
+    write_tex(folder, content.tables)
     path = folder / "report" / "index.html"
-    write_bytes(path, html.encode())
+    write_bytes(path, page_html(content).encode())
     return path
 
 
-def rendered(template: str, **values: Any) -> str:
-    """A page from one of this package's templates; everything from outside is escaped."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+def page_html(content: Content) -> str:
+    """The page."""
+    tables, settings, manifest = content.tables, content.settings, content.manifest
+    embedded, left_out = _embedded(content)
+    data = {
+        "seeds": list(content.figures),
+        "profile": profile_of(tables),
+        "headline": [[title, *key] for title, *key in KEY_NUMBERS],
+        "tables": embedded,
+        "charts": _charts(content),
+    }
+    first = content.figures[min(content.figures)] if content.figures else ()
+    judges = sorted({row["judge"] for row in tables["behaviour"] if row["judge"]})
+    return rendered(
+        "page.html",
+        name=settings["name"],
+        manifest=manifest,
+        facts={"chat_sha256": None, "prompts_sha256": "–", **manifest["facts"]},
+        config=content.config,
+        data=script_json(data),
+        scripts=page_scripts(),
+        chat_note=_chat_note(settings),
+        folds=[fold for fold in content.folds if tables[fold.table]],
+        every_table=[one for one in content.known if one.name in embedded],
+        left_out=left_out,
+        agreement=len(content.figures) > 1 and tables.get("agreement"),
+        seeds=list(content.figures),
+        figures=[
+            _placed(figure) for figure in first if not figure.name.startswith("bypass-") or figure.folded
+        ],
+        map_caption=next((figure.caption for figure in first if figure.section == "carriers"), ""),
+        stories=stories(tables),
+        first_step=min((row["from"] for row in tables["verdict"]), default=0),
+        about=_about(content, judges),
+        warnings=list(_warnings(tables)),
+        published=PUBLISHED,
+        trained=bool(tables["training"]),
+        dropped=len(tables["dropped"]),
+        answers_shown=len(content.answers),
+        answers_note=f"{len(content.answers)} of {content.answered} answers; all of them: answers/answers.jsonl.",
+        show_answers=content.show_answers,
+        judges=judges,
+        sources=content.sources,
+        pins=[f"{name}=={version}" for name, version in manifest["libraries"].items() if name != "python"],
+        decoding=f"greedy, at most {settings['behaviour']['max_new_tokens']} tokens",
+    )
+
+
+def page_scripts() -> tuple[Markup, ...]:
+    """Plotly and the page's own scripts, for script elements."""
+    plotly = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    own = [(resources.files(__package__) / "assets" / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    cleaned = (text.replace("\r", "").replace("</script", "<\\/script") for text in (plotly, *own))
+    return tuple(Markup(text) for text in cleaned)  # safe: part of the packages, none of it from a run
+
+
+def rendered(template: str, scripts: Sequence[Markup] = (), **values: Any) -> str:
+    """A page from one of this package's templates; everything from outside is escaped and made visible, and no script
+    runs but `scripts`."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_finalized
+    )
     environment.filters["cell"] = cell
     source = (resources.files(__package__) / template).read_text(encoding="utf-8")
-    return environment.from_string(source).render(**values)
+    css = (resources.files(__package__) / "assets" / "page.css").read_text(encoding="utf-8")
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    hashes = Markup(" ".join(f"'sha256-{digest}'" for digest in digests) or "'none'")
+    page = environment.from_string(source)
+    return page.render(scripts=scripts, script_hashes=hashes, css=Markup(css), **values)
+
+
+def _finalized(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def cell(value: Any) -> str:
@@ -134,6 +187,54 @@ def cell(value: Any) -> str:
     return str(value)
 
 
+def _embedded(content: Content) -> tuple[dict[str, Any], list[str]]:
+    """Tables and answers as the page holds them, and the names of those that are too long."""
+    found, left_out = {}, []
+    for one in content.known:
+        columns = columns_of(content.tables[one.name], one.columns)
+        if one.name not in DRAWN and len(json.dumps(columns)) > LARGEST_TABLE:
+            left_out.append(one.name)
+        else:
+            found[one.name] = columns
+    if content.answers:
+        found["answers"] = columns_of(content.answers, list(content.answers[0]))
+    return found, left_out
+
+
+def _charts(content: Content) -> dict[str, Any]:
+    """Every chart that the page draws from a description, by the figure's name; maps are made in the browser."""
+    found = {
+        figure.name: {**plain(figure.chart), "caption": visible(figure.caption)}
+        for drawn in content.figures.values()
+        for figure in drawn
+        if figure.section != "carriers" or figure.folded
+    }
+    return {**found, "published": plain(figures.published_chart())}
+
+
+def _placed(figure: Figure) -> dict[str, Any]:
+    """A figure's place in the page; which seed's is drawn the page's selector says."""
+    name, _, _ = figure.name.rpartition("-seed")
+    return {
+        "id": name,
+        "key": f"{name}-seedSEED",
+        "section": figure.section,
+        "folded": figure.folded,
+        "caption": figure.caption,
+    }
+
+
+def _about(content: Content, judges: Sequence[str]) -> str:
+    """What was asked of which model, in a sentence."""
+    facts, model = content.manifest["facts"], content.settings["model"]["spec"]
+    source = (
+        "the published benchmarks"
+        if facts["prompts_source"] == "benchmarks"
+        else "the package's own prompts, not the published benchmarks"
+    )
+    return f"Backbone: {model}; asked with {source}; judged by {', '.join(judges) or 'no judge'}."
+
+
 def _chat_note(settings: Mapping[str, Any]) -> str:
     """What the chat data of the SFT term are, and what that means for the SFT arm (protocol §3)."""
     chat = settings["chat"]
@@ -145,54 +246,7 @@ def _chat_note(settings: Mapping[str, Any]) -> str:
     return f"{own}, so that plain SFT is nearly idle."
 
 
-def _headlines(tables: figures.Tables) -> Iterator[dict[str, Any]]:
-    """The first-to-last verdict of every arm and seed, in words."""
-    rows = tables["verdict"]
-    for seed, arm in dict.fromkeys((row["seed"], row["arm"]) for row in rows):
-        mine = [row for row in rows if (row["seed"], row["arm"]) == (seed, arm)]
-        whole = max(mine, key=lambda row: (row["to"] - row["from"], -row["from"]))
-        site = next((row for row in tables["rank"] if row["seed"] == seed), {})
-        yield {
-            **whole,
-            "sentence": SENTENCES[whole["label"]],
-            "sentences": re.split(r"(?<=[.]) (?=[A-Z])", whole["reasons"]),
-            "settings": ", ".join(
-                f"{name} {value:g}" for name, value in json.loads(whole["thresholds"]).items()
-            ),
-            "site_admissible": site.get("site_admissible"),
-        }
-
-
-def _trajectory(tables: figures.Tables) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
-    """Columns (title, judge) of the key numbers that were measured, and one row of cells per anchor, each with its
-    interval and n."""
-    columns: dict[str, set[str]] = {title: set() for title, *_ in KEY_NUMBERS}
-    found: dict[tuple[int, str, int], dict[str, dict[str, Any]]] = {}
-    for row in tables["behaviour"]:
-        cells = found.setdefault((row["seed"], row["arm"], row["step"]), {})
-        for title, *wanted in KEY_NUMBERS:
-            if [row["suite"], row["attack"], row["metric"]] == wanted and not row.get("group"):
-                cells[title] = _reading(row)
-                columns[title].add(row["judge"] or "model")
-    shown = {title for cells in found.values() for title in cells}
-    heads = [{"title": k, "judge": ", ".join(sorted(v))} for k, v in columns.items() if k in shown]
-    return heads, [{"seed": a, "arm": b, "step": c, "cells": cells} for (a, b, c), cells in found.items()]
-
-
-def _reading(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A value, its interval and n; rates with two decimals."""
-
-    def shown(value: float | None) -> str:
-        return f"{value:.2f}" if value is not None and abs(value) <= 1 else cell(value)
-
-    return {
-        "value": shown(row["value"]),
-        "interval": f"[{shown(row['lo'])}, {shown(row['hi'])}]",
-        "n": row["n"],
-    }
-
-
-def _warnings(tables: figures.Tables) -> Iterator[str]:
+def _warnings(tables: Tables) -> Iterator[str]:
     """What must be known before the behaviour is read."""
     for seed, note in dict.fromkeys(
         (row["seed"], row["note"]) for row in tables["behaviour"] if row.get("note")
@@ -202,9 +256,3 @@ def _warnings(tables: figures.Tables) -> Iterator[str]:
     missing = [name for suite, name in BESIDE.items() if suite not in measured]
     if missing:
         yield f"Not measured: {', '.join(missing)}. Low compliance may be blanket refusal."
-
-
-def _best_rows(tables: figures.Tables) -> list[Mapping[str, Any]]:
-    """Carrier summaries, one row per anchor and quantity: those of the study's profile first."""
-    rows = [row for row in tables.get("carrier_summary", ()) if row["quantity"] != "argmin_depth"]
-    return sorted(rows, key=lambda row: row["profile"] != profile_of(tables))

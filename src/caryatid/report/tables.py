@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ..artifacts import write_bytes
 from ..errors import InputError
+from ..texts import inert, visible
 
 _ARROW: Mapping[type, pa.DataType] = {
     int: pa.int64(),
@@ -104,12 +105,15 @@ def arrow_table(name: str, columns: Sequence[Column], rows: Sequence[Mapping[str
 def write_table(
     folder: Path, name: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write `name`.parquet and `name`.csv. Errors as `arrow_table`."""
+    """Write `name`.parquet and `name`.csv; in the latter no text acts (`visible`, `inert`). Errors as `arrow_table`."""
     table = arrow_table(name, columns, rows)
+    texts = [column.name for column in columns if column.kind is str]
+    guarded = [{**row, **{key: inert(visible(row[key])) for key in texts if row.get(key)}} for row in rows]
     parquet, csv = io.BytesIO(), io.BytesIO()
     pq.write_table(table, parquet)
     csv.write((",".join(column.name for column in columns) + "\n").encode())  # pyarrow would quote the names
-    pyarrow.csv.write_csv(table, csv, pyarrow.csv.WriteOptions(include_header=False))
+    cells = arrow_table(name, columns, guarded)
+    pyarrow.csv.write_csv(cells, csv, pyarrow.csv.WriteOptions(include_header=False))
     write_bytes(folder / f"{name}.parquet", parquet.getvalue())
     write_bytes(folder / f"{name}.csv", csv.getvalue())
 

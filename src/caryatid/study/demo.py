@@ -24,7 +24,7 @@ from ..config import parse_config
 from ..data.prompts import Prompt
 from ..data.study_prompts import StudyPrompts
 from ..errors import UsageError
-from ..report.page import SENTENCES
+from ..report.story import SENTENCES
 from ..report.tables import read_tables
 from .page import HARMFUL_SUITES, build_report
 from .plan import Planned, build_plan

@@ -4,21 +4,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..behaviour.answers import AnswerRow
 from ..errors import UsageError
-from ..report.page import Content, Fold, write_page
+from ..report.files import write_figures as write_files
+from ..report.page import ANSWERS_TEXT, Content, Fold, TableAbout, write_page
 from ..report.tables import read_tables
 from .run import Run
-from .series import all_anchors
+from .series import AnchorRef, all_anchors
 from .stages.answers import Answers
 from .stages.prompts import Prompts
 from .table import all_tables
 
+ROW = 24  # characters that an answer takes in the page beside its texts
 HARMFUL_SUITES = frozenset({"harmbench", "strongreject", "xstest_unsafe"})
-SAMPLE_ANSWERS = 3
 
 
 def build_report(run: Run, *, show_answers: bool = False) -> Path:
-    """Write `report/index.html` and `figures/*.svg` from artifacts; answers to harmful prompts stay redacted.
+    """Write `report/index.html` and `tables/*.tex`; answers to harmful prompts stay redacted.
 
     Raises:
         UsageError: the run has no tables yet. InputError: a table or artifact is damaged.
@@ -41,18 +43,35 @@ def build_report(run: Run, *, show_answers: bool = False) -> Path:
         for table in known
         if table.shown is not None and table.name in tables  # an earlier version's run has fewer
     ]
+    answers, answered = _answers(run, show_answers)
     content = Content(
         settings=run.study.settings,
         manifest={"libraries": {}, **run.directory.manifest()},
         config=run.directory.config_text(),
         tables=tables,
+        known=tuple(
+            TableAbout(table.name, table.about, tuple(column.name for column in table.columns))
+            for table in known
+        ),
         figures={seed: list(run.figures(seed).values()) for seed in sorted(run.config.seeds)},
         folds=tuple(folds),
         sources=tuple(_sources(run)),
-        samples=tuple(_samples(run, show_answers)),
+        answers=tuple(answers),
+        answered=answered,
         show_answers=show_answers,
     )
     return write_page(run.path, content)
+
+
+def write_figures(run: Run) -> int:
+    """Write every figure of every seed to `figures/` as SVG and PDF, some seconds in all; returns their number.
+
+    Raises:
+        UsageError: the run has no tables yet.
+    """
+    return write_files(
+        run.path, (figure for seed in run.config.seeds for figure in run.figures(seed).values())
+    )
 
 
 def _sources(run: Run) -> Iterator[dict[str, Any]]:
@@ -63,20 +82,40 @@ def _sources(run: Run) -> Iterator[dict[str, Any]]:
         yield {**row, "source": one.source, "licence": one.licence}
 
 
-def _samples(run: Run, show: bool) -> Iterator[dict[str, Any]]:
-    """A few answers of each suite at each anchor; those to harmful prompts redacted unless asked for."""
+def _answers(run: Run, show: bool) -> tuple[list[dict[str, Any]], int]:
+    """Answers of each suite at each anchor, as many as the page has room for, the same prompts at every anchor, and how
+    many there are; those to harmful prompts redacted unless asked for."""
     anchors = [ref for ref in all_anchors(run.config) if run.has(Answers, ref)]
+    queues: list[list[dict[str, Any]]] = []
     for ref, found in ((ref, run.of(Answers, ref)) for ref in anchors):
         for suite, attack in dict.fromkeys((row.suite, row.attack) for row in found.rows):
-            for row in found.to(suite, attack)[:SAMPLE_ANSWERS]:
-                hidden = suite in HARMFUL_SUITES and not show
-                yield {
-                    "anchor": ref.name,
-                    "suite": suite,
-                    "attack": attack,
-                    "prompt": row.user_text,
-                    "answer": f"[redacted, {len(row.text)} characters]" if hidden else row.text,
-                    "verdict": row.verdict or "unscored",
-                    "judge": row.judge,
-                    "degenerate": row.degenerate or "",
-                }
+            queues.append([_answer(ref, row, show) for row in found.to(suite, attack)])
+    kept: list[list[dict[str, Any]]] = [[] for _ in queues]
+    left, prompts = ANSWERS_TEXT, set[str]()
+    for place in range(max(map(len, queues), default=0)):
+        new = [queue[place] if place < len(queue) else None for queue in queues]
+        left -= sum(
+            len(row["answer"]) + (0 if row["prompt"] in prompts else len(row["prompt"])) + ROW
+            for row in new
+            if row
+        )
+        if left < 0 and place:
+            break
+        for rows, row in zip(kept, new, strict=True):
+            if row:
+                rows.append(row)
+                prompts.add(row["prompt"])
+    return [row for rows in kept for row in rows], sum(map(len, queues))
+
+
+def _answer(ref: AnchorRef, row: AnswerRow, show: bool) -> dict[str, Any]:
+    hidden = (row.suite in HARMFUL_SUITES or row.label == "harmful") and not show
+    return {
+        **ref.columns,
+        "suite": row.suite,
+        "attack": row.attack,
+        "prompt": row.user_text,
+        "answer": f"[redacted, {len(row.text)} characters]" if hidden else row.text,
+        "verdict": row.verdict or "",
+        "degenerate": row.degenerate or "",
+    }

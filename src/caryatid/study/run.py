@@ -88,7 +88,7 @@ class Run:
         return pyarrow.parquet.read_table(path).to_pandas()
 
     def figures(self, seed: int | None = None) -> dict[str, Figure]:
-        """The report's figures of a seed (default: the study's first) by name, drawn from the tables alone.
+        """The report's figures of a seed (default: the study's first) by name, from the tables alone.
 
         Raises:
             UsageError: the study is not finished, or has no such seed.
