@@ -52,6 +52,7 @@ def build_report(run: Run, *, show_answers: bool = False) -> Path:
         known=tuple(
             TableAbout(table.name, table.about, tuple(column.name for column in table.columns))
             for table in known
+            if table.name in tables  # an earlier version's run has fewer
         ),
         figures={seed: list(run.figures(seed).values()) for seed in sorted(run.config.seeds)},
         folds=tuple(folds),
