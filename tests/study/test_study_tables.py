@@ -48,6 +48,7 @@ EMPTY = {
     "behaviour.note": "step 0 answers fewer than nine of ten requests",
     "behaviour_by_group.note": "the same",
     "behaviour.group": "whole suites; groups are in behaviour_by_group",
+    "costs.device_memory": "no device besides the CPU",
 }
 
 
