@@ -111,8 +111,9 @@ def noting() -> None:
 
     def advance(self: Any) -> bool:
         going: bool = plain["advance"](self)
-        goals = ",".join(one.goal.behavior_id for one in self.states)
-        note(f"{goals} {max(len(one.losses) for one in self.states)}")
+        if going:
+            goals = ",".join(one.goal.behavior_id for one in self.states)
+            note(f"{goals} {max(len(one.losses) for one in self.states)}")
         return going
 
     def append(self: Any, index: int, value: object) -> None:

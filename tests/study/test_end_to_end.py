@@ -27,9 +27,9 @@ from caryatid.report.tables import read_tables
 from caryatid.study.decision import GRID, Thresholds, decide
 from caryatid.study.flow import run_study
 from caryatid.study.run import open_run
-from caryatid.study.runner import study_status
 from caryatid.study.stages.train import Train
 from caryatid.study.stages.verdict import Verdicts
+from caryatid.study.status import study_status
 from caryatid.study.summary import summary_lines
 from caryatid.study.table import all_tables
 

@@ -24,10 +24,10 @@ from caryatid.report.tables import read_tables
 from caryatid.study import stage, table
 from caryatid.study.flow import run_study
 from caryatid.study.run import Run, open_run
-from caryatid.study.runner import study_status
 from caryatid.study.series import AnchorRef
 from caryatid.study.stages.answers import Answers
 from caryatid.study.stages.cases import Cases
+from caryatid.study.status import study_status
 from caryatid.training.arms import ARMS
 
 DOCS = Path(__file__).parents[2] / "docs" / "extending.md"

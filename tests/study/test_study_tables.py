@@ -51,6 +51,7 @@ EMPTY = {
     "training.loss_reroute": "no arm circuit_breakers (tests/training/test_robust_arms.py)",
     "training.loss_retain": "the same",
     "training.loss_dpo": "no arm dpo (tests/training/test_robust_arms.py)",
+    "costs.device_memory": "no device besides the CPU",
 }
 
 
