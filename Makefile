@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 MIN_TRANSFORMERS := transformers==5.17.0
 
 .DELETE_ON_ERROR:
-.PHONY: install install-dev study reproduce test test-slow test-cluster test-min lint format bench clean
+.PHONY: install install-dev study reproduce test test-slow test-cluster test-min lint format docs bench clean
 
 install: $(VENV)/.installed
 
@@ -68,6 +68,10 @@ lint: install-dev
 format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site, in build/docs; a link that leads nowhere is an error.
+docs: install-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # nanoGCG is only measured against; it never enters the environment.
 bench: install-dev build/bench/nanogcg

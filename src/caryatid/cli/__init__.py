@@ -15,6 +15,7 @@ from . import (
     demo,
     doctor,
     evaluate,
+    export,
     geometry,
     judge,
     locate,
@@ -45,6 +46,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.add_typer(attack.app, name="attack")
 app.add_typer(judge.app, name="judge")
+app.add_typer(export.app, name="export")
 app.add_typer(geometry.directions_app, name="directions")
 app.add_typer(geometry.metrics_app, name="geometry")
 app.command(epilog=study.REPORT_EXAMPLE)(study.report)

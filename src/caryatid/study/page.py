@@ -109,14 +109,18 @@ def _answers(run: Run, show: bool) -> tuple[list[dict[str, Any]], int]:
     return [row for rows in kept for row in rows], sum(map(len, queues))
 
 
+def hidden(row: AnswerRow) -> bool:
+    """Whether an answer is shown only where it is asked for."""
+    return row.suite in HARMFUL_SUITES or row.label == "harmful"
+
+
 def _answer(ref: AnchorRef, row: AnswerRow, show: bool) -> dict[str, Any]:
-    hidden = (row.suite in HARMFUL_SUITES or row.label == "harmful") and not show
     return {
         **ref.columns,
         "suite": row.suite,
         "attack": row.attack,
         "prompt": row.user_text,
-        "answer": f"[redacted, {len(row.text)} characters]" if hidden else row.text,
+        "answer": f"[redacted, {len(row.text)} characters]" if hidden(row) and not show else row.text,
         "verdict": row.verdict or "",
         "degenerate": row.degenerate or "",
     }

@@ -87,6 +87,10 @@ class Run:
             )
         return pyarrow.parquet.read_table(path).to_pandas()
 
+    def to_pandas(self) -> "dict[str, pd.DataFrame]":
+        """Every table as a data frame, by name (docs/tables.md)."""
+        return {file.stem: self.table(file.stem) for file in sorted((self.path / "tables").glob("*.parquet"))}
+
     def figures(self, seed: int | None = None) -> dict[str, Figure]:
         """The report's figures of a seed (default: the study's first) by name, from the tables alone.
 
