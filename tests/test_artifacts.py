@@ -36,7 +36,7 @@ def test_stage_is_done_only_with_manifest_and_intact_files(tmp_path: Path) -> No
     assert stage.manifest()["files"]["rows.json"] == file_sha256(stage.file("rows.json"))
     assert torch.equal(stage.read_tensors("t.safetensors")["a"], torch.arange(3.0))
     stage.file("rows.json").write_text("[1, 3]")
-    assert stage.state() == "partial"
+    assert stage.state() == "damaged"
     assert stage.state(verify=False) == "done"
 
 
@@ -163,7 +163,7 @@ def test_a_stage_whose_manifest_is_another_json_type_is_not_done(tmp_path: Path,
     stage.finish({})
     assert stage.state() == "done"
     stage.manifest_path.write_text(text)
-    assert stage.state() == "partial"
+    assert stage.state() == "damaged"
 
 
 @pytest.mark.parametrize("part", ["facts", "asked", "libraries", "stages", "seeds", "caryatid"])

@@ -134,7 +134,7 @@ def test_names_are_unique_and_known() -> None:
     for name in ("ablate", "none"):
         with pytest.raises(ValueError, match="registered already"):
             register_intervention(name, Mirror)
-    with pytest.raises(UsageError, match=r"no intervention is named 'rotate'.*ablate, add, mirror"):
+    with pytest.raises(UsageError, match=r"no intervention is named 'rotate'.*ablate, add, affine, mirror"):
         Condition("rotate", "carrier", normal(1, WIDTH))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from caryatid.artifacts import read_json, write_json
+from caryatid.artifacts import file_sha256, read_json, write_json
 from caryatid.study.flow import run_study
 from caryatid.study.page import build_report, write_figures
 from caryatid.study.run import open_run
@@ -40,6 +40,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for row, text in zip(safe, texts, strict=False):
             row["text"], row["user_text"] = text, f"{text} {SAFE_SECRET}"
         write_json(file, stored)
+        sealed = read_json(file.with_name("manifest.json"))
+        sealed["files"][file.name] = file_sha256(file)
+        write_json(file.with_name("manifest.json"), sealed)
     build_report(open_run(directory))
     write_figures(open_run(directory))
     return directory

@@ -52,6 +52,8 @@ def condensed(run: Path) -> dict[str, Any]:
     tables = read_tables(run)
     found = {}
     for table in all_tables():
+        if table.name == "costs":  # seconds and memory of each stage
+            continue
         rows = tables[table.name]
         columns = {
             column.name: (_means if column.kind is float else _digest)([row[column.name] for row in rows])

@@ -284,7 +284,9 @@ def test_files_that_are_missing(model: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_an_arm_that_does_not_exist(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = fails(capsys, 2, "train", "r2d3", "--model", str(model))
-    assert line.endswith("no arm is named 'r2d3'. Use sft, refusal_sft, r2d2, r2d2_static.")
+    assert line.endswith(
+        "no arm is named 'r2d3'. Use sft, refusal_sft, r2d2, r2d2_static, cat, lat, circuit_breakers, dpo."
+    )
 
 
 def test_a_loss_that_is_not_finite_keeps_earlier_anchors(

@@ -35,7 +35,7 @@ from caryatid.study.stages.transfer import Transfer
 from tiny import tiny_model
 
 BASE, LAST = AnchorRef(0, "base", 0), AnchorRef(0, "r2d2", 2)
-COSTS_NOTHING = {"prompts", "harm", "carrier", "uncertainty", "rank", "refusal_tokens", "verdict"}
+COSTS_NOTHING = {"prompts", "harm", "carrier", "uncertainty", "rank", "probe", "refusal_tokens", "verdict"}
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def test_a_table_is_written_and_shown(finished: Run, tables: dict[str, list[dict
     longest = max(len(row.text) for row in finished.of(Answers, REF).to("harmbench", "direct"))
     assert rows[1]["longest"] == longest
     html = (finished.path / "report" / "index.html").read_text(encoding="utf-8")
-    assert "Length of answers" in html.split('<section id="more">')[1]
+    assert "Length of answers" in html.split('<section id="tables">')[1]
     assert (finished.path / "tables" / "lengths.csv").is_file()
 
 

@@ -146,6 +146,8 @@ def test_the_command_asks_for_ten_redraws_and_keeps_a_number_that_was_named(
         return RunResult(out, out / "index.html", 0, 0, 0.0)
 
     monkeypatch.setattr("caryatid.study.flow.run_study", instead)
+    monkeypatch.setattr("caryatid.study.run.open_run", lambda out: out)
+    monkeypatch.setattr("caryatid.study.page.write_figures", lambda run: 0)
     for options in ([], ["--null"], ["--null", "--set", "nulls.redraws=3"]):
         assert cli(["study", "run", "--preset", "quick", "--out", str(tmp_path), "--json", *options]) == 0
     assert asked == [0, 10, 3]

@@ -51,6 +51,7 @@ def _selected(thinking: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Meas
         batch=SimpleNamespace(generate=8),
         judge=open_refusal_judge(),
         progressing=lambda *_args: _Quiet(),
+        kept=lambda *_args: _Quiet(),
     )
     study = SimpleNamespace(config=small_selection_config(thinking))
     found = Selection(cast(Any, study)).run(cast(Work, work))

@@ -69,8 +69,9 @@ def run(
         )
     if not result.main:
         return
-    announce("drawing figures")
-    write_figures(open_run(result.directory))
+    if result.executed or not (result.directory / "figures").is_dir():
+        announce("drawing figures")
+        write_figures(open_run(result.directory))
     if as_json:
         facts = {"directory": str(result.directory), "report": str(result.report)}
         print_json({**facts, "executed": result.executed, "reused": result.reused, "seconds": result.seconds})

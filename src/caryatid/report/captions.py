@@ -96,7 +96,7 @@ def _figures(tables: Tables, basis: Basis, seed: int) -> Iterator[Figure]:
             "carriers",
             f"Profile: {_thresholds(basis, profile)}{_selector(tables)}. Numbers: gap-normalised bypass effect (1 = "
             f"ablation removes the whole gap between harmful and harmless prompts), at each layer's best position. "
-            f"{scored}{_none_admissible(tables, seed, arm, profile)}",
+            f"{scored}{no_carrier(tables, seed, arm, profile)}",
             figures.map_chart(tables, seed, arm, profile),
         )
     if any(row["seed"] == seed for row in tables.get("threshold_sweep", ())):
@@ -238,7 +238,17 @@ def _site(tables: Tables, seed: int) -> str:
     return f"{place} Step 0 has no admissible carrier: this is the site of a stand-in, and says little about refusal."
 
 
-def _none_admissible(tables: Tables, seed: int, arm: str, profile: str) -> str:
+def without_carrier(tables: Tables, profile: str) -> list[str]:
+    """Where an arm has no carrier under a profile and why, a sentence or two for each seed and arm."""
+    found = []
+    for seed, arm in dict.fromkeys((row["seed"], row["arm"]) for row in tables["carriers"]):
+        if arm != "base" and (said := no_carrier(tables, seed, arm, profile)):
+            found.append(f"{arm}, seed {seed}:{said}")
+    return found
+
+
+def no_carrier(tables: Tables, seed: int, arm: str, profile: str) -> str:
+    """At which steps an arm has no carrier under a profile, and why; empty where it has one at all of them."""
     rows = [
         row
         for row in tables["carriers"]

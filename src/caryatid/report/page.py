@@ -16,7 +16,7 @@ from markupsafe import Markup
 from ..artifacts import write_bytes
 from ..texts import visible
 from . import figures
-from .captions import Figure, profile_of
+from .captions import Figure, no_carrier, profile_of, without_carrier
 from .charts import Tables, plain
 from .embed import columns_of, script_json
 from .files import write_tex
@@ -131,7 +131,8 @@ def page_html(content: Content) -> str:
         figures=[
             _placed(figure) for figure in first if not figure.name.startswith("bypass-") or figure.folded
         ],
-        map_caption=next((figure.caption for figure in first if figure.section == "carriers"), ""),
+        map_caption=_map_caption(content, first),
+        without_carrier=without_carrier(tables, profile_of(tables)),
         stories=stories(tables),
         first_step=min((row["from"] for row in tables["verdict"]), default=0),
         about=_about(content, judges),
@@ -210,6 +211,15 @@ def _charts(content: Content) -> dict[str, Any]:
         if figure.section != "carriers" or figure.folded
     }
     return {**found, "published": plain(figures.published_chart())}
+
+
+def _map_caption(content: Content, figures_of_a_seed: Sequence[Figure]) -> str:
+    """What the first arm's map of carriers says of every arm's."""
+    found = next((one for one in figures_of_a_seed if one.name.startswith("bypass-")), None)
+    if found is None:
+        return ""
+    arm, _, seed = found.name.removeprefix("bypass-").rpartition("-seed")
+    return found.caption.removesuffix(no_carrier(content.tables, int(seed), arm, profile_of(content.tables)))
 
 
 def _placed(figure: Figure) -> dict[str, Any]:
