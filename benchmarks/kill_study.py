@@ -157,6 +157,17 @@ class Killed:
             first[one["unit"]] = one["at"]
         return found
 
+    def longest_unit(self) -> float:
+        """Seconds between two units of one stage in one process, at most: states are kept after a unit, not within."""
+        last: dict[tuple[int, str], float] = {}
+        longest = 0.0
+        for line in (self.folder / "units.jsonl").read_text().splitlines():
+            one = json.loads(line)
+            place = one["pid"], one["unit"].split()[0]
+            longest = max(longest, one["at"] - last.get(place, one["at"]))
+            last[place] = one["at"]
+        return longest
+
     def left_behind(self) -> list[str]:
         """What only a run that is under way has."""
         run = self.folder / "run"
