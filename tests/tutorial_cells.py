@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import caryatid
+from caryatid.study.page import write_figures
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "tutorial.ipynb"
 
@@ -51,6 +52,7 @@ def check() -> None:
     for answer, verdict in zip(answers, verdicts["as it is"], strict=True):
         assert verdict == "full_refusal" or answer.text not in f"{said}{values}"
     assert shown == list(run.figures().values())
+    assert write_figures(run) == len(shown)
     assert {file.stem for file in Path("runs/tutorial/figures").iterdir()} == set(names["figures"])
     assert (names["found"].carrier is None) == (names["found"].facts["reason"] is not None)
 
