@@ -151,6 +151,7 @@ def _small_disk(folder: Path, size: str, *, read_only: bool = False) -> Iterator
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["300k", "1500k"])
 def test_a_full_disk_is_named_and_what_was_finished_stays(
     place: Path, finished: Path, tmp_path: Path, size: str, capsys: pytest.CaptureFixture[str]
@@ -186,6 +187,7 @@ def test_a_read_only_folder_is_named(
     assert set(states) == {"done", "missing"}
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_study_that_then_goes_on(place: Path, finished: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "study.yaml", tmp_path / "run"
     config = small_config(place)
