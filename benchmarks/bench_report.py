@@ -30,7 +30,12 @@ def content_of(run_path: Path) -> Content:
     """What the packed study's page is made of."""
     kept: list[Content] = []
     write = study_page.write_page
-    study_page.write_page = lambda folder, content: kept.append(content) or folder  # type: ignore[func-returns-value]
+
+    def keep(folder: Path, content: Content) -> Path:
+        kept.append(content)
+        return folder
+
+    study_page.write_page = keep
     try:
         study_page.build_report(open_run(run_path))
     finally:

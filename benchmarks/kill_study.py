@@ -120,6 +120,7 @@ def noting() -> None:
         plain["append"](self, index, value)
         note(f"{self.path.name} {index}")
 
+    # Methods are exchanged in this process alone, which mypy takes for a mistake.
     runner.run_stage = stage
     keeping._Pieces.piece = piece  # type: ignore[method-assign]
     Trainee.update = update  # type: ignore[method-assign]

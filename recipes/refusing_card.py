@@ -37,7 +37,7 @@ from caryatid.single.answered import Answered, answers_under, chosen_rows
 from caryatid.stats import wilson
 from caryatid.training.trainee import Example
 from refusing_data import TrainingRow
-from refusing_training import supervised, token_kl
+from refusing_logits import supervised, token_kl
 
 SUITES = ("harmbench", "strongreject", "xstest_safe", "xstest_unsafe", "utility")
 METRICS = ("any_refusal", "compliance", "degenerate", "pass")

@@ -7,27 +7,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.utils.parametrize
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from caryatid.artifacts import write_json
 from caryatid.errors import NumericalError
 from caryatid.geometry.directions import mean_difference
-from caryatid.models.batch import right_pad
 from caryatid.models.directional import Ablate, Add
 from caryatid.models.forward import block_inputs
-from caryatid.models.heads import picked_head
 from caryatid.models.layout import decoder_layers
 from caryatid.models.load import LoadedModel
 from caryatid.models.residual import intervening
 from caryatid.training.losses import token_logprobs
 from caryatid.training.trainee import Example
 from refusing_data import TrainingData, TrainingRow
+from refusing_logits import supervised, token_kl, weighted
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -78,45 +77,6 @@ class Recipe:
             self.mode == "lora" and self.rank == len(self.targets) == self.blocks[1] - self.blocks[0] == 1
         )
         return bool(self.planted) or single
-
-
-class Logits(NamedTuple):
-    """Logits at the supervised positions of a batch, row after row; `first`: whether one is a row's first."""
-
-    logits: Float[Tensor, "tokens vocab"]
-    targets: Int[Tensor, "tokens"]
-    first: Tensor
-
-
-def supervised(loaded: LoadedModel, turns: Sequence[Example]) -> Logits:
-    """Logits at the supervised positions, the only ones that are computed; rows are padded on the right."""
-    device = loaded.device
-    batch = right_pad(
-        [[*one.prompt, *one.answer] for one in turns], loaded.tokenizer.pad_token_id or 0, device
-    )
-    row = torch.arange(len(turns)).repeat_interleave(torch.tensor([len(one.answer) for one in turns]))
-    column = torch.cat([torch.arange(len(one.answer)) + len(one.prompt) - 1 for one in turns])
-    first = torch.cat([torch.arange(len(one.answer)) == 0 for one in turns]).to(device)
-    targets = torch.tensor([token for one in turns for token in one.answer], device=device)
-    model: Any = loaded.model
-    with picked_head(model, row.to(device), column.to(device)) as picked:
-        out = model(
-            input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
-        )
-    return Logits(picked(out.logits).float(), targets, first)
-
-
-def token_kl(
-    before: Float[Tensor, "tokens vocab"], now: Float[Tensor, "tokens vocab"]
-) -> Float[Tensor, "tokens"]:
-    """KL(before ‖ now) of each next-token distribution, nats."""
-    p, q = before.log_softmax(-1), now.log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
-
-
-def weighted(values: Float[Tensor, "tokens"], first: Tensor) -> Float[Tensor, ""]:
-    """The mean over tokens plus the mean over rows of their first token, at which refusing is decided."""
-    return values.mean() + values[first].mean()
 
 
 @dataclass

@@ -29,7 +29,7 @@ def held(path: Path, *, wait: bool) -> Iterator[None]:
     lock: BaseFileLock = FileLock(path, timeout=limit)
     try:
         lock.acquire()
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # filelock raises the second where there are no locks
         # The second is filelock's word for a system without flock: it is handled here, nothing is left to implement.
         refused = isinstance(error, NotImplementedError) or error.errno in _NO_LOCKS
         if isinstance(error, Timeout) or not refused:

@@ -32,7 +32,7 @@ def test_every_attack_has_a_command_with_its_settings(capsys: pytest.CaptureFixt
     for name in SMALL:
         assert run(["attack", name, "--help"]) == 0
         shown = " ".join(capsys.readouterr().out.split())
-        for one in fields(attack_named(name).settings):  # type: ignore[arg-type]
+        for one in fields(attack_named(name).settings):  # type: ignore[arg-type]  # every settings class is a dataclass
             assert f"--{one.name.replace('_', '-')}" in shown, (name, one.name)
         assert f"caryatid attack {name} --model" in shown
 

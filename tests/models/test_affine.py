@@ -38,7 +38,7 @@ def test_the_formula_by_hand() -> None:
         def change_input(self, layer: int, change) -> None:
             changes.append((layer, change))
 
-    edit.attach(Recorder())  # type: ignore[arg-type]
+    edit.attach(Recorder())  # type: ignore[arg-type]  # stands in for the stream's hooks
     ((layer, change),) = changes
     assert layer == 1
     assert change(torch.tensor([[[3.0, -1.0], [0.0, 9.0]]])).tolist() == [[[3.0, 6.0], [0.0, 6.0]]]
@@ -80,7 +80,7 @@ def test_rows_of_zeros_are_untouched_beside_others_and_conditions_name_it() -> N
         found = forward(model)[0]
     assert torch.equal(found[0], plain[0])
     for number in (1, 2):
-        with intervening(model, conditions[number].row):  # type: ignore[arg-type]
+        with intervening(model, conditions[number].row):  # type: ignore[arg-type]  # a row where none is None
             assert torch.allclose(forward(model)[0][number], found[number], atol=1e-5)
     assert touched.per_intervention == [15]  # a row of zeros counts where its layer, 0, is
     for wrong in (rows[:1], torch.zeros(2, 32)):

@@ -13,14 +13,13 @@ from caryatid.data.prompts import Prompt
 from caryatid.data.study_prompts import ROLES, Role, build_study_prompts
 from caryatid.models.adapters import add_adapter
 from refusing_data import DataSizes, TrainingData, TrainingRow, training_prompts
+from refusing_logits import supervised, token_kl
 from refusing_training import (
     Batches,
     Recipe,
     Training,
     best_factors,
     save_adapter,
-    supervised,
-    token_kl,
     train,
 )
 from tiny import tiny_loaded

@@ -60,7 +60,7 @@ def test_sizes_are_those_of_the_model_and_its_adapters(run: Run, sizes: Sizes) -
     assert sizes.model.parameters == sum(value.numel() for value in tiny_model().parameters())
     adapter = run.path / str(run.of(Train, ArmRef(0, "sft")).anchors[-1]["adapters"][-1])
     with safe_open(adapter / "adapter_model.safetensors", framework="numpy") as stored:
-        trained = [stored.get_tensor(name).size for name in stored.keys()]  # noqa: SIM118 - no mapping
+        trained = [stored.get_tensor(name).size for name in stored.keys()]  # noqa: SIM118  # safetensors' reader is no mapping, it has only keys()
     assert sum(trained) == run.config.training.lora.r * sizes.model.adapter
     assert sizes.counts["harmbench"] == 4
     assert sizes.tokens["harmbench"] > sizes.model.prefix + sizes.model.positions

@@ -271,7 +271,7 @@ def test_perturbations_stay_in_their_ball_and_come_off() -> None:
 def test_arms_that_hook_blocks_refuse_checkpointing(name: str) -> None:
     trainee = trainee_of(settings=replace(SETTINGS, gradient_checkpointing=True))
     with pytest.raises(InputError, match="checkpointing"):
-        arm_named(name).terms(trainee, drawn_of(trainee), SETTINGS.r2d2)  # type: ignore[misc]
+        arm_named(name).terms(trainee, drawn_of(trainee), SETTINGS.r2d2)  # type: ignore[misc]  # these arms have terms
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -148,7 +148,8 @@ def _heads(
     model: Any, projection: nn.Module, along: Float[Tensor, "d"], kept: list[Tensor]
 ) -> Callable[..., None]:
     """A hook that keeps each head's part: ⟨z_h, (Wᵀ r̂)_h⟩. Wᵀ r̂ is a gradient, so that adapters are in it."""
-    heads = int(unwrapped(model).config.get_text_config().num_attention_heads)  # type: ignore[union-attr, operator]
+    base: Any = unwrapped(model)
+    heads = int(base.config.get_text_config().num_attention_heads)
     back: list[Tensor] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

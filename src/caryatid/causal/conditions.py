@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, NumericalError
-from ..models import affine  # noqa: F401  # registers `affine`
+from ..models import affine  # noqa: F401  # only imported so that it registers `affine`
 from ..models.directional import orthonormal  # importing it registers `ablate` and `add`
 from ..models.residual import Intervention, intervention_kind, stack_rows
 from .grid import ConditionGroup

@@ -16,6 +16,7 @@ EXAMPLE = "Example: caryatid evaluate embedded --suite xstest --suite utility --
 ROW = ("suite", "attack", "group", "metric", "value", "n", "lo", "hi", "judge")
 
 
+# Long because each option is a parameter; two commands' worth of helpers would hold the same list twice.
 @options.grouped
 def evaluate(
     model: str = options.ModelArgument,

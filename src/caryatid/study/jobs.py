@@ -182,7 +182,7 @@ def run_job(job: Job) -> Failure | None:
     """
     try:
         run_stages(Path(job.directory), job.stages, job.shard)
-    except Exception as error:
+    except Exception as error:  # what is a user's error is told; everything else is raised again as it is
         found = user_error(error)
         if found is None:
             raise
