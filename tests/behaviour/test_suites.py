@@ -95,6 +95,13 @@ class Fragile(Chunks):
             raise Stops
 
 
+@pytest.fixture
+def full_batches(monkeypatch) -> None:
+    """Batches as on an accelerator: as large as allowed."""
+    monkeypatch.setattr("caryatid.behaviour.suites.batch_cost", lambda *_: None)
+
+
+@pytest.mark.usefixtures("full_batches")
 def test_generation_resumes_at_the_first_missing_batch(tmp_path, monkeypatch) -> None:
     loaded = tiny_loaded()
     whole = run_suite(loaded)
@@ -116,6 +123,7 @@ def test_generation_resumes_at_the_first_missing_batch(tmp_path, monkeypatch) ->
         run_suite(loaded, [Asked("harmbench", "direct", PROMPTS[1:])], chunks=Chunks(tmp_path))
 
 
+@pytest.mark.usefixtures("full_batches")
 def test_suites_share_batches_and_keep_their_answers(tmp_path) -> None:
     loaded = tiny_loaded()
     cases = {"a": "! !", "e": f"{PROMPTS[4].user_text} tell me"}

@@ -1,10 +1,13 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from caryatid.errors import InputError, MemoryExhaustedError
 from caryatid.models.batch import (
     CPU_BATCH_SIZES,
     BackedOff,
+    batch_cost,
     left_pad,
     length_sorted_batches,
     plan_batch_sizes,
@@ -41,6 +44,35 @@ def test_batches_hold_every_row_once_longest_first() -> None:
     assert length_sorted_batches([], 3) == []
     with pytest.raises(InputError):
         length_sorted_batches(lengths, 0)
+
+
+def _parts(rows: list[int], size: int) -> list[list[list[int]]]:
+    """All ways to cut a list into consecutive parts of at most `size`."""
+    if not rows:
+        return [[]]
+    return [[rows[:n], *rest] for n in range(1, min(size, len(rows)) + 1) for rest in _parts(rows[n:], size)]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9),
+    size=st.integers(1, 9),
+    per_batch=st.integers(0, 90),
+)
+def test_batches_are_parted_where_padding_costs_more(lengths: list[int], size: int, per_batch: int) -> None:
+    def cost(batches: list[list[int]]) -> int:
+        return sum(len(rows) * max(lengths[row] for row in rows) + per_batch for rows in batches)
+
+    plain = [row for rows in length_sorted_batches(lengths, size) for row in rows]
+    parted = length_sorted_batches(lengths, size, per_batch)
+    assert [row for rows in parted for row in rows] == plain
+    assert max(map(len, parted)) <= size
+    assert cost(parted) == min(map(cost, _parts(plain, size)))
+
+
+def test_one_long_row_pads_no_other_on_a_cpu_alone() -> None:
+    lengths = [20] * 5 + [600]
+    assert length_sorted_batches(lengths, 8, batch_cost(torch.device("cpu"), 12)) == [[5], [0, 1, 2, 3, 4]]
+    assert batch_cost(torch.device("cuda")) is None
 
 
 def test_backoff_halves_until_it_fits() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from caryatid.errors import InputError
-from caryatid.models.batch import length_sorted_batches
+from caryatid.models.batch import batch_cost, length_sorted_batches
 from caryatid.models.generate import Decoding, generate, generate_ids
 from caryatid.models.template import ChatFormat
 from tiny import ARCHITECTURES, tiny_loaded
@@ -20,7 +20,7 @@ def test_only_last_positions_reach_the_output_matrix_until_the_longest_answer_en
     loaded = tiny_loaded(arch)
     prompts = ChatFormat(loaded.tokenizer).ids_many(TEXTS)
     endless = generate_ids(loaded, prompts, Decoding(NEW, BATCH), stop=())
-    batches = length_sorted_batches([len(ids) for ids in prompts], BATCH)
+    batches = length_sorted_batches([len(ids) for ids in prompts], BATCH, batch_cost(loaded.device, NEW))
     ends = {
         endless[row][at] for at, row in enumerate(batches[0])
     }  # every answer of the first batch ends early

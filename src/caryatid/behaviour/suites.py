@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..data.prompts import Prompt
 from ..errors import InputError, UsageError
-from ..models.batch import length_sorted_batches, with_backoff
+from ..models.batch import batch_cost, length_sorted_batches, with_backoff
 from ..models.generate import Decoding, Sampling, generate
 from ..models.load import LoadedModel
 from ..models.thoughts import part_text
@@ -102,7 +102,8 @@ def _answer(
     answers: dict[int, Answer] = {}
     done = chunks.load() if chunks is not None else []
     lengths = [len(row) for row in turn_ids(chat, sent)]
-    for index, batch in enumerate(length_sorted_batches(lengths, asking.batch_size)):
+    cost = batch_cost(loaded.device, asking.max_new_tokens)
+    for index, batch in enumerate(length_sorted_batches(lengths, asking.batch_size, cost)):
         named = [ids[row] for row in batch]
         if index < len(done):
             found = _stored(done[index], named)

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from .. import keeping
 from ..errors import InputError
 from ..files import content_key
-from ..models.batch import PaddedBatch, left_pad, length_sorted_batches, with_backoff
+from ..models.batch import PaddedBatch, batch_cost, left_pad, length_sorted_batches, with_backoff
 from ..models.cache import PrefixCache, prefix_cache_supported, run_prefixes
 from ..models.capture import capture_block_inputs
 from ..models.forward import at_rows, pad_id
@@ -150,7 +150,8 @@ class _Grid:
     def pieces(self, prompts_per_batch: int) -> list[_Piece]:
         rests = [list(seq[self.prefix_length :]) for seq in self.seqs]
         pieces = []
-        for prompts in length_sorted_batches([len(rest) for rest in rests], prompts_per_batch):
+        cost = batch_cost(self.loaded.device)
+        for prompts in length_sorted_batches([len(rest) for rest in rests], prompts_per_batch, cost):
             batch = left_pad([rests[n] for n in prompts], pad_id(self.loaded), self.loaded.device)
             pieces.append(_Piece(prompts, batch, {}))
         return pieces

@@ -74,10 +74,13 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def length_sorted_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+def length_sorted_batches(
+    lengths: Sequence[int], size: int, per_batch: float | None = None
+) -> list[list[int]]:
     """Row numbers in batches of at most `size`, longest rows first (so that memory runs out at once or never).
 
-    Rows of one length keep their order; every row appears exactly once.
+    Rows of one length keep their order; every row appears exactly once. `per_batch`: what a batch costs besides its
+    tokens, in tokens (`batch_cost`); then batches are parted where that is cheaper than padding rows to the longest.
 
     Raises:
         InputError: `size` is below 1.
@@ -85,7 +88,37 @@ def length_sorted_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     if size < 1:
         raise InputError(f"batch size {size} is below 1", where="length_sorted_batches")
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    if per_batch is None:
+        return [order[start : start + size] for start in range(0, len(order), size)]
+    cheapest, begins = (
+        [0.0],
+        [0],
+    )  # of the first n rows: tokens with padding, and where their last batch begins
+    for end in range(1, len(order) + 1):
+        cost, begin = min(
+            (cheapest[start] + (end - start) * lengths[order[start]] + per_batch, start)
+            for start in range(max(0, end - size), end)
+        )
+        cheapest.append(cost)
+        begins.append(begin)
+    batches: list[list[int]] = []
+    end = len(order)
+    while end:
+        batches.append(order[begins[end] : end])
+        end = begins[end]
+    return batches[::-1]
+
+
+_CPU_PASS_TOKENS = 30  # tokens that a CPU computes while it reads the weights once
+
+
+def batch_cost(device: torch.device, passes: int = 1) -> float | None:
+    """What one more batch of so many forward passes costs, in tokens; None where large batches are always faster.
+
+    A pass that reads the weights for few rows takes a CPU as long as some tens of tokens, an accelerator as long as
+    thousands.
+    """
+    return float(_CPU_PASS_TOKENS * passes) if device.type == "cpu" else None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError
-from .batch import PaddedBatch, left_pad, length_sorted_batches
+from .batch import PaddedBatch, batch_cost, left_pad, length_sorted_batches
 from .capture import capture_block_inputs
 from .heads import contiguous_head
 from .load import LoadedModel
@@ -83,7 +83,7 @@ def _batches(
 ) -> Iterator[tuple[list[int], PaddedBatch]]:
     """Batches of rows of similar length; smaller ones where the logits of each row's `kept` last positions are many."""
     room = LOGITS_AT_ONCE // int(loaded.model.config.get_text_config().vocab_size)
-    for batch in length_sorted_batches([len(seq) for seq in seqs], batch_size):
+    for batch in length_sorted_batches([len(seq) for seq in seqs], batch_size, batch_cost(loaded.device)):
         for rows in [batch] if kept is None else _split(batch, kept, room):
             yield rows, left_pad([seqs[row] for row in rows], pad_id(loaded), loaded.device)
 

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..files import content_key
 from ..keeping import piece
 from ..progress import NO_PROGRESS, Progress
-from .batch import RowLimit, left_pad, length_sorted_batches, with_backoff
+from .batch import RowLimit, batch_cost, left_pad, length_sorted_batches, with_backoff
 from .chat_options import ChatOptions
 from .forward import at_rows, check_context, check_rows, pad_id
 from .heads import contiguous_head
@@ -229,7 +229,8 @@ def generate_ids(
     ):
         if sampling is not None:
             torch.manual_seed(sampling.seed)
-        for rows in length_sorted_batches([len(seq) for seq in seqs], decoding.batch_size):
+        cost = batch_cost(loaded.device, decoding.max_new_tokens)
+        for rows in length_sorted_batches([len(seq) for seq in seqs], decoding.batch_size, cost):
             if keepable:
                 label = content_key([[list(seqs[row]) for row in rows], decoding.max_new_tokens])
                 made = piece(label, partial(greedy, rows))
