@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 from caryatid.artifacts import file_sha256, read_json, write_json
-from caryatid.study.flow import run_study
 from caryatid.study.page import build_report, write_figures
 from caryatid.study.run import open_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
 from hostile_texts import HOSTILE, SAFE_SECRET, SECRET, Seen
-from small import small_config
+from shared_study import copied_study
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -26,8 +25,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny study: answers to harmful prompts are secret, prompts and answers of safe suites hostile."""
-    place = tmp_path_factory.mktemp("report")
-    directory = run_study(small_config(place), place / "run").directory
+    directory = copied_study(tmp_path_factory)
     texts = itertools.cycle(HOSTILE)
     for file in sorted(directory.glob("stages/answers/*/result.json")):
         stored = read_json(file)

@@ -3,18 +3,16 @@
 from pathlib import Path
 
 import pytest
-from small import small_config
-
-from caryatid.study.flow import run_study
+from shared_study import copied_study, study_place
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where its model and configuration are."""
-    return tmp_path_factory.mktemp("study")
+    return study_place(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def finished(place: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its run directory."""
-    return run_study(small_config(place), place / "run").directory
+    return copied_study(tmp_path_factory)
