@@ -17,6 +17,7 @@ from caryatid.cli import run
 from caryatid.data.prompts import Prompt, PromptSet
 from caryatid.data.study_prompts import StudyPrompts, build_study_prompts
 from caryatid.errors import UsageError
+from caryatid.geometry.profiles import PROFILES
 from caryatid.report.location import headline, write_location
 from caryatid.report.tables import read_tables
 from caryatid.single import locate as module
@@ -169,11 +170,17 @@ def test_the_same_twice_and_killed_and_resumed(
 
 def test_a_first_pass_that_leaves_out_candidates_finds_as_good_a_carrier(known: Located) -> None:
     pruned = found(
-        Plant(), settings=replace(SETTINGS, discard_below=0.9, discard_after=8, resamples=2, likely=2)
+        Plant(),
+        settings=replace(
+            SETTINGS, discard_below=0.9, discard_after=8, resamples=2, likely=2, control_prompts=3
+        ),
     )
+    asked = {row["control"]: row["n"] for row in pruned.effects if row["read_out"] == "removed"}
+    assert asked.pop("carrier") > 3
+    assert set(asked.values()) == {3}
     assert pruned.facts["carrier"]["layer"] == known.facts["carrier"]["layer"]
     assert pruned.facts["carrier"]["bypass_effect"] >= known.facts["carrier"]["bypass_effect"] - 0.05
-    assert LocateSettings.for_device("cpu").discard_below == 0.3
+    assert LocateSettings.for_device("cpu").discard_below == PROFILES["calibrated"].effects_min
     assert LocateSettings.for_device("cuda").discard_below is None
     left_out = [row for row in pruned.candidates if math.isnan(row["induce"])]
     assert left_out

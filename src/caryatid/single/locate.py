@@ -388,7 +388,8 @@ class _Locating:
 
         (ablated,) = part("refusals with the carrier ablated", self._harmful, ablations[:1])
         (utility,) = part("utility with the carrier ablated", self._prompts("utility"), ablations[:1])
-        controls = part("refusals with random subspaces ablated", refused, ablations[1:])
+        asked = refused[: self.settings.control_prompts or None]
+        controls = part("refusals with random subspaces ablated", asked, ablations[1:])
         own_removed = chosen_rows(ablated, plain.harmful.refused)
         induced = part("harmless prompts with directions added", few, additions)
         return Under(ablated, utility, (own_removed, *controls), tuple(induced))

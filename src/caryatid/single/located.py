@@ -42,7 +42,8 @@ class LocateSettings:
             layers. discard_below, discard_after: see `ScoringSettings`: candidates that remove less than this share of
             the gap on the first so many harmful prompts are not scored further.
         resamples: of the extraction prompts. likely: candidates scored in each. draws: of the bootstrap.
-        controls: random subspaces. max_new_tokens: limit of answers.
+        controls: random subspaces. control_prompts: so many refused prompts at most are asked under each; 0: all.
+        max_new_tokens: limit of answers.
     """
 
     source: Source = "auto"
@@ -60,14 +61,18 @@ class LocateSettings:
     likely: int = 8
     draws: int = 1000
     controls: int = 8
+    control_prompts: int = 0
     max_new_tokens: int = 32
 
     @classmethod
     def for_device(cls, kind: str, **given: Any) -> Self:
-        """Everything on an accelerator; on a CPU the last position, with a first pass that leaves out idle layers."""
+        """Everything on an accelerator; on a CPU the last position, with a first pass that leaves out idle layers.
+
+        That pass asks for the bypass effect that the profile *calibrated* asks for.
+        """
         cheap: dict[str, Any] = {}
         if kind == "cpu":
-            cheap = {"positions": 1, "discard_below": 0.3, "resamples": 4, "likely": 2}
+            cheap = {"positions": 1, "discard_below": 0.5, "resamples": 4, "likely": 2, "control_prompts": 16}
         return cls(**{**cheap, **given})
 
     @property
