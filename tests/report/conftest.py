@@ -72,12 +72,12 @@ def axe() -> str:
 
 @pytest.fixture(scope="module")
 def shown(browser: Any) -> Iterator[Callable[..., Seen]]:
-    """Opens a file as a page of a width, in a theme."""
+    """Opens a file as a page of a width, in a theme; `device`: further facts of the device."""
     contexts = []
 
-    def show(file: Path, width: int = 1280, theme: str = "light") -> Seen:
+    def show(file: Path, width: int = 1280, theme: str = "light", **device: bool) -> Seen:
         context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=theme, accept_downloads=True
+            viewport={"width": width, "height": 900}, color_scheme=theme, accept_downloads=True, **device
         )
         contexts.append(context)
         page = context.new_page()
