@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,13 @@ def test_the_citation_has_what_the_format_asks_for() -> None:
     assert citation["license"] == PROJECT["project"]["license"]
     assert citation["message"]
     assert citation["title"]
-    assert all(set(author) <= {"name", "given-names", "family-names", "orcid"} for author in citation["authors"])
+    assert all(
+        set(author) <= {"name", "given-names", "family-names", "orcid"} for author in citation["authors"]
+    )
     assert citation["authors"]
 
 
-@pytest.mark.parametrize("asked", [*PROJECT["project"]["dependencies"], *sum(EXTRAS.values(), [])])
+@pytest.mark.parametrize("asked", [*PROJECT["project"]["dependencies"], *chain(*EXTRAS.values())])
 def test_what_is_asked_for_has_a_pin_that_satisfies_it(asked: str) -> None:
     wanted = Requirement(asked)
     pins = [pin for pin in PINS if canonicalize_name(pin.name) == canonicalize_name(wanted.name)]
@@ -53,7 +56,12 @@ def test_what_is_asked_for_has_a_pin_that_satisfies_it(asked: str) -> None:
 
 
 def test_the_extras_that_texts_name_exist() -> None:
-    texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.py"), ROOT / "Makefile"]
+    texts = [
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "src").rglob("*.py"),
+        ROOT / "Makefile",
+    ]
     named = {
         extra
         for path in texts
@@ -65,7 +73,11 @@ def test_the_extras_that_texts_name_exist() -> None:
 
 
 def test_pythons_of_the_metadata_are_allowed() -> None:
-    found = [c.rpartition(" ")[2] for c in PROJECT["project"]["classifiers"] if c.startswith("Programming Language")]
+    found = [
+        c.rpartition(" ")[2]
+        for c in PROJECT["project"]["classifiers"]
+        if c.startswith("Programming Language")
+    ]
     named = [number for number in found if re.fullmatch(r"3\.\d+", number)]
     assert named == ["3.11", "3.12", "3.13"]
     assert all(SpecifierSet(PROJECT["project"]["requires-python"]).contains(number) for number in named)

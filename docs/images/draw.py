@@ -1,4 +1,4 @@
-"""The sketches of docs/geometry.md and docs/concepts.md, from made-up numbers: `python docs/images/draw.py` writes them beside itself."""
+"""The sketches of docs/geometry.md and docs/concepts.md, of made-up numbers: `python docs/images/draw.py` writes them."""
 
 import math
 from pathlib import Path
@@ -167,7 +167,9 @@ def cosmic() -> Figure:
 
 def labels() -> Figure:
     """Place and direction of the carrier before and after training, and what the old one still removes, by label."""
-    figure, fields = sketch("Before (blue) and after (red): place, direction, and what the old direction removes", 5)
+    figure, fields = sketch(
+        "Before (blue) and after (red): place, direction, and what the old direction removes", 5
+    )
     cases = (
         ("relocation", 3, 100, 9),
         ("replacement\nin place", 8, 100, 17),

@@ -1,4 +1,4 @@
-"""Code in docs/: a block is run here, beside a tiny model and the study that ships, or says who runs it, or why nobody does.
+"""Code in docs/: a block is run here, beside a tiny model and the study that ships, or says who runs it, or why nobody.
 
     <!-- not run: why -->    <!-- run by tests/FILE.py -->    <!-- all run by tests/FILE.py -->  (of the whole page)
 
@@ -17,12 +17,12 @@ import pytest
 import typer
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
-from tiny import save_tiny
 
 from caryatid.cli import app
 from caryatid.cli import run as command
 from caryatid.config import StudyConfig, load_config
 from caryatid.study.demo import unpack
+from tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -189,7 +189,9 @@ def test_the_blocks_of_a_page_run_in_order(page: Path, desk: Path) -> None:
 def test_every_question_was_asked_somewhere() -> None:
     _, *questions = re.split(r"^### ", (DOCS / "faq.md").read_text(encoding="utf-8"), flags=re.M)
     assert len(questions) >= 15
-    tracker = re.compile(r"\[(?:[\w.-]+/[\w.-]+ )?#(\d+)\]\(https://github\.com/[\w.-]+/[\w.-]+/(?:issues|pull)/(\d+)\)")
+    tracker = re.compile(
+        r"\[(?:[\w.-]+/[\w.-]+ )?#(\d+)\]\(https://github\.com/[\w.-]+/[\w.-]+/(?:issues|pull)/(\d+)\)"
+    )
     for question in questions:
         links = tracker.findall(question)
         assert links, question.partition("\n")[0]
