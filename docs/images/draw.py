@@ -1,4 +1,4 @@
-"""The sketches of docs/geometry.md and docs/concepts.md, of made-up numbers: `python docs/images/draw.py` writes them."""
+"""The sketches of docs/geometry.md and concepts.md, of made-up numbers: `python docs/images/draw.py` writes them."""
 
 import math
 from pathlib import Path
