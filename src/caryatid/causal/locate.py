@@ -280,13 +280,8 @@ def stand_in(scores: CandidateScores, profile: Profile, *, early_discard: bool =
 
 @dataclass(frozen=True)
 class Site:
-    """A place of the residual stream.
-
-    Attributes:
-        layer: the block whose input it is, from 0.
-        position: the template token after the user's text; -1 is the last.
-        admissible: a profile's carrier is there, not a stand-in.
-    """
+    """A place of the residual stream: the input of block `layer`, at `position` among the template tokens after the
+    user's text (-1 is the last). `admissible`: a profile's carrier is there, not a stand-in."""
 
     layer: int
     position: int
