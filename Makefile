@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 MIN_TRANSFORMERS := transformers==5.17.0
 
 .DELETE_ON_ERROR:
-.PHONY: install install-dev study reproduce test test-slow test-cluster test-min lint format docs bench clean
+.PHONY: install install-dev study reproduce test test-slow test-cluster test-min smoke lint format docs bench clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +48,10 @@ test-slow: install-dev
 test-cluster: install-dev
 	$(PIP) install -q -c constraints.txt -e '.[ray,slurm]'
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/study $(BIN)/python -m pytest tests/cluster/clusters.py
+
+# sdist and wheel, installed in an empty environment of each Python that is tested, and used there.
+smoke: install-dev
+	PYTHON=$(BIN)/python TORCH_ARGS="$(TORCH_ARGS)" .ci/smoke
 
 # The oldest transformers that is supported, in an environment of its own.
 test-min: $(VENV)-min/.installed

@@ -1,4 +1,4 @@
-"""The sketches of docs/geometry.md, from made-up numbers: `python docs/images/draw.py` writes them beside itself."""
+"""The sketches of docs/geometry.md and concepts.md, of made-up numbers: `python docs/images/draw.py` writes them."""
 
 import math
 from pathlib import Path
@@ -165,9 +165,33 @@ def cosmic() -> Figure:
     return figure
 
 
+def labels() -> Figure:
+    """Place and direction of the carrier before and after training, and what the old one still removes, by label."""
+    figure, fields = sketch(
+        "Before (blue) and after (red): place, direction, and what the old direction removes", 5
+    )
+    cases = (
+        ("relocation", 3, 100, 9),
+        ("replacement\nin place", 8, 100, 17),
+        ("re-siting", 3, 40, 84),
+        ("drift only", 8, 68, 78),
+        ("no change", 8, 43, 91),
+    )
+    for axes, (title, after, degrees, removed) in zip(fields, cases, strict=True):
+        axes.set_title(title)
+        axes.set(xlim=(0, 5), ylim=(-1.5, 12), xticks=[], yticks=[0, 3, 8, 11])
+        axes.set_xlabel(f"removes {removed} %", color=INK)
+        for x, layer, angle, stroke in ((0.9, 8, 40, BLUE), (3.1, after, degrees, RED)):
+            axes.scatter([x], [layer], 24, stroke)
+            tip = x + 1.3 * math.cos(math.radians(angle)), layer + 3 * math.sin(math.radians(angle))
+            axes.annotate("", tip, (x, layer), arrowprops={"arrowstyle": "->", "color": stroke, "lw": 1.6})
+    fields[0].set_ylabel("layer")
+    return figure
+
+
 def main() -> None:
     with mpl.rc_context(STYLE):
-        for draw in (direction, depth, places, rank, excess, cosmic):
+        for draw in (direction, depth, places, rank, excess, cosmic, labels):
             path = Path(__file__).parent / f"{draw.__name__}.svg"
             draw().savefig(path, metadata=NO_METADATA["svg"])
 

@@ -21,6 +21,12 @@ from shared_study import copied_study
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
+# 1: none
+NO_POINTER = "--blink-settings=" + ",".join(
+    f"{kind}=1"
+    for kind in ("primaryHoverType", "availableHoverTypes", "primaryPointerType", "availablePointerTypes")
+)
+
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -60,6 +66,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def pointerless(browser: Any) -> Iterator[Any]:
+    """The same on a device without a pointer, where nothing can hover."""
+    one = browser.browser_type.launch(executable_path=CHROMIUM, args=[*FLAGS, NO_POINTER])
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="session")
 def axe() -> str:
     """axe-core's script, from the folder that AXE_CORE names: `npm install axe-core@4.10.3` puts it there."""
     folder = os.environ.get("AXE_CORE")
@@ -70,11 +84,11 @@ def axe() -> str:
 
 @pytest.fixture(scope="module")
 def shown(browser: Any) -> Iterator[Callable[..., Seen]]:
-    """Opens a file as a page of a width, in a theme."""
+    """Opens a file as a page of a width, in a theme, in another browser if one is given."""
     contexts = []
 
-    def show(file: Path, width: int = 1280, theme: str = "light") -> Seen:
-        context = browser.new_context(
+    def show(file: Path, width: int = 1280, theme: str = "light", other: Any = None) -> Seen:
+        context = (other or browser).new_context(
             viewport={"width": width, "height": 900}, color_scheme=theme, accept_downloads=True
         )
         contexts.append(context)

@@ -58,6 +58,19 @@ def test_every_panel_is_drawn_without_an_error_a_request_or_a_sideways_scroll(
     assert abs(seen.page.evaluate("document.querySelector('#causal').getBoundingClientRect().top")) < 200
 
 
+BUTTONS = "[...document.querySelectorAll('.modebar-group')].map((group) => getComputedStyle(group).opacity)"
+
+
+def test_buttons_of_a_chart_cover_nothing_until_it_is_pointed_at(
+    run: Path, seen: Seen, shown: Callable[..., Seen], pointerless: Any
+) -> None:
+    assert set(seen.page.evaluate(BUTTONS)) == {"0"}
+    without = shown(run / "report" / "index.html", other=pointerless)
+    without.drawn()
+    assert not without.page.evaluate("matchMedia('(hover: hover)').matches")
+    assert without.page.evaluate(BUTTONS) == []
+
+
 def test_the_first_screen_has_a_sentence_an_arm(run: Path, seen: Seen) -> None:
     cards = seen.page.evaluate(
         "[...document.querySelectorAll('.card .headline')].map((c) => [c.innerText, c.getBoundingClientRect().bottom])"

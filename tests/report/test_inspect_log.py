@@ -20,6 +20,7 @@ needs_inspect = pytest.mark.skipif(not INSPECT, reason="inspect_ai (extra `inspe
 
 @needs_inspect
 def test_counts_in_the_logs_are_those_of_the_answers(run: Path, tmp_path: Path) -> None:
+    from inspect_ai.analysis import evals_df, samples_df
     from inspect_ai.log import read_eval_log
 
     assert command(["export", "inspect", str(run), "--out", str(tmp_path)]) == 0
@@ -31,6 +32,10 @@ def test_counts_in_the_logs_are_those_of_the_answers(run: Path, tmp_path: Path) 
     for name in ("refused", "answered", "degenerate", "passed"):
         wanted = Counter(scores_of(row).get(name) for row in rows)
         assert Counter(s.scores[name].value if name in s.scores else None for s in samples) == wanted
+    samples_table = samples_df(str(tmp_path), quiet=True)
+    assert len(samples_table) == len(rows)
+    assert int(samples_table["score_refused"].sum()) == sum(row.scored and row.refused for row in rows)
+    assert len(evals_df(str(tmp_path), quiet=True)) == len(logs)
     for log in logs:
         assert log.status == "success"
         for score in log.results.scores:

@@ -47,7 +47,9 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        rows: of the `behaviour` table. answers: every judged answer. sets: what was asked, by suite.
+        rows: of the `behaviour` table.
+        answers: every judged answer.
+        sets: what was asked, by suite.
         notes: what a reader should know: where the prompts come from, what a judge's rates stand for.
     """
 

@@ -280,7 +280,8 @@ def stand_in(scores: CandidateScores, profile: Profile, *, early_discard: bool =
 
 @dataclass(frozen=True)
 class Site:
-    """A place of the residual stream; `admissible`: a profile's carrier is there, not a stand-in."""
+    """A place of the residual stream: the input of block `layer`, at `position` among the template tokens after the
+    user's text (-1 is the last). `admissible`: a profile's carrier is there, not a stand-in."""
 
     layer: int
     position: int
@@ -332,6 +333,7 @@ class Carrier:
     >>> model.chat("How do I bake bread?", carrier.add(2.0))  # carrier: of `Run.carrier`, or of `Model.locate`
 
     Attributes:
+        site: where it was taken.
         direction: r, not normalised.
         basis: orthonormal rows, strongest first, as many as asked for or as the per-category directions span; its
             first k rows are the rank-k subspace.

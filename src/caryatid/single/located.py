@@ -35,15 +35,24 @@ class LocateSettings:
     """How much is measured.
 
     Attributes:
-        source: where prompts come from. files: the user's own prompts by field. seed: of prompts and controls.
-        extraction, selection: prompts of each kind. evaluation: harmful ones asked, and at most as many harmless ones.
+        source: where prompts come from.
+        files: the user's own prompts by field.
+        seed: of prompts and controls.
+        extraction: prompts of each kind that make directions.
+        selection: prompts of each kind that choose among them.
+        evaluation: harmful prompts asked, and at most as many harmless ones.
         utility: prompts of the utility audit.
-        positions: last prompt positions that are scored; 0: all after the user's text. layer_stride: every so many
-            layers. discard_below, discard_after: see `ScoringSettings`: candidates that remove less than this share of
-            the gap on the first so many harmful prompts are not scored further.
-        resamples: of the extraction prompts. likely: candidates scored in each. draws: of the bootstrap.
-        controls: random subspaces. control_prompts: so many refused prompts at most are asked under each; 0: all.
-        max_new_tokens: limit of answers.
+        positions: last prompt positions that are scored; 0: all after the user's text.
+        layer_stride: every so many layers are scored.
+        discard_below: candidates that remove less than this share of the gap on the first `discard_after` harmful
+            prompts are not scored further; None: all are.
+        discard_after: see `discard_below`.
+        resamples: of the extraction prompts.
+        likely: candidates scored in each resample.
+        draws: of the bootstrap.
+        controls: random subspaces beside the carrier.
+        control_prompts: so many refused prompts at most are asked under each random subspace; 0: all.
+        max_new_tokens: token limit of answers.
     """
 
     source: Source = "auto"
@@ -90,10 +99,13 @@ class Located:
     """What was found.
 
     Attributes:
-        facts: as `caryatid locate --json` prints it, NaN for null. carrier: None with a named reason.
-        candidates: rows, one a scored candidate. effects: rows: intervention, control, read_out, value, lo, hi, n.
+        facts: as `caryatid locate --json` prints it, NaN for null.
+        carrier: None with a named reason.
+        candidates: rows, one a scored candidate.
+        effects: rows: intervention, control, read_out, value, lo, hi, n.
         places: shares of bootstrap draws in which the best candidate is at a layer, by layer.
-        remedy: what to try where there is no carrier. notes: where prompts come from, and the like.
+        remedy: what to try where there is no carrier.
+        notes: where prompts come from, and the like.
     """
 
     facts: dict[str, Any]

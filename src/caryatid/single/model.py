@@ -31,7 +31,8 @@ class Model:
     'The capital of France is Paris.'
 
     Attributes:
-        loaded: model and tokenizer. system: the system message; None leaves it to the template.
+        loaded: model and tokenizer.
+        system: the system message; None leaves it to the template.
     """
 
     loaded: LoadedModel
@@ -49,7 +50,14 @@ class Model:
         max_new_tokens: int = 128,
         batch_size: int | None = None,
     ) -> list[Completion]:
-        """Greedy answers to users' texts, in order; `interventions` (`Carrier.ablate()`, `.add(alpha)`) act on all."""
+        """Greedy answers to users' texts, in order.
+
+        Args:
+            texts: what users say; the chat template is put around each.
+            interventions: `Carrier.ablate()`, `.add(alpha)`, …; they act on every token of all prompts and answers.
+            max_new_tokens: token limit of an answer.
+            batch_size: answers decoded at once; None: by the free memory.
+        """
         decoding = Decoding(max_new_tokens, batch_size or self._batch_sizes().generate)
         return generate(self.loaded, self.format, texts, decoding, interventions=interventions)
 
@@ -69,8 +77,15 @@ class Model:
         """Ask the prompts of suites and judge the answers; see `caryatid evaluate --help`.
 
         Args:
-            suites: `harmbench`, `strongreject`, `xstest`, `utility`, … or `all`. limit: prompts of each; 0: all.
+            suites: `harmbench`, `strongreject`, `xstest`, `utility`, … or `all`.
+            limit: prompts of each; 0: all.
+            max_new_tokens: token limit of every answer.
+            source: where prompts come from.
+            seed: of the choice of prompts.
             judge: of refusals; None: the offline rules.
+
+        Raises:
+            UsageError: no such suite. DataMissingError: its prompts are not here.
         """
         asking = Asking(max_new_tokens, self._batch_sizes().generate, self.system)
         wanted = Wanted(suites, source, limit=limit, seed=seed)
@@ -89,8 +104,12 @@ class Model:
         >>> found.facts["carrier"], found.facts["ablation"]["removed"]
 
         Args:
-            settings: how much is measured; None: by its device. out: folder for finished steps, so that a stopped call
-                goes on; None: nothing is kept. judge: of refusals; None: the offline rules.
+            settings: how much is measured; None: by its device.
+            out: folder for finished steps, so that a stopped call goes on; None: nothing is kept.
+            judge: of refusals; None: the offline rules.
+
+        Raises:
+            InputError: the residual stream of the model is not the sum of what its sublayers add.
         """
         from .locate import locate
 
@@ -120,6 +139,11 @@ def load(
     `embedded-refusing`.
 
     Args:
+        spec: which one, as above.
+        dtype: float32, bfloat16 or float16; None: float32 on a CPU, bfloat16 on CUDA.
+        device: cpu, cuda, xpu or mps; None: the first accelerator that there is.
+        revision: of a hub model.
+        system: the system message; None leaves it to the template, an empty one is sent as such.
         options: how its chat template is filled in: thinking, variables, date, which template.
 
     Raises:

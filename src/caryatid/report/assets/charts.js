@@ -5,6 +5,8 @@
   const FRAME = "#D55E00";
   const SIGNS = { circle: "●", square: "■", diamond: "◆", "triangle-up": "▲", cross: "✚", x: "✕", star: "★", "triangle-down": "▼", "line-ew": "–" };
   const coarse = window.matchMedia("(pointer: coarse)");
+  // Plotly shows its buttons all the time, over the drawing, where nothing can hover; there is no place for them then.
+  const hovers = window.matchMedia("(hover: hover)");
 
   // Colours of the page's theme, which charts share.
   function theme() {
@@ -159,7 +161,7 @@
       where.style.height = `${made.height || 240}px`;
       Plotly.newPlot(where, made.data, made.layout, {
         responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg", filename: figure.id },
-        modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]], displayModeBar: coarse.matches ? false : "hover",
+        modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]], displayModeBar: hovers.matches && !coarse.matches ? "hover" : false,
       });
     });
     figure.drawn = { chart, panels };
