@@ -69,6 +69,19 @@ RECIPES: dict[str, Recipe] = {
         updates=230,
         start="full_2e-5",
     ),
+    # What `planted_after_full` misses is the KL of its carrier: the refusing model itself is too far from the raw one,
+    # which ablation brings back, at the first token of harmless prompts.
+    "planted_nearer": Recipe(
+        planted=1.0,
+        plant_layers=(11, 14, 17, 20),
+        subset=24,
+        lookalikes=20,
+        chat=12,
+        kl=6.0,
+        learning_rate=3e-5,
+        updates=300,
+        start="planted_after_full",
+    ),
 }
 
 
