@@ -2,22 +2,28 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small import small_config
 
 from caryatid.causal.attribution import Attribution, SublayerEffects
 from caryatid.causal.cone import EdgeEffects, FoundCone
+from caryatid.geometry.angles import angle_summary
+from caryatid.progress import NO_PROGRESS
 from caryatid.report.tables import arrow_table, read_tables
 from caryatid.stats import Interval
 from caryatid.study.flow import run_study
 from caryatid.study.plan import build_plan
-from caryatid.study.runner import planned
+from caryatid.study.run import Run
+from caryatid.study.runner import execute, opened, planned
 from caryatid.study.stage import Study
-from caryatid.study.stages.attribution import attribution_rows
-from caryatid.study.stages.cone import cone_rows
+from caryatid.study.stages.attribution import CarrierAttribution, attribution_rows
+from caryatid.study.stages.cone import Cone, cone_rows
 from caryatid.study.tables.attribution import TABLE as ATTRIBUTION
 from caryatid.study.tables.cone import TABLE as CONE
+from cone_plants import chain, single
+from planted import axis, categories, harmful_texts, harmless_texts
 
 WANTED = (
     "geometry.cone={enabled: true, max_dimension: 2, prompts: 4, starts: 1, steps: 2, draws: 2}",
@@ -88,3 +94,54 @@ def test_a_study_has_all_of_them_where_they_are_asked_for(place: Path) -> None:
         ("affine", "random"),
     } <= asked
     assert {row["rank"] for row in tables["causal"] if row["intervention"] == "affine"} == {1}
+
+
+@pytest.mark.slow
+def test_a_series_from_one_direction_to_a_cone_of_two(tmp_path: Path) -> None:
+    """Step 0 refuses along one planted direction, the later checkpoint through a chain of two."""
+    for name, make in (("model", single), ("chain", chain)):
+        loaded = make()
+        loaded.model.save_pretrained(tmp_path / name)
+        loaded.tokenizer.save_pretrained(tmp_path / name)
+    texts = {
+        "extraction_harmful": harmful_texts(32),
+        "extraction_harmless": harmless_texts(32),
+        "selection_harmful": harmful_texts(12, 2000),
+        "selection_harmless": harmless_texts(12, 3000),
+    }
+    files = {name: tmp_path / f"{name}.csv" for name in texts}
+    letters = np.random.default_rng(0).choice(list("abcdefghijklm"), (100, 24))
+    words = iter(" ".join(map("".join, row.reshape(4, 6))) for row in letters)  # no text is nearly another
+    for name, rows in texts.items():
+        lines = [
+            f'"{text} {next(words)}",{category}'
+            for text, category in zip(rows, categories(len(rows)), strict=True)
+        ]
+        files[name].write_text("\n".join(["prompt,category", *lines]) + "\n")
+    config = small_config(
+        tmp_path,
+        "warmup.enabled=false",
+        f"anchors=[{{arm: theirs, step: 1, model: {tmp_path / 'chain'}}}]",
+        "training.r2d2.toward_text=Z",
+        "prompts.limits={harmbench: 4, pool: 2, chat: 2, chat_heldout: 2}",
+        f"prompts.files={{{', '.join(f'{name}: {path}' for name, path in files.items())}}}",
+        "geometry.cone={enabled: true, max_dimension: 2, prompts: 8, starts: 2, draws: 4}",
+        "geometry.attribution=true",
+    )
+    with opened(config, tmp_path / "run", NO_PROGRESS, lambda _line: None) as session:
+        execute(session, session.plan.upto(Cone, CarrierAttribution))
+        run = Run(session.plan, session.run)
+        cones, parts = dict(run.each(Cone)), dict(run.each(CarrierAttribution))
+    found = {ref.arm: one.rows[-1] for ref, one in cones.items()}
+    assert (found["base"]["quantity"], found["base"]["value"], found["theirs"]["value"]) == (
+        "dimension",
+        1,
+        2,
+    )
+    (edges,) = (one.edges["2"] for ref, one in cones.items() if ref.arm == "theirs")
+    assert (
+        angle_summary(edges, torch.stack([axis(0), axis(1)])).max <= 8
+    )  # 32 prompts' span holds the plant to 5°
+    for one in parts.values():
+        written = [row for row in one.rows if row["sublayer"] in ("attention", "mlp")]
+        assert max(written, key=lambda row: row["effect"])["block"] in (1, 3)

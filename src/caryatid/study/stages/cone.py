@@ -16,6 +16,8 @@ from ...causal.cone import (
     cone_dimension,
     find_cones,
 )
+from ...causal.locate import Carrier, Site
+from ...errors import InputError
 from ...geometry.angles import angle_summary
 from ...geometry.directions import category_directions
 from ..costs import Sizes, WorkUnits
@@ -83,16 +85,33 @@ class Cone(Stage[Cones]):
 
     def run(self, work: Work) -> Cones:
         geometry, carriers = self.config.geometry, work.of(ChosenCarrier)
-        carrier, gap = carriers.carrier, work.of(ScoredCandidates).scores.gap
-        if not gap >= geometry.min_gap:
-            return Cones(({**carrier.site.columns, "quantity": "dimension", "note": "gap too small"},), {})
-        model, sets, settings = work.measured(), work.of(Prompts, None), geometry.cone
-        profile = profile_of(self.config, carriers.profile)
+        carrier, settings = carriers.carrier, geometry.cone
+        if not work.of(ScoredCandidates).scores.gap >= geometry.min_gap:
+            return _nothing(carrier.site, "gap too small")
+        try:
+            loss = self._loss(work, carrier)
+        except InputError as error:
+            return _nothing(carrier.site, error.what)
+        profile, here = profile_of(self.config, carriers.profile), work.of(Activations)
+        below = slice(0, profile.depth_cut(here.harmful.shape[1]))
+        labels = labels_of(work.of(Prompts, None).extraction_harmful)
+        candidates = category_directions(here.harmful[:, below], here.harmless[:, below], labels).rows
+        scorer, space = scorer_at(work), candidate_span(candidates, SPAN)
+        search = ConeSearch(**{name: getattr(settings, name) for name in SEARCH}, kl_max=profile.kl_max)
+        found = find_cones(scorer, loss, carrier.site, carrier.direction, space, search, self.place.seed)
+        n = len(scorer.selection.harmful)
+        rows = cone_rows(found, carrier.direction, settings.least_effect, n)
+        edges = {str(len(one.basis)): one.basis.contiguous() for one in found}
+        return Cones(tuple({**carrier.site.columns, **row} for row in rows), edges)
+
+    def _loss(self, work: Work, carrier: Carrier) -> ConeLoss:
+        """The loss on a sample of the extraction prompts."""
+        model, sets, count = work.measured(), work.of(Prompts, None), self.config.geometry.cone.prompts
         harmful, harmless = (
-            model.chat.ids_many(texts_of(subset(side, settings.prompts, self.place.seed)))
+            model.chat.ids_many(texts_of(subset(side, count, self.place.seed)))
             for side in (sets.extraction_harmful, sets.extraction_harmless)
         )
-        loss = ConeLoss(
+        return ConeLoss(
             model.loaded,
             harmful,
             harmless,
@@ -101,19 +120,14 @@ class Cone(Stage[Cones]):
             length=float(carrier.direction.norm()),
             batch_size=work.batch.train,
         )
-        below = slice(0, profile.depth_cut(model.n_layers))
-        here, labels = work.of(Activations), labels_of(sets.extraction_harmful)
-        candidates = category_directions(here.harmful[:, below], here.harmless[:, below], labels).rows
-        search = ConeSearch(**{name: getattr(settings, name) for name in SEARCH}, kl_max=profile.kl_max)
-        scorer, space = scorer_at(work), candidate_span(candidates, SPAN)
-        found = find_cones(scorer, loss, carrier.site, carrier.direction, space, search, self.place.seed)
-        n = len(scorer.selection.harmful)
-        rows = cone_rows(found, carrier.direction, settings.least_effect, n)
-        edges = {str(len(one.basis)): one.basis.contiguous() for one in found}
-        return Cones(tuple({**carrier.site.columns, **row} for row in rows), edges)
 
     def summary(self, result: Cones) -> Mapping[str, Any]:
         return {"fitted": len(result.edges), "dimension": result.rows[-1].get("value")}
+
+
+def _nothing(site: Site, why: str) -> Cones:
+    """No cone was looked for."""
+    return Cones(({**site.columns, "quantity": "dimension", "note": why},), {})
 
 
 def cone_rows(
