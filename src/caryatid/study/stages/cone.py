@@ -140,7 +140,7 @@ def cone_rows(
         for name, interval in one.effects._asdict().items():
             rows.append({**own, "quantity": f"{name}_effect", **interval._asdict(), "noise": NOISE})
         values = {
-            "mixed_effect": one.mixed,
+            **({"mixed_effect": one.mixed} if len(one.basis) > 1 else {}),
             "induce_effect": one.induce,
             "kl": one.kl,
             "loss": one.loss,
