@@ -8,8 +8,10 @@ from caryatid.errors import InputError, NumericalError
 from caryatid.geometry.directions import (
     candidate_directions,
     category_directions,
+    in_nullspace,
     is_candidate,
     mean_difference,
+    orthogonalised,
     refused_minus_answered,
     subspace,
     unit,
@@ -139,3 +141,25 @@ def test_directions_turn_and_scale_with_the_activations(seed: int, scale: float)
     torch.testing.assert_close(
         mean_difference(scale * up @ turn, scale * down @ turn), scale * mean_difference(up, down) @ turn
     )
+
+
+def test_a_carrier_is_made_orthogonal_to_the_harmless_mean() -> None:
+    """μ = (0, 4, 0), r = (3, 2, 1): the second component goes."""
+    harmless = torch.tensor([[1.0, 3.0, 0.0], [-1.0, 5.0, 0.0]])
+    assert orthogonalised(torch.tensor([3.0, 2.0, 1.0]), harmless).tolist() == [3.0, 0.0, 1.0]
+    assert torch.equal(orthogonalised(torch.ones(3), torch.zeros(2, 3)), torch.ones(3).double())
+
+
+def test_the_null_space_lacks_the_mean_and_the_axes_that_hold_the_variance() -> None:
+    """Variances of 100, 25 and 1 along three axes: the first two hold 95 %, the third stays."""
+    signs = torch.tensor([[a, b, c] for a in (-1.0, 1) for b in (-1.0, 1) for c in (-1.0, 1)])
+    harmless = torch.zeros(8, 5)
+    harmless[:, :3] = signs * torch.tensor([10.0, 5.0, 1.0])
+    harmless[:, 4] = 7.0
+    found = in_nullspace(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), harmless)
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 3.0, 4.0, 0.0]).double(), rtol=0, atol=1e-9)
+
+
+def test_of_one_harmless_prompt_the_null_space_lacks_itself_alone() -> None:
+    found = in_nullspace(torch.tensor([1.0, 1.0]), torch.tensor([[0.0, 3.0]]))
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0]).double(), rtol=0, atol=1e-9)

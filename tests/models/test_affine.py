@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from caryatid.causal.conditions import Condition, row_interventions
+from caryatid.causal.conditions import Condition, affine_conditions, row_interventions
 from caryatid.errors import InputError
 from caryatid.models.affine import Affine
 from caryatid.models.batch import left_pad
@@ -88,3 +88,18 @@ def test_rows_of_zeros_are_untouched_beside_others_and_conditions_name_it() -> N
             Affine.build(wrong, 1.0, layer=1)
     with pytest.raises(InputError, match="layer"):
         Affine.build(rows, 1.0)
+
+
+def test_conditions_set_the_carrier_and_as_much_along_random_controls() -> None:
+    vector, mean = draw(32), draw(32, seed=1)
+    controls = torch.nn.functional.normalize(draw(2, 1, 32, seed=2), dim=-1)
+    found = affine_conditions(vector, mean, 2, (0.0, 1.0), controls)
+    assert [(one.control, one.alpha, one.draw, one.rank) for one in found] == [
+        ("carrier", 0.0, None, 1), ("random", 0.0, 0, 1), ("random", 0.0, 1, 1),
+        ("carrier", 1.0, None, 1), ("random", 1.0, 0, 1), ("random", 1.0, 1, 1),
+    ]  # fmt: skip
+    model, along = tiny_model("llama"), controls[1, 0]
+    (row,) = row_interventions([found[5]])
+    with intervening(model, row):
+        after = forward(model)[1]
+    assert torch.allclose(after @ along, mean @ along + vector.norm(), atol=1e-4)

@@ -34,6 +34,8 @@ CHANGES = (
     "causal.transfer_pairs=all",
     "nulls.redraws=1",
     "geometry.profile=auto",
+    "geometry.cone={enabled: true, max_dimension: 2, prompts: 4, starts: 1, steps: 2, draws: 2}",
+    "geometry.attribution=true",
 )
 LEFT_OUT = frozenset(
     {"seconds", "sha256"}

@@ -51,8 +51,8 @@ def test_every_table_of_the_contract_is_there(finished: Path) -> None:
         assert (finished / "tables" / f"{table.name}.csv").is_file()
         columns = [column.name for column in table.columns]
         assert all(list(row) == columns for row in tables[table.name])
-        # embedded prompts share none; a carrier in no draw; no nulls asked for
-        may_be_empty = ("dropped", "carrier_places", "nulls")
+        # embedded prompts share none; a carrier in no draw; no nulls, cones or attribution asked for
+        may_be_empty = ("dropped", "carrier_places", "nulls", "cone", "attribution")
         assert tables[table.name] or table.name in may_be_empty, table.name
     anchors = {(row["arm"], row["step"]) for row in tables["behaviour"]}
     assert anchors == {("base", 0), ("sft", 1), ("sft", 2), ("r2d2", 1), ("r2d2", 2)}

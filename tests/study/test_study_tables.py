@@ -40,9 +40,10 @@ CONTRACT = {
     ),
     "verdict": (*PAIR, "label", "rank_change", "reasons", "thresholds"),
 }  # fmt: skip
-# Tables without rows in the small study: its sets share no prompt, nobody asked for nulls (`test_null_stage.py`), and
-# too few of its prompts are refused for directions of their own (`test_behaved_stage.py`).
-NO_ROWS = {"dropped", "nulls", "behaved"}
+# Tables without rows in the small study: its sets share no prompt, nobody asked for nulls (`test_null_stage.py`), cones
+# or an attribution (`test_cone_stage.py`), and too few of its prompts are refused for directions of their own
+# (`test_behaved_stage.py`).
+NO_ROWS = {"dropped", "nulls", "behaved", "cone", "attribution"}
 # Columns that stay empty in the small study, with the reason.
 EMPTY = {
     "behaviour.note": "step 0 answers fewer than nine of ten requests",

@@ -65,7 +65,9 @@ class Condition:
     @property
     def rank(self) -> int:
         """Number of directions; 0 for `none`."""
-        return 0 if self.directions is None else len(self.directions)
+        return (
+            0 if self.row is None or self.directions is None else len(self.directions) - self.row.references
+        )
 
     @property
     def start(self) -> int:
@@ -218,6 +220,26 @@ def addition_conditions(
             scaled = basis.to(vector.dtype) * vector.norm()
             conditions.append(Condition("add", RANDOM, scaled, float(alpha), layer=layer, draw=draw))
     return conditions
+
+
+def affine_conditions(
+    vector: Float[Tensor, "d"],
+    reference: Float[Tensor, "d"],
+    layer: int,
+    alphas: Sequence[float],
+    controls: Float[Tensor, "draws 1 d"] | None = None,
+) -> list[Condition]:
+    """Setting the component along the vector to α of the way from the reference (ACE), then along random controls."""
+    kinds: list[tuple[str, int | None, Tensor]] = [("carrier", None, vector)]
+    kinds += [
+        (RANDOM, draw, basis[0] * vector.norm())
+        for draw, basis in enumerate(() if controls is None else controls)
+    ]
+    return [
+        Condition("affine", name, torch.stack([one, reference.to(one)]), float(alpha), layer=layer, draw=draw)
+        for alpha in alphas
+        for name, draw, one in kinds
+    ]
 
 
 def localisation_conditions(carrier: Float[Tensor, "rank d"], layers: Sequence[int]) -> list[Condition]:

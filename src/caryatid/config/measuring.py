@@ -6,7 +6,25 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from ..geometry.profiles import CALIBRATED, PROFILES, PUBLISHED, Profile
-from .part import Domain, NonNegative, Part, Positive
+from .part import Domain, Fraction, NonNegative, Part, Positive
+
+
+class ConeConfig(Part):
+    """Refusal cones: orthogonal directions that each carry refusal, found by gradient (docs/geometry.md)."""
+
+    enabled: bool = Field(False, description="Whether cones are looked for at every anchor.")
+    max_dimension: Positive = Field(
+        5, description="Most dimensions; the search stops at the first that fails."
+    )
+    prompts: Positive = Field(24, description="Extraction prompts of each kind that a cone is fitted to.")
+    starts: Positive = Field(
+        3, description="Beginnings of the descent: what is known, the others random; the best counts."
+    )
+    steps: Positive = Field(20, description="Steps of the descent at most; it stops where the loss is flat.")
+    draws: Positive = Field(8, description="Controls beside each cone.")
+    least_effect: Fraction = Field(
+        0.1, description="What the weakest edge must remove beyond the controls, as a share of the gap."
+    )
 
 
 class GeometryConfig(Part):
@@ -53,6 +71,10 @@ class GeometryConfig(Part):
         description="Candidates scored in each of these, those most often chosen over the selection prompts.",
     )
     splits: Annotated[int, Field(ge=20)] = 200
+    cone: ConeConfig = ConeConfig()
+    attribution: bool = Field(
+        False, description="Whether it is asked at every anchor which sublayers write the carrier."
+    )
 
     @field_validator("published", "calibrated", mode="before")
     @classmethod
@@ -85,6 +107,16 @@ class CausalConfig(Part):
     unmatched_controls: tuple[Literal["isotropic", "covariance"], ...] = Field(
         (),
         description="Further random subspaces, as drawn, beside those matched on mean ‖Px‖².",
+    )
+    variants: tuple[Literal["orthogonalised", "nullspace"], ...] = Field(
+        (),
+        description="The carrier without its part along the mean harmless activation, or without all that harmless "
+        "activations vary along: ablated where random controls are.",
+    )
+    affine_alphas: tuple[float, ...] = Field(
+        (),
+        description="α of affine edits (ACE) beside controls: 0 sets the component to the harmless mean, 1 to the "
+        "harmful one.",
     )
     prompts: Positive = Field(32, description="Prompts of each kind under every condition.")
     benign_prompts: Positive = Field(32, description="Held-out chat examples for benign KL and NLL.")

@@ -102,6 +102,40 @@ def refused_minus_answered(
     return _mean(activations[refused], "refused") - _mean(activations[~refused], "answered")
 
 
+NULLSPACE_SHARE = 0.95
+"""Of the variance of harmless activations that `in_nullspace` takes out."""
+
+
+def orthogonalised(
+    direction: Float[Tensor, "d"], harmless: Float[Tensor, "harmless d"]
+) -> Float[Tensor, "d"]:
+    """r − ⟨r, μ̂⟩ μ̂, float64: without its part along the mean μ of harmless activations (projected abliteration).
+
+    Raises:
+        InputError: no activations. NumericalError: one is not finite.
+    """
+    mean = unit(_mean(harmless, "harmless"))
+    return direction.double() - (direction.double() @ mean) * mean
+
+
+def in_nullspace(direction: Float[Tensor, "d"], harmless: Float[Tensor, "harmless d"]) -> Float[Tensor, "d"]:
+    """r without its part in the span of harmless activations, float64 (null-space projection, arXiv 2410.02355).
+
+    The span is that of their mean and of the fewest principal axes that hold 95 % of their variance. (Published is the
+    second moment of 100,000 activations without axes below 1e-2; of some tens, nearly every axis would be taken.)
+
+    Raises:
+        InputError: no activations. NumericalError: one is not finite.
+    """
+    mean = _mean(harmless, "harmless")
+    _, values, axes = torch.linalg.svd(harmless.double() - mean, full_matrices=False)
+    held = values.square().cumsum(0) / values.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    count = min(numerical_rank(values, harmless.shape), int((held < NULLSPACE_SHARE).sum()) + 1)
+    _, sizes, span = torch.linalg.svd(torch.cat([unit(mean)[None], axes[:count]]), full_matrices=False)
+    span = span[: numerical_rank(sizes, span.shape)]
+    return direction.double() - (span @ direction.double()) @ span
+
+
 def unit(directions: Float[Tensor, "*site d"]) -> Float[Tensor, "*site d"]:
     """r̂ = r/‖r‖; a zero direction stays zero."""
     norm = directions.norm(dim=-1, keepdim=True)

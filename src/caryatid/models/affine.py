@@ -1,6 +1,7 @@
 """Affine concept editing, ACE: the stream's component along a direction is set, not removed (arXiv 2411.09003)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +26,8 @@ class Affine(Intervention):
 
     Each may have one row, which then holds for every row of a batch.
     """
+
+    references: ClassVar[int] = 1
 
     vector: Float[Tensor, "#rows d"]
     reference: Float[Tensor, "#rows d"]

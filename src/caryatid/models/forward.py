@@ -107,8 +107,8 @@ def at_rows(interventions: Sequence[Intervention], rows: Sequence[int]) -> list[
     return [each.take(index) for each in interventions]
 
 
-def _logits(loaded: LoadedModel, batch: PaddedBatch, keep: int) -> Float[Tensor, "batch keep vocab"]:
-    """Float32 logits of the last `keep` positions; only these go through the output matrix."""
+def batch_logits(loaded: LoadedModel, batch: PaddedBatch, keep: int) -> Float[Tensor, "batch keep vocab"]:
+    """Float32 logits of the last `keep` positions; only these go through the output matrix. Gradients flow through."""
     with contiguous_head(loaded.model):
         out = loaded.model(
             input_ids=batch.ids,
@@ -150,7 +150,7 @@ def last_logits(
     parts, order = [], []
     for rows, batch in _batches(loaded, seqs, batch_size):
         with intervening(loaded.model, *at_rows(interventions, rows)):
-            logits = _logits(loaded, batch, 1)[:, -1]
+            logits = batch_logits(loaded, batch, 1)[:, -1]
         if reduce is not None:
             logits = reduce(logits)
         elif reduce_rows is not None:
@@ -192,7 +192,7 @@ def answer_logprobs(
         lengths = torch.tensor([len(answers[row]) for row in rows], device=loaded.device)
         width = int(lengths.max())
         with intervening(loaded.model, *at_rows(interventions, rows)):
-            kept = _logits(loaded, batch, width + 1)  # the last one predicts beyond the answer
+            kept = batch_logits(loaded, batch, width + 1)  # the last one predicts beyond the answer
         column = torch.arange(width, device=loaded.device)
         mask = column < lengths.unsqueeze(1)
         source = torch.where(mask, column + width - lengths.unsqueeze(1), 0)  # answers end at the right edge
@@ -232,7 +232,7 @@ def block_inputs(
             intervening(loaded.model, *at_rows(interventions, rows)),
             capture_block_inputs(loaded.model, layers, n_positions) as captured,
         ):
-            _logits(loaded, batch, 1)
+            batch_logits(loaded, batch, 1)
         parts.append(captured.stacked().cpu())
         order += rows
     return _restore_order(parts, order)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -32,9 +32,13 @@ class Intervention(ABC):
     directions, of which the last dimension is the width d. A row of zeros in every tensor leaves the stream untouched,
     bit for bit. Other fields (which blocks, for instance) hold for all rows.
 
+    `references`: how many of the rows that `build` is given are no directions.
+
     Raises:
         InputError: tensors with different numbers of rows, or values that are not finite.
     """
+
+    references: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         where, tensors = type(self).__name__, self._tensors()

@@ -131,12 +131,14 @@ def _kind(row: Row) -> tuple[str, str]:
     names = [name for name, *_ in DOSES]
     if row["intervention"] == "none":
         return names[0], names[0]
-    if row["control"] == "carrier":
-        added = row["intervention"] == "add"
-        return (names[2], f"α {row['alpha']:g}") if added else (names[1], f"k {row['rank']}")
+    if row["control"] == "carrier" and row["intervention"] == "ablate":
+        return names[1], f"k {row['rank']}"
+    if row["control"] == "carrier" and row["intervention"] == "add":
+        return names[2], f"α {row['alpha']:g}"
     if str(row["control"]).startswith("random"):
         return names[4], str(row["control"])
-    return names[3], str(row["control"])
+    other = "" if row["intervention"] == "ablate" else f", {row['intervention']} α {row['alpha']:g}"
+    return names[3], f"{row['control']}{other}"
 
 
 def frontier(points: Sequence[Dose]) -> list[Dose]:

@@ -29,6 +29,8 @@ them:
     behaved         r without prompts that do not behave               (anchor)
     rank            dimensions of refusal                              (anchor)
     probe           where harm and refusal can be read                 (anchor)
+    cone            orthogonal directions that each carry refusal      (anchor)
+    attribution     which sublayers write the carrier                  (anchor)
     interventions   ablation and addition beside controls              (anchor)
     transfer        refusals under own and others' carriers            (anchor)
     comparison      drift and change of rank                           (pair)

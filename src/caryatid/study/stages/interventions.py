@@ -14,6 +14,7 @@ from ...causal.conditions import (
     Condition,
     ablation_conditions,
     addition_conditions,
+    affine_conditions,
     control_conditions,
     localisation_conditions,
     random_bases,
@@ -25,6 +26,7 @@ from ...causal.readouts import ReadOutPrompts, generate_under, refusal_scores, t
 from ...causal.table import forced_rows
 from ...config.measuring import CausalConfig
 from ...data.prompts import Prompt
+from ...geometry.directions import in_nullspace, orthogonalised
 from ..costs import Sizes, WorkUnits, decoding, scoring
 from ..series import AnchorRef, anchors_of, series_of
 from ..stage import AnyStage, Stage, register_stage
@@ -41,6 +43,8 @@ Row = dict[str, Any]
 TILTS: Mapping[str, float] = {"isotropic": 0.0, "covariance": 1.0}
 CONTRAST = "question − instruction"
 STEP_0 = "step-0 carrier"
+VARIANTS = {"orthogonalised": orthogonalised, "nullspace": in_nullspace}
+LATER = ("variants", "affine_alphas")  # settings without a place in the key where they ask for nothing
 GENERATED = ("harmbench", "xstest_safe", "xstest_unsafe", "utility")
 
 
@@ -72,6 +76,7 @@ class Interventions(Stage[Intervened]):
     def settings(self) -> Mapping[str, Any]:
         causal = self.study.settings["causal"]
         own = {key: value for key, value in causal.items() if not key.startswith("transfer_")}
+        own = {key: value for key, value in own.items() if value or key not in LATER}
         return {"causal": own, "max_new_tokens": self.config.behaviour.max_new_tokens}
 
     def size(self) -> str:
@@ -91,16 +96,17 @@ class Interventions(Stage[Intervened]):
         a carrier may lack a rank, or a direction beside it."""
         causal = self.config.causal
         controlled = _wanted(causal.controls_at, key)
-        draws, others = causal.random_draws * controlled, 2 * controlled
+        draws, others = causal.random_draws * controlled, (2 + len(causal.variants)) * controlled
         kinds = draws * (1 + len(causal.unmatched_controls))
-        conditions = 1 + len(causal.ranks) * (1 + kinds) + len(causal.alphas) * (1 + draws) + others
+        strengths = len(causal.alphas) + len(causal.affine_alphas)
+        conditions = 1 + len(causal.ranks) * (1 + kinds) + strengths * (1 + draws) + others
         if _wanted(causal.sweeps_at, key):
             conditions += len({*causal.sweep_ranks} - {*causal.ranks})
             conditions += len({*causal.sweep_alphas} - {*causal.alphas})
         if not (key or causal.generated_at == "all"):
             return conditions, 0
         drawn = min(causal.generated_controls, draws)
-        answered = (len(causal.ranks) + len(causal.alphas)) * (1 + drawn)
+        answered = (len(causal.ranks) + strengths) * (1 + drawn)
         return conditions, answered + others * bool(causal.generated_controls)
 
     def _units(self, sizes: Sizes, key: bool) -> WorkUnits:
@@ -174,6 +180,10 @@ class Interventions(Stage[Intervened]):
             others[STEP_0] = work.of(ChosenCarrier, self.place.base).carrier.direction
         if len(carrier.contrast):
             others[CONTRAST] = carrier.contrast[0]
+        for name in self.config.causal.variants:
+            left = VARIANTS[name](carrier.direction, benign).float()
+            if left.norm() > 1e-6 * carrier.direction.norm():  # else nothing is left to ablate
+                others[f"{name} carrier"] = left
         return Collector(self.config.causal, carrier, benign, self.place.seed, key).collect(others)
 
     def _at_their_sites(self, work: Work, carrier: Carrier, rows: list[Row]) -> list[Row]:
@@ -241,8 +251,8 @@ class Collected:
 
 
 class Collector:
-    """Collects the conditions of one anchor: the carrier ablated at every rank and added at every α beside controls,
-    other directions, and the dose response."""
+    """Collects the conditions of one anchor: the carrier ablated at every rank, added and set at every α beside
+    controls, other directions, and the dose response."""
 
     def __init__(
         self,
@@ -284,6 +294,8 @@ class Collector:
                 found.add(control_conditions(self._draw(rank, kind), f"random {kind}"))
         layer = carrier.site.layer
         found.add(addition_conditions(carrier.direction, layer, config.alphas, single))
+        reference = self.benign.mean(dim=0)
+        found.add(affine_conditions(carrier.direction, reference, layer, config.affine_alphas, single))
         for name, direction in others.items() if controlled else ():
             beside = ablation_conditions(unit_row(direction), name=name)
             found.conditions += beside

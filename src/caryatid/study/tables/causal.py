@@ -19,12 +19,16 @@ def _rows(run: Run) -> list[Row]:
 TABLE = register_table(
     Table(
         "causal",
-        "Refusal, over-refusal, usefulness, benign KL and perplexity with directions ablated or added at run time.",
+        "Refusal, over-refusal, usefulness, benign KL and perplexity with directions ablated, added or set.",
         (
             *ANCHOR,
-            Column("intervention", str, "none, ablate or add"),
+            Column("intervention", str, "none, ablate, add or affine"),
             Column("rank", int, "number of directions; 0 for none"),
-            Column("alpha", float, "strength of an ablation, or of an addition in units of ‖r‖"),
+            Column(
+                "alpha",
+                float,
+                "strength of an ablation, of an addition in units of ‖r‖, or of an affine edit",
+            ),
             Column(
                 "control",
                 str,
