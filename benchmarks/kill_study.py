@@ -5,8 +5,8 @@
 
 A tiny random model goes through every stage: warm-up, training, attacks, answers, geometry, interventions, report.
 With `inline` the study's process is killed and started again; with `ray` one of the processes that hold a stage.
-Checked is that the tables equal those of the study left alone, that no more was done again than what a process had done in
-the interval before it was killed, and that the run directory holds the same files. Exit code 1 where it is not so.
+Checked is that the tables equal those of the study left alone, that no more was done again than what a process had done
+in the interval before it was killed, and that the run directory holds the same files. Exit code 1 where it is not so.
 States are kept every INTERVAL seconds instead of every minute, so that a study of half a minute has many of them.
 """
 
