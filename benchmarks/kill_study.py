@@ -29,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 INTERVAL = 1.0  # seconds
 SLACK = 1.5  # seconds that one unit of work may take beside that on a busy machine
+REPORT = 3.0  # seconds that tables and report take
 SETTINGS = (
     "attacks.fixed_source.steps=6",
     "attacks.adaptive={enabled: true, at: last, behaviours: 2, steps: 6}",
@@ -228,10 +229,11 @@ class Killed:
         return found
 
 
-def kill_inline(folder: Path, kills: int, longest: float, chance: random.Random) -> Killed:
+def kill_inline(folder: Path, kills: int, alone: Path, chance: random.Random) -> Killed:
     """Kill the study's process at random moments of its work, then let it finish."""
     killed = Killed(folder)
     while len(killed.kills) < kills:
+        longest = 2 * seconds_left(folder, alone) / (kills - len(killed.kills))
         before, process = _begun(folder), study(folder)
         while _begun(folder) == before and process.poll() is None:
             time.sleep(0.05)
@@ -247,15 +249,14 @@ def kill_inline(folder: Path, kills: int, longest: float, chance: random.Random)
     return killed
 
 
-def kill_workers(folder: Path, kills: int, longest: float, chance: random.Random) -> Killed:
+def kill_workers(folder: Path, kills: int, alone: Path, chance: random.Random) -> Killed:
     """Kill processes that hold a stage, at random moments, while the study's own process lives."""
     killed, process = Killed(folder), study(folder, "--executor", "ray")
-    while process.poll() is None:
-        time.sleep(chance.uniform(0, longest))
-        pids = _holders(folder) - {process.pid}
-        if pids and len(killed.kills) < kills:
+    while process.poll() is None and (left := kills - len(killed.kills)) > 0:
+        time.sleep(chance.uniform(0, 2 * seconds_left(folder, alone) / left))
+        if pids := _holders(folder) - {process.pid}:
             killed.kill(chance.choice(sorted(pids)))
-    if process.returncode:
+    if process.wait():
         raise RuntimeError(f"the study failed: {_last_words(folder)}")
     return killed
 
@@ -286,13 +287,20 @@ def _last_words(folder: Path) -> str:
     return " / ".join((folder / "log").read_text(errors="replace").splitlines()[-5:])
 
 
-def undisturbed(folder: Path) -> float:
-    """The study left alone; the seconds that its stages took."""
+def undisturbed(folder: Path) -> None:
+    """The study left alone."""
     folder.mkdir()
     if study(folder).wait():
         raise RuntimeError(f"the study failed: {_last_words(folder)}")
-    manifests = (folder / "run").glob("stages/*/*/manifest.json")
-    return sum(float(json.loads(path.read_text())["seconds"]) for path in manifests)
+
+
+def seconds_left(folder: Path, alone: Path) -> float:
+    """What is not done of a study took so long in the one that was left alone; with tables and report."""
+    found = REPORT
+    for manifest in (alone / "run").glob("stages/*/*/manifest.json"):
+        if not (folder / "run" / manifest.relative_to(alone / "run")).exists():
+            found += float(json.loads(manifest.read_text())["seconds"])
+    return found
 
 
 def main() -> None:
@@ -309,13 +317,13 @@ def main() -> None:
     kill = kill_workers if asked.executor == "ray" else kill_inline
     with tempfile.TemporaryDirectory() as name:
         alone = Path(name) / "alone"
-        seconds = undisturbed(alone)
+        undisturbed(alone)
         faults = []
         # A study that comes to its end before it was killed so often is followed by another one.
         while (left := asked.kills - sum(len(run.kills) for run in runs)) > 0:
             folder = Path(name) / f"killed-{len(runs)}"
             folder.mkdir()
-            runs.append(kill(folder, left, 2 * seconds / asked.kills, chance))
+            runs.append(kill(folder, left, alone, chance))
             faults += [f"{folder.name}: {fault}" for fault in runs[-1].faults(alone)]
         hit = Counter(one.stage for run in runs for one in run.kills)
         repeated = [each for run in runs for each in run.repeated()]

@@ -13,8 +13,8 @@ KILLS = 5
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_study_that_is_killed_comes_to_the_tables_of_one_that_is_not(tmp_path: Path) -> None:
-    seconds = undisturbed(tmp_path / "alone")
+    undisturbed(tmp_path / "alone")
     (tmp_path / "killed").mkdir()
-    killed = kill_inline(tmp_path / "killed", KILLS, 2 * seconds / KILLS, random.Random(0))
+    killed = kill_inline(tmp_path / "killed", KILLS, tmp_path / "alone", random.Random(0))
     assert len(killed.kills) >= 3
     assert killed.faults(tmp_path / "alone") == []

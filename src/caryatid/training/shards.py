@@ -53,7 +53,8 @@ def shard(model: nn.Module, device: torch.device, ranks: Ranks) -> None:
     mesh = init_device_mesh(device.type, (ranks.size,))
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    model.to(device)
+    for value in (*outside, *model.buffers()):
+        value.data = value.data.to(device)
     # The decoder has no weights of its own to share; it makes all blocks parts of one pass, which then fetches ahead.
     root: Any = model
     fully_shard(root.get_decoder(), mesh=mesh, ignored_params=outside)
