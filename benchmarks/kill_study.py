@@ -318,6 +318,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         alone = Path(name) / "alone"
         undisturbed(alone)
+        seconds = seconds_left(Path(name), alone)
         faults = []
         # A study that comes to its end before it was killed so often is followed by another one.
         while (left := asked.kills - sum(len(run.kills) for run in runs)) > 0:
@@ -328,7 +329,7 @@ def main() -> None:
         hit = Counter(one.stage for run in runs for one in run.kills)
         repeated = [each for run in runs for each in run.repeated()]
         print(
-            f"{hit.total()} kills in {len(runs)} studies of {seconds:.0f} s of stages under {asked.executor}"
+            f"{hit.total()} kills in {len(runs)} studies of {seconds:.0f} s under {asked.executor}"
         )
         print(f"at: {', '.join(f'{kind} {count}' for kind, count in hit.most_common())}")
         print(f"units done again: {len(repeated)}, at most {max(repeated, default=0):.2f} s before the kill")
