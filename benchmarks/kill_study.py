@@ -328,9 +328,7 @@ def main() -> None:
             faults += [f"{folder.name}: {fault}" for fault in runs[-1].faults(alone)]
         hit = Counter(one.stage for run in runs for one in run.kills)
         repeated = [each for run in runs for each in run.repeated()]
-        print(
-            f"{hit.total()} kills in {len(runs)} studies of {seconds:.0f} s under {asked.executor}"
-        )
+        print(f"{hit.total()} kills in {len(runs)} studies of {seconds:.0f} s under {asked.executor}")
         print(f"at: {', '.join(f'{kind} {count}' for kind, count in hit.most_common())}")
         print(f"units done again: {len(repeated)}, at most {max(repeated, default=0):.2f} s before the kill")
         print("\n".join(faults) or "tables equal, at most an interval done again, nothing left behind")
