@@ -102,8 +102,7 @@ def test_ranks_agree_with_one(tmp_path: Path, arm: str, mode: str, ranks: int) -
     [
         ("r2d2", 2),
         pytest.param("r2d2", 4, marks=pytest.mark.slow),
-        *(pytest.param(arm, 2, marks=pytest.mark.slow) for arm in ("sft", "r2d2_static", "lat", "dpo")),
-        pytest.param("circuit_breakers", 4, marks=pytest.mark.slow),
+        *(pytest.param(arm, 2, marks=pytest.mark.slow) for arm in ("r2d2_static", "dpo")),
     ],
 )
 def test_weights_in_parts_train_as_whole_ones_do(tmp_path: Path, arm: str, ranks: int) -> None:
