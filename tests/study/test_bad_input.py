@@ -289,6 +289,16 @@ def test_an_arm_that_does_not_exist(model: Path, capsys: pytest.CaptureFixture[s
     )
 
 
+def test_training_that_cannot_be_shared_out_is_refused_before_it_begins(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = ["study", "plan", "--config", study_file(tmp_path, model), "--set", "training.shard=fsdp2"]
+    for more in (["--set", "training.mode=full"], ["--set", "model.dtype=bfloat16"]):
+        line = fails(capsys, 2, *study, *more)
+        assert "training.shard: " in line
+        assert "model.dtype to float32" in line
+
+
 def test_a_loss_that_is_not_finite_keeps_earlier_anchors(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -187,6 +187,48 @@ def test_a_read_only_folder_is_named(
     assert set(states) == {"done", "missing"}
 
 
+def _heeding_permissions() -> list[str]:
+    """What begins a command that permissions hold for: a superuser gives up what lifts them."""
+    if os.geteuid() != 0:
+        return []
+    asked = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if shutil.which("setpriv") is None or subprocess.run([*asked, "true"], check=False).returncode:
+        pytest.skip("a superuser cannot give up its privileges here")
+    return asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [".", "stages", "tables"])
+def test_a_folder_without_permission_is_named_and_the_rest_stays(
+    place: Path, finished: Path, out: Path, tmp_path: Path, closed: str
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(dump_config(small_config(place)))
+    forget(out, "verdict")
+    before = {path: path.read_bytes() for path in (out / "stages").rglob("*") if path.is_file()}
+    study = [sys.executable, "-m", "caryatid", "study", "run", "--config", str(file), "--out", str(out)]
+    (out / closed).chmod(0o555)
+    try:
+        ended = subprocess.run(
+            [*_heeding_permissions(), *study], capture_output=True, text=True, timeout=300, check=False
+        )
+    finally:
+        (out / closed).chmod(0o755)
+    assert ended.returncode == 2, ended.stderr[-2000:]
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("caryatid: ")]
+    assert str(out / closed) in line
+    assert "Permission denied" in line
+    assert "Traceback" not in ended.stderr
+    assert not list(out.rglob("*.tmp"))
+    assert not (out / "leases").exists()
+    for path, content in before.items():
+        assert path.read_bytes() == content
+    done = {path.parent.parent.name for path in out.glob("stages/*/*/manifest.json")}
+    assert ("verdict" in done) == (closed == "tables")
+    run_study(small_config(place), out)
+    assert tables(out) == tables(finished)
+
+
 @pytest.mark.slow
 def test_sigterm_ends_a_study_that_then_goes_on(place: Path, finished: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "study.yaml", tmp_path / "run"

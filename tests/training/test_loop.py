@@ -78,7 +78,7 @@ def _arm(
 ) -> TrainedArm:
     loaded = load_model(str(folder))
 
-    def after(step: int) -> None:
+    def after(step: int, _numbers: object) -> None:
         if step == stop_after:
             raise _Stop
 
@@ -304,7 +304,7 @@ def test_benign_kl_is_the_definition(folder: Path, tmp_path: Path) -> None:
 def test_non_finite_loss_stops_and_keeps_earlier_anchors(folder: Path, tmp_path: Path) -> None:
     loaded_then: list[LoadedModel] = []
 
-    def poison(step: int) -> None:
+    def poison(step: int, _numbers: object) -> None:
         if step == 2:
             with torch.no_grad():
                 next(loaded_then[0].model.parameters()).fill_(float("nan"))

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from caryatid.errors import InputError
 from caryatid.training.ranks import ALONE, Ranks
+from caryatid.training.shards import check_shards
 from tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +23,7 @@ from pathlib import Path
 sys.path[:0] = [r"{tests}", r"{tests}/training"]
 import test_loop
 from dataclasses import asdict, replace
+from caryatid.models.layout import decoder_layers
 from caryatid.models.load import load_model
 from caryatid.models.template import ChatFormat
 from caryatid.training.arms import arm_named
@@ -32,13 +35,19 @@ out = Path(r"{out}")
 loaded = load_model(r"{folder}")
 settings = TrainingSettings(
     mode="{mode}", lora=LoraSettings(r=2, alpha=4), learning_rate=1e-2, chat_batch_size=3, accumulation=2,
-    max_length=64, r2d2=replace(test_loop.ADVERSARIAL, cases=3),
+    max_length=64, r2d2=replace(test_loop.ADVERSARIAL, cases=3), shard="{shard}",
 )
 examples = test_loop.EXAMPLES
 job = ArmJob(arm_named("{arm}"), settings, examples, examples[:2], test_loop.BEHAVIOURS, (1, 3), seed=0)
+def after(step, _numbers):
+    if step == {stop}:
+        sys.exit()
 arm = train_arm(
-    loaded, ChatFormat(loaded.tokenizer), job, out / "anchors", out / "work", ranks=ranks
+    loaded, ChatFormat(loaded.tokenizer), job, out / "anchors", out / "work", ranks=ranks, after_update=after
 )
+values = list(decoder_layers(loaded.model).parameters())
+held = sum(getattr(value, "_local_tensor", value).numel() for value in values)
+(out / f"share-{{ranks.rank}}.json").write_text(json.dumps(held / sum(value.numel() for value in values)))
 if ranks.main:
     (out / "rows.json").write_text(json.dumps([asdict(row) for row in arm.rows]))
 """
@@ -60,13 +69,16 @@ def _launch(arguments: list[str], ranks: int, cwd: Path) -> subprocess.Completed
 
 
 def _trained(
-    tmp_path: Path, folder: Path, ranks: int, arm: str, mode: str
+    tmp_path: Path, folder: Path, ranks: int, arm: str, mode: str = "lora", shard: str = "none", stop: int = 0
 ) -> tuple[list[Any], dict[str, Any]]:
-    out = tmp_path / f"{arm}-{ranks}"
-    out.mkdir()
-    script = tmp_path / f"{arm}-{ranks}.py"
-    script.write_text(SCRIPT.format(tests=ROOT / "tests", out=out, folder=folder, arm=arm, mode=mode))
+    out = tmp_path / f"{arm}-{ranks}-{shard}"
+    out.mkdir(exist_ok=True)
+    script = out / "train.py"
+    settings = {"folder": folder, "arm": arm, "mode": mode, "shard": shard, "stop": stop}
+    script.write_text(SCRIPT.format(tests=ROOT / "tests", out=out, **settings))
     _launch([str(script)], ranks, tmp_path)
+    if stop:
+        return [], {}
     weights: dict[str, Any] = {}
     for step in (1, 3):
         (file,) = (out / "anchors" / f"step-{step:06d}").glob("*.safetensors")
@@ -81,15 +93,56 @@ def _trained(
 def test_ranks_agree_with_one(tmp_path: Path, arm: str, mode: str, ranks: int) -> None:
     """Three cases and three chat rows on two ranks, and on four, one of which has nothing to do."""
     folder = save_tiny(tmp_path / "llama", "llama")
-    one_rows, one = _trained(tmp_path, folder, 1, arm, mode)
-    rows, several = _trained(tmp_path, folder, ranks, arm, mode)
+    one = _trained(tmp_path, folder, 1, arm, mode)
+    _check_equal(one, _trained(tmp_path, folder, ranks, arm, mode))
+
+
+@pytest.mark.parametrize(
+    ("arm", "ranks"),
+    [
+        ("r2d2", 2),
+        pytest.param("r2d2", 4, marks=pytest.mark.slow),
+        *(pytest.param(arm, 2, marks=pytest.mark.slow) for arm in ("r2d2_static", "dpo")),
+    ],
+)
+def test_weights_in_parts_train_as_whole_ones_do(tmp_path: Path, arm: str, ranks: int) -> None:
+    """Also when they are broken off and begun again; of four ranks one has no rows of its own, but runs as well."""
+    folder = save_tiny(tmp_path / "llama", "llama")
+    one = _trained(tmp_path, folder, 1, arm)
+    _trained(tmp_path, folder, ranks, arm, shard="fsdp2", stop=2)
+    _check_equal(one, _trained(tmp_path, folder, ranks, arm, shard="fsdp2"))
+    files = (tmp_path / f"{arm}-{ranks}-fsdp2").glob("share-*.json")
+    shares = [json.loads(file.read_text()) for file in files]
+    assert len(shares) == ranks
+    assert sum(shares) == pytest.approx(1.0)
+    assert max(shares) < 1.3 / ranks  # rank 2 of the adapters cannot be shared out evenly
+
+
+def test_what_cannot_be_shared_out_is_refused() -> None:
+    for mode, dtype in (("full", torch.float32), ("lora", torch.bfloat16)):
+        with pytest.raises(InputError, match=r"training\.shard"):
+            check_shards(mode, dtype)
+    check_shards("lora", torch.float32)
+
+
+def _check_equal(alone: tuple[list[Any], dict[str, Any]], together: tuple[list[Any], dict[str, Any]]) -> None:
+    """Rows and weights of one process and of several, up to rounding."""
+    (one_rows, one), (rows, several) = alone, together
     assert several.keys() == one.keys()
     for name, value in one.items():
         torch.testing.assert_close(several[name], value, rtol=1e-3, atol=1e-5)
     for a, b in zip(one_rows, rows, strict=True):
         for key in ("step", "gcg_steps", "tokens", "gcg_tokens", "pool_age"):
             assert a[key] == b[key], key
-        for key in ("loss_sft", "loss_away", "loss_toward", "gcg_loss", "delta_weight", "benign_kl"):
+        for key in (
+            "loss_sft",
+            "loss_away",
+            "loss_toward",
+            "loss_dpo",
+            "gcg_loss",
+            "delta_weight",
+            "benign_kl",
+        ):
             assert b[key] == pytest.approx(a[key], rel=1e-4, nan_ok=True), key
 
 

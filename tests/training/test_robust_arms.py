@@ -316,7 +316,7 @@ def train(
 ) -> TrainedArm:
     loaded = load_model(str(folder))
 
-    def after(step: int) -> None:
+    def after(step: int, _numbers: object) -> None:
         if step == stop_after:
             raise _Stop
 

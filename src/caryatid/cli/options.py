@@ -19,6 +19,13 @@ Model = typer.Option(..., "--model", "-m", help=_MODEL)
 ModelArgument = typer.Argument(help=_MODEL)
 Source = typer.Option("auto", "--source", help="auto, benchmarks or embedded.")
 Json = typer.Option(False, "--json", help="Print the result as JSON.")
+Track = typer.Option(
+    [],
+    "--track",
+    metavar="NAME",
+    help="Send numbers of training and events to a tracker, too: tensorboard, trackio, wandb, … (docs/scale.md); "
+    "may be repeated.",
+)
 Dtype = typer.Option(None, "--dtype", help="float32, bfloat16 or float16.")
 Device = typer.Option(
     None, "--device", help="cpu, cuda, xpu or mps; default: the first accelerator that there is."

@@ -23,6 +23,7 @@ def run_stage(
         metavar="I/N",
         help="Only part I of N of one stage (attacks: whole blocks of cases); the stage itself then collects them.",
     ),
+    track: list[str] = options.Track,
     as_json: bool = options.Json,
 ) -> None:
     """Run stages whose needs are done; other runners may work in the same directory."""
@@ -30,7 +31,7 @@ def run_stage(
 
     part = None if shard is None else _part(shard)
     with TerminalProgress() as progress:
-        ran = run_stages(directory, names, part, progress=progress, announce=announce)
+        ran = run_stages(directory, names, part, progress=progress, announce=announce, track=track)
     rows = [{"stage": name, "ran": name in ran} for name in names]
     if as_json:
         print_json(rows if len(rows) > 1 else rows[0])

@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from ..errors import UsageError
+from . import options
 from .console import TerminalProgress, announce, print_json, print_table, say
 from .watching import watch_run
 
@@ -43,6 +44,7 @@ def run(
         "--repair",
         help="Compare all finished stages with their checksums; compute anew what is damaged.",
     ),
+    track: list[str] = options.Track,
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Run a study, or resume it where it stopped."""
@@ -64,6 +66,7 @@ def run(
             out or Path("runs") / settings.name,
             executor=where,
             repair=repair,
+            track=track,
             progress=progress,
             announce=announce,
         )

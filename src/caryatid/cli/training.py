@@ -21,6 +21,7 @@ def train(
     config: Path | None = typer.Option(None, "--config", help="A YAML file instead of a preset."),
     out: Path | None = typer.Option(None, "--out", help="Run directory; default runs/ARM."),
     overrides: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Change one setting."),
+    track: list[str] = options.Track,
     as_json: bool = options.Json,
 ) -> None:
     """Train one arm in a run directory; a study in the same directory goes on from there."""
@@ -34,7 +35,9 @@ def train(
         preset=preset or (None if config else "quick"), file=config, overrides=[*named, *overrides]
     )
     with TerminalProgress() as progress:
-        anchors = train_only(settings, out or Path("runs") / arm, progress=progress, announce=announce)
+        anchors = train_only(
+            settings, out or Path("runs") / arm, track=track, progress=progress, announce=announce
+        )
     if not anchors:  # one of several processes that train together, not the first
         return
     if as_json:

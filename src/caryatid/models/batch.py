@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import InputError, MemoryExhaustedError, out_of_memory
 from .layout import hidden_size, num_layers
 from .load import LoadedModel
+from .lockstep import is_lockstep
 from .sizes import BatchSizes
 
 T = TypeVar("T")
@@ -137,7 +138,7 @@ def with_backoff(fn: Callable[[int], T], size: int) -> BackedOff[T]:
     """Call `fn(size)`, halving the size each time memory runs out.
 
     Raises:
-        MemoryExhaustedError: memory also runs out at size 1.
+        MemoryExhaustedError: memory also runs out at size 1; in lockstep (`lockstep.py`) at once.
     """
     size = max(1, size)
     while True:
@@ -146,10 +147,10 @@ def with_backoff(fn: Callable[[int], T], size: int) -> BackedOff[T]:
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            if size == 1:
+            if size == 1 or is_lockstep():
                 raise MemoryExhaustedError(
-                    "out of memory at batch size 1",
-                    remedy="Use a smaller model, a shorter token limit, or a device with more memory.",
+                    f"out of memory at batch size {size}",
+                    remedy="Use smaller batches, a smaller model, a shorter token limit, or a device with more memory.",
                 ) from error
         size //= 2
         if torch.cuda.is_available():

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,10 +24,14 @@ class Events:
     Every line has `time` (UTC), `event`, `host` and `pid`. Of a stage: `stage_started`; once a minute `stage_running`
     with the task in hand (`doing`, `done`, `total`, units per second as `rate`) and `memory`; and `stage_done` or
     `stage_failed`. `memory`: bytes of the process, and of the device, at their peak since the stage began.
+
+    Attributes:
+        tell: also gets each event and its facts.
     """
 
     folder: Path
     host: str = field(default_factory=socket.gethostname)
+    tell: Callable[[str, Mapping[str, Any]], None] = lambda _event, _facts: None
 
     def write(self, event: str, **facts: Any) -> None:
         """Append a line, whole; where that cannot be written the run goes on without it."""
@@ -40,6 +45,7 @@ class Events:
                 os.write(file, f"{line}\n".encode())
             finally:
                 os.close(file)
+        self.tell(event, facts)
 
 
 @dataclass

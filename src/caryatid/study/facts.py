@@ -17,6 +17,7 @@ from ..models.load import choose_device, load_model
 from ..models.resolve import resolve
 from ..models.sizes import BatchSizes
 from ..paths import hub_offline
+from ..training.shards import check_shards
 from ..training.trainee import check_precision
 from .recorded import Facts
 
@@ -41,6 +42,8 @@ def settle_facts(config: StudyConfig, earlier: Facts | None) -> Settled:
     dtype = config.model.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     if not config.observed:
         check_precision(config.training.mode, getattr(torch, dtype))
+        if config.training.shard != "none":
+            check_shards(config.training.mode, getattr(torch, dtype))
     weights = resolve(
         config.model.spec, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
     ).identity

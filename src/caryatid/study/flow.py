@@ -43,7 +43,7 @@ what is not done yet (`runner`), writes the tables (`tables/`, one file each) an
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def run_study(
     *,
     executor: Executor | None = None,
     repair: bool = False,
+    track: Sequence[str] = (),
     progress: Progress = NO_PROGRESS,
     announce: Callable[[str], None] = lambda _line: None,
 ) -> RunResult:
@@ -88,14 +89,15 @@ def run_study(
     Args:
         executor: where stages run (`executors`); None: in this process.
         repair: compare all finished stages with their checksums, and compute anew what is damaged.
+        track: experiment trackers that get numbers of training and events, as accelerate names them.
 
     Raises:
         UsageError: `out` cannot be used, or another process is using it with another configuration.
-        DataMissingError: a finished stage is damaged, and `repair` is not set; names the file.
+        DataMissingError: a finished stage is damaged and `repair` not set; names the file. Or a tracker is missing.
         CaryatidError: as the stages raise them; finished stages stay.
     """
     started = time.monotonic()
-    with opened(config, out, progress, announce, repair=repair) as session:
+    with opened(config, out, progress, announce, repair=repair, track=track) as session:
         session.events.write("run_started", stages=len(session.plan))
         run_all = executor.execute if executor else execute
         executed = len(run_all(session, session.plan))
@@ -116,6 +118,7 @@ def train_only(
     config: StudyConfig,
     out: Path,
     *,
+    track: Sequence[str] = (),
     progress: Progress = NO_PROGRESS,
     announce: Callable[[str], None] = lambda _line: None,
 ) -> list[dict[str, Any]]:
@@ -130,7 +133,7 @@ def train_only(
         raise UsageError(
             "an observed series trains nothing", where="anchors", remedy="Give anchors as steps."
         )
-    with opened(config, out, progress, announce) as session:
+    with opened(config, out, progress, announce, track=track) as session:
         execute(session, session.plan.upto(Train))
         run = Run(session.plan, session.run)
         if not session.ranks.main:

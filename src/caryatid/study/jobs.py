@@ -5,7 +5,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from .stage import Study
 from .stages.prompts import Prompts
 from .stages.train import where_is
 from .todo import LOOK_EVERY
+from .tracking import check_trackers
 from .work import Session, Work
 
 Shard = tuple[int, int]
@@ -35,13 +36,16 @@ def silent(_line: str) -> None:
 
 
 @contextmanager
-def joined(directory: Path, progress: Progress, announce: Callable[[str], None]) -> Iterator[Session]:
+def joined(
+    directory: Path, progress: Progress, announce: Callable[[str], None], track: Sequence[str] = ()
+) -> Iterator[Session]:
     """A study that was begun, as its run directory describes it; nothing is settled anew.
 
     Raises:
         UsageError: not a run directory, or its prompts are not there yet and cannot be had as they were. InputError: it
             is damaged.
     """
+    check_trackers(track)
     run = RunDirectory.existing(directory)
     config, facts = parse_config(run.config_text(), str(run.config_path)), Facts.of_run(run)
     torch.set_float32_matmul_precision(config.model.matmul)
@@ -56,8 +60,8 @@ def joined(directory: Path, progress: Progress, announce: Callable[[str], None])
                 where=str(directory),
                 remedy="Run `caryatid study run` again.",
             )
-    session = Session(study, plan, run, where_is, prompts, progress, announce)
-    with session.leases.kept_alive():
+    session = Session(study, plan, run, where_is, prompts, progress, announce, track=track)
+    with closing(session.tracking), session.leases.kept_alive():
         yield session
 
 
@@ -68,11 +72,13 @@ def run_stages(
     *,
     progress: Progress = NO_PROGRESS,
     announce: Callable[[str], None] = silent,
+    track: Sequence[str] = (),
 ) -> list[str]:
     """Run stages of a study that was begun, in this order, or a part of the only one; other runners may be at work.
 
     Args:
         shard: keep the results of part I of N alone; when all parts are done, the whole stage only collects them.
+        track: experiment trackers; see `Tracking`.
 
     Returns:
         Those that ran here; the others were done already, or another runner that held them has done them.
@@ -81,7 +87,7 @@ def run_stages(
         UsageError: not a run directory, no such stage, one that it needs is not done, or it has no such part.
         CaryatidError: as the stages raise it.
     """
-    with joined(directory, progress, announce) as session:
+    with joined(directory, progress, announce, track) as session:
         plan, where = session.plan, str(directory)
         for name in names:
             if name not in plan:
@@ -144,7 +150,7 @@ class Job:
 
     Attributes:
         directory: absolute. stages: ids. shard: of the only one. gpus: devices that it takes. memory: bytes that it
-            is forecast to take, 0 where nobody knows.
+            is forecast to take, 0 where nobody knows. track: experiment trackers.
     """
 
     directory: str
@@ -152,6 +158,7 @@ class Job:
     shard: Shard | None = None
     gpus: int = 0
     memory: float = 0.0
+    track: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -181,7 +188,7 @@ def run_job(job: Job) -> Failure | None:
         Exception: a bug, as it is.
     """
     try:
-        run_stages(Path(job.directory), job.stages, job.shard)
+        run_stages(Path(job.directory), job.stages, job.shard, track=job.track)
     except Exception as error:  # what is a user's error is told; everything else is raised again as it is
         found = user_error(error)
         if found is None:

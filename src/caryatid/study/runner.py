@@ -4,7 +4,7 @@ import functools
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +28,7 @@ from .series import anchors_of
 from .stage import Study
 from .stages.train import observed_anchor, where_is
 from .todo import Todo
+from .tracking import check_trackers
 from .usage import Peak
 from .work import Session, Work
 
@@ -54,12 +55,15 @@ def opened(
     announce: Callable[[str], None],
     *,
     repair: bool = False,
+    track: Sequence[str] = (),
 ) -> Iterator[Session]:
     """A run directory, settled by the first of the processes that train together; the others read what it settled.
 
     Args:
         repair: compare all finished stages with their checksums, and compute anew what is damaged.
+        track: experiment trackers that get numbers of training and events; see `Tracking`.
     """
+    check_trackers(track)
     torch.set_float32_matmul_precision(config.model.matmul)
     ranks = Ranks.start()
     new = not out.exists()
@@ -79,8 +83,9 @@ def opened(
                 run.discard_unused(folder=new)
                 raise
             session = Session(
-                plan.study, plan, run, where_is, settled.prompts, progress, announce, ranks, repair
+                plan.study, plan, run, where_is, settled.prompts, progress, announce, ranks, repair, track
             )
+            stack.callback(session.tracking.close)
             stack.enter_context(session.leases.kept_alive())
         ranks.barrier()
         yield session

@@ -1,12 +1,14 @@
 """What a running stage works with: results of earlier stages, opened models, and a folder for partial work."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from ..anchors import Anchor, builds_on, open_anchor, open_from
 from ..artifacts import RunDirectory, StageFolder
@@ -28,6 +30,7 @@ from .leases import Leases
 from .plan import Plan, Planned
 from .series import AnchorRef
 from .stage import Stage, Study
+from .tracking import Numbers, Tracking
 
 R = TypeVar("R")
 _SAME: Any = object()
@@ -59,16 +62,22 @@ class Models:
             return None
         return open_from(anchor, start, self.open(ref.base))
 
-    def fresh(self, anchor: Anchor) -> LoadedModel:
-        """An anchor's model, loaded anew; weights that somebody else trained are checked first."""
+    def fresh(self, anchor: Anchor, *, in_parts: bool = False) -> LoadedModel:
+        """An anchor's model, loaded anew; weights that somebody else trained are checked first.
+
+        Args:
+            in_parts: it stays on the CPU, from where training takes it to the device in parts.
+        """
         config, facts = self.study.config, self.study.facts
         loaded = open_anchor(
             anchor,
             dtype=facts.dtype,
-            device=facts.device,
+            device="cpu" if in_parts else facts.device,
             trust_remote_code=config.model.trust_remote_code,
             options=config.model.chat_options,
         )
+        if in_parts:
+            loaded = replace(loaded, device=torch.device(facts.device))
         if config.observed and anchor.weights:
             check_loaded(loaded, config.model.system)
         return loaded
@@ -85,7 +94,7 @@ class Session:
 
     Attributes:
         locate: says where an anchor's weights are. settled_prompts: as collected when the run began; None: their copy
-            in the run directory is all that is left. repair: damaged stages are computed anew.
+            in the run directory is all that is left. repair: damaged stages are computed anew. track: trackers.
     """
 
     study: Study
@@ -97,14 +106,17 @@ class Session:
     announce: Callable[[str], None] = lambda _line: None
     ranks: Ranks = ALONE
     repair: bool = False
+    track: Sequence[str] = ()
     results: Results = field(init=False)
     models: Models = field(init=False)
     leases: Leases = field(init=False)
     events: Events = field(init=False)
+    tracking: Tracking = field(init=False)
 
     def __post_init__(self) -> None:
         self.leases = Leases(self.run)
-        self.events = Events(self.run.path)
+        self.tracking = Tracking(self.track, self.study.config.name, self.run.path)
+        self.events = Events(self.run.path, tell=self.tracking.event)
         self.results = Results(self.plan, self.run)
         self.models = Models(self.study, self._where)
 
@@ -202,6 +214,10 @@ class Work:
     def kept(self, name: str) -> AbstractContextManager[None]:
         """Batches that are run inside are kept under this name, so that a killed stage does not run them again."""
         return kept(self.folder.work_dir / "pieces" / name)
+
+    def tracked(self) -> AbstractContextManager[Numbers]:
+        """Context that takes numbers of the training under way, for experiment trackers."""
+        return self.session.tracking.training(self.entry.id)
 
     @contextmanager
     def progressing(self, what: str, total: int) -> Iterator[Progress]:

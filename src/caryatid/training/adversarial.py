@@ -36,7 +36,8 @@ class Attacked(NamedTuple):
 
 
 class CaseSource:
-    """Draws cases from the pool and refreshes their suffixes as the arm says; ranks share the attacks.
+    """Draws cases from the pool and refreshes their suffixes as the arm says; ranks share the attacks
+    (in lockstep all attack all cases).
 
     Args:
         settings: of the attack. pool: the cases; its seed is also that of attacks.
@@ -66,7 +67,7 @@ class CaseSource:
         """GCG from each case's present suffix against the weights of `loaded`."""
         # Each case has its own generator, so that the draws do not depend on which rank attacks it.
         seeds = torch.randint(2**31 - 1, (len(indices),), generator=self.generator).tolist()
-        mine = self.ranks.mine(len(indices))
+        mine = range(len(indices)) if self.ranks.lockstep else self.ranks.mine(len(indices))
         states = [self._state(indices[row]) for row in mine]
         if steps:
             states = gcg_steps(
@@ -77,7 +78,7 @@ class CaseSource:
                 batch_size=self.limit,
                 generator=[torch.Generator().manual_seed(seeds[row]) for row in mine],
             )
-        everywhere = self.ranks.gathered(states, len(indices))
+        everywhere = states if self.ranks.lockstep else self.ranks.gathered(states, len(indices))
         for index, state in zip(indices, everywhere, strict=True):
             self.pool.put(index, state.suffix_ids)
         return Attacked(

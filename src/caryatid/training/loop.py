@@ -3,8 +3,8 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,19 +169,20 @@ def train_arm(
     *,
     ranks: Ranks = ALONE,
     progress: Progress = NO_PROGRESS,
-    after_update: Callable[[int], None] = lambda _step: None,
+    after_update: Callable[[int, Mapping[str, float]], None] = lambda _step, _numbers: None,
 ) -> TrainedArm:
     """Train one arm from `loaded` (step 0, taken over) and save its anchors under `out`.
 
     Args:
         work: where the state for resuming lies; a later call with the same arguments goes on from there.
         ranks: the processes that train together, each of which calls this; the first one writes.
-        after_update: called after every optimizer update.
+        after_update: called after every optimizer update with its step and numbers (`_Training.numbers`).
 
     Raises:
         NumericalError: a loss or gradient is not finite; anchors saved before stay.
     """
     settings, anchors = job.settings, job.anchors
+    ranks = replace(ranks, lockstep=settings.shard == "fsdp2" and ranks.size > 1)
     trainee = Trainee(loaded, settings, updates=anchors[-1], seed=job.seed, ranks=ranks)
     source = None
     if job.arm.terms is not None:
@@ -207,11 +208,11 @@ def train_arm(
                 source.after_update(trainee.step)
             training.totals.seconds += time.monotonic() - started
             progress.advance()
-            if trainee.step in anchors and ranks.main:
+            if trainee.step in anchors and ranks.saves:
                 training.stop_at_anchor(benign_kl(trainee, held, 2 * settings.chat_batch_size))
             else:
                 training.save_now_and_then()
-            after_update(trainee.step)
+            after_update(trainee.step, training.numbers())
     progress.done()
     ranks.barrier()
     return TrainedArm(
@@ -221,7 +222,7 @@ def train_arm(
 
 @dataclass
 class _Training:
-    """An arm in training, and what it has logged."""
+    """An arm in training, and what it has logged. `now`: of the update in hand, a value a micro-batch."""
 
     arm: Arm
     trainee: Trainee
@@ -230,6 +231,7 @@ class _Training:
     work: Path
     totals: _Totals = field(default_factory=_Totals)
     rows: list[TrainingRow] = field(default_factory=list)
+    now: dict[str, list[float]] = field(default_factory=dict)
     saved: float = field(default_factory=time.monotonic)
     saving: float = 0.0
 
@@ -286,15 +288,50 @@ class _Training:
         trainee.save_weights(self.out / f"step-{trainee.step:06d}")
         self.save_state()
 
+    def add(self, name: str, value: float) -> None:
+        """A loss term of one micro-batch."""
+        self.totals.add(name, value)
+        self.now.setdefault(f"loss_{name}", []).append(value)
+
+    def follow(self, name: str, loss: float) -> None:
+        """The loss that an attack on one micro-batch came to; NaN: there was none."""
+        self.totals.follow(loss)
+        if not math.isnan(loss):
+            self.now.setdefault(name, []).append(loss)
+
+    def numbers(self) -> dict[str, float]:
+        """What trackers get of the update just made.
+
+        Every loss term and `pool_loss`, the target loss of the drawn cases after their attack, are means over
+        micro-batches; `closing` is pool_loss − loss_toward, the nats per token by which the refusal is likelier than
+        the target under attack. Of sums since step 0: tokens, gcg_tokens, seconds; at an anchor also the other columns
+        of its `TrainingRow`.
+        """
+        found = {name: sum(values) / len(values) for name, values in self.now.items()}
+        self.now.clear()
+        if found.keys() >= {"pool_loss", "loss_toward"}:
+            found["closing"] = found["pool_loss"] - found["loss_toward"]
+        if self.rows and self.rows[-1].step == self.trainee.step:
+            at_anchor = asdict(self.rows[-1])
+            found |= {name: at_anchor[name] for name in ("delta_weight", "benign_kl", "flops", "pool_age")}
+        rate = self.trainee.optimizer.param_groups[0]["lr"]
+        totals = self.totals
+        sums = {"tokens": totals.tokens, "gcg_tokens": totals.gcg_tokens, "seconds": totals.seconds}
+        return {**found, **sums, "learning_rate": rate}
+
     def save_now_and_then(self) -> None:
         """Save the state between anchors when much work would be lost otherwise; only the last one is kept.
 
         The first of several ranks does. All of them end here where the scheduler asked for it.
         """
+        ranks = self.trainee.ranks
         due = time.monotonic() - self.saved >= max(SAVE_AFTER, SAVE_SHARE * self.saving)
-        if self.trainee.ranks.main and (due or asked_to_end()):
+        ending = asked_to_end()
+        if ranks.lockstep:
+            due, ending = ranks.shared((due, ending))
+        if ranks.saves and (due or ending):
             self.save_state()
-        if asked_to_end():
+        if ending:
             raise KeyboardInterrupt
 
     def save_state(self) -> None:
@@ -306,8 +343,9 @@ class _Training:
             "source": self.source.state_dict() if self.source else None,
         }
         self.trainee.save_state(self._state(step), extra)
-        for other in self._saved_steps() - {step, *(row.step for row in self.rows)}:
-            shutil.rmtree(self._state(other))
+        if self.trainee.ranks.main:
+            for other in self._saved_steps() - {step, *(row.step for row in self.rows)}:
+                shutil.rmtree(self._state(other))
         self.saved = time.monotonic()
         self.saving = self.saved - began
 
@@ -322,13 +360,13 @@ def _micro_batch(training: _Training, chat_rows: Sequence[Example], share: float
         with trainee.attacked() as loaded:
             drawn, attacked = training.source.draw(loaded)
         totals.spend(attacked)
-        totals.follow(attacked.loss)
+        training.follow("pool_loss", attacked.loss)
     rows, weight = my_share(trainee.ranks, chat_rows)
     value = 0.0
     if rows:
         out = trainee.forward(rows)
         value = trainee.backward(sft_loss(out.logits, out.targets) * weight * share, "sft") / share
-    totals.add("sft", trainee.ranks.summed(value))
+    training.add("sft", trainee.ranks.summed(value))
     totals.tokens += token_count(chat_rows)
     if drawn is not None:
         _on_cases(training, drawn._replace(chat=chat_rows), share)
@@ -342,8 +380,8 @@ def _on_cases(training: _Training, drawn: DrawnCases, share: float) -> None:
     if terms.total is not None:
         trainee.backward(terms.total * share, " and ".join(terms.values))
     for name, value in terms.values.items():
-        totals.add(name, trainee.ranks.summed(value))
+        training.add(name, trainee.ranks.summed(value))
     totals.tokens += terms.tokens
     totals.gcg_tokens += terms.forward_tokens
     totals.gcg_backward_tokens += terms.backward_tokens
-    totals.follow(terms.attack_loss)
+    training.follow("attack_loss", terms.attack_loss)

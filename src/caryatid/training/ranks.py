@@ -28,10 +28,14 @@ def _leave() -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together: `rank` of `size`. The first one writes."""
+    """This process among those that train together: `rank` of `size`. The first one writes.
+
+    `lockstep`: each holds a part of the weights (`shards.py`); every forward, backward and save takes all of them.
+    """
 
     rank: int = 0
     size: int = 1
+    lockstep: bool = False
 
     @classmethod
     def start(cls) -> "Ranks":
@@ -75,6 +79,11 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    @property
+    def saves(self) -> bool:
+        """Whether this process takes part in measuring and saving an anchor."""
+        return self.main or self.lockstep
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -76,6 +76,10 @@ class TrainingSettings(Settings):
     mixed_precision: Literal["no", "bf16"] = setting("no", "Autocast of training; losses stay float32.")
     max_length: int = setting(512, "Tokens of a training example; longer ones are cut.", gt=0)
     gradient_checkpointing: bool = setting(False, "Compute activations again in the backward pass.")
+    shard: Literal["none", "fsdp2"] = setting(
+        "none",
+        "fsdp2: processes that train together (torchrun) hold each block's weights in parts; LoRA on float32 only.",
+    )
     r2d2: R2D2Settings = setting(R2D2Settings(), "Pool and inner attack of the adversarial arms.")
     cat: CatSettings = setting(CatSettings(), "Of the arm cat.")
     lat: LatSettings = setting(LatSettings(), "Of the arm lat.")

@@ -38,8 +38,13 @@ LossTerms = Callable[[Trainee, DrawnCases, R2D2Settings], Terms]
 
 
 def my_share(ranks: Ranks, rows: Sequence[Example]) -> tuple[list[Example], float]:
-    """This process's rows, and their share of all supervised tokens: the weight of their mean loss."""
+    """This process's rows, and their share of all supervised tokens: the weight of their mean loss.
+
+    In lockstep a process without rows takes the first one, with weight 0.
+    """
     mine = [rows[i] for i in ranks.mine(len(rows))]
+    if ranks.lockstep and not mine:
+        return list(rows[:1]), 0.0
     supervised = sum(len(row.answer) for row in rows)
     return mine, sum(len(row.answer) for row in mine) / max(supervised, 1)
 

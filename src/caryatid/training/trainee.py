@@ -18,10 +18,12 @@ from ..files import file_sha256, read_json, system_errors, write_json
 from ..models.batch import right_pad
 from ..models.heads import picked_head
 from ..models.load import LoadedModel
+from ..models.lockstep import in_lockstep
 from ..models.quiet import quiet_transformers
 from .adapters import LowPrecisionAdapters, MergedCopy
 from .ranks import ALONE, Ranks
 from .settings import LoraSettings, Mode, TrainingSettings
+from .shards import check_shards, like, shard, whole
 
 _TENSORS = "state.safetensors"
 _DAMAGED = "Delete its folder: training then goes on from the state before, or begins anew."
@@ -87,10 +89,11 @@ class Trainee:
         settings: what is trained, optimizer and schedule.
         updates: length of the whole schedule, in optimizer updates.
         seed: of the adapters' initial values and of dropout.
-        ranks: the processes that train together; all hold the same weights.
+        ranks: the processes that train together; all hold the same weights, in lockstep each a part of them
+            (`shards.py`; `loaded.device` is then where its part goes).
 
     Raises:
-        InputError: full training of 16-bit weights.
+        InputError: full training of 16-bit weights, or what cannot be shared out.
     """
 
     def __init__(
@@ -117,6 +120,9 @@ class Trainee:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
+        if ranks.lockstep:
+            check_shards(mode, loaded.dtype)
+            shard(model, loaded.device, ranks)
         low = self.peft is not None and LowPrecisionAdapters.suit(self.peft)
         self._low_precision = LowPrecisionAdapters(self.peft) if low else None
         self._merged: MergedCopy | None = None  # made at the first attack
@@ -185,8 +191,9 @@ class Trainee:
 
     def update(self) -> None:
         """One optimizer update from the gradients accumulated on all ranks."""
-        self.ranks.sum_gradients(self.parameters)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        if not self.ranks.lockstep:  # else each part has its sum already
+            self.ranks.sum_gradients(self.parameters)
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)))
         if not math.isfinite(norm):
             raise NumericalError(
                 f"the gradient's norm is {norm} at step {self.step + 1}",
@@ -218,8 +225,13 @@ class Trainee:
     def attacked(self) -> Iterator[LoadedModel]:
         """The model for the many forwards of an attack, in the precision of training.
 
-        Adapters are merged into a copy of a float32 model, and in 16 bits in a 16-bit one.
+        Adapters are merged into a copy of a float32 model, and in 16 bits in a 16-bit one; where the weights lie in
+        parts, they run as in training, and all ranks attack in lockstep.
         """
+        if self.ranks.lockstep:
+            with self._precision(), in_lockstep(self.ranks.shared):
+                yield self.loaded
+            return
         if self.peft is not None and self._low_precision is None and self._merged is None:
             self._merged = MergedCopy(self.peft) if MergedCopy.suit(self.peft) else None
         narrow = nullcontext() if self._low_precision is None else self._low_precision.open()
@@ -246,7 +258,7 @@ class Trainee:
     @torch.no_grad()
     def _set(self, values: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
+            parameter.copy_(like(value, parameter))
 
     @torch.no_grad()
     def delta_weight(self) -> float:
@@ -259,19 +271,28 @@ class Trainee:
             if not hasattr(module, "lora_A"):
                 continue
             for name, scale in module.scaling.items():  # type: ignore[union-attr, operator]
-                a = module.lora_A[name].weight.double()  # type: ignore[index, union-attr]
-                b = module.lora_B[name].weight.double()  # type: ignore[index, union-attr]
+                a = whole(module.lora_A[name].weight).double()  # type: ignore[index, union-attr]
+                b = whole(module.lora_B[name].weight).double()  # type: ignore[index, union-attr]
                 total += float(scale) ** 2 * float(((a @ a.T) * (b.T @ b)).sum())
         return math.sqrt(max(total, 0.0))
 
     def save_weights(self, folder: Path) -> None:
-        """The trained weights as safetensors: a PEFT adapter, or the full model with its tokenizer. Atomic."""
+        """The trained weights as safetensors: a PEFT adapter, or the full model with its tokenizer. Atomic.
+
+        All ranks that `Ranks.saves` names call it together; the first one writes.
+        """
+        model: Any = self.peft or self.loaded.model
+        given: dict[str, Any] = {}
+        if self.ranks.lockstep:
+            kept = {name: value for name, value in model.state_dict().items() if "lora_" in name}
+            given = {"state_dict": {name: whole(value) for name, value in kept.items()}}
+        if not self.ranks.main:
+            return
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model: Any = self.peft or self.loaded.model
         with quiet_transformers(), system_errors(folder):
-            model.save_pretrained(str(partial))
+            model.save_pretrained(str(partial), **given)
             if self.mode == "full":
                 self.loaded.tokenizer.save_pretrained(str(partial))
         (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
@@ -279,16 +300,21 @@ class Trainee:
         partial.rename(folder)
 
     def save_state(self, folder: Path, extra: dict[str, Any]) -> None:
-        """Everything a resumed run needs: weights, optimizer moments, schedule, random state, and `extra` as JSON."""
+        """Everything a resumed run needs: weights, optimizer moments, schedule, random state, and `extra` as JSON.
+
+        Called as `save_weights`.
+        """
         from safetensors.torch import save_file
 
+        tensors = {f"weight.{i}": whole(value.detach()) for i, value in enumerate(self.parameters)}
+        for index, parameter in enumerate(self.parameters):
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{index}.{key}"] = whole(torch.as_tensor(value))
+        if not self.ranks.main:
+            return
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        tensors = {f"weight.{i}": value.detach() for i, value in enumerate(self.parameters)}
-        for index, parameter in enumerate(self.parameters):
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
         tensors["random"] = self._random
         if self._cuda_random is not None:
             tensors["random_cuda"] = self._cuda_random
@@ -315,8 +341,7 @@ class Trainee:
         if not file.is_file() or file_sha256(file) != facts.get("sha256"):
             raise DataMissingError("the kept state is damaged", where=str(file), remedy=_DAMAGED)
         tensors = load_file(file)
-        device = self.loaded.device
-        self._set([tensors[f"weight.{i}"].to(device) for i in range(len(self.parameters))])
+        self._set([tensors[f"weight.{i}"] for i in range(len(self.parameters))])
         for index, parameter in enumerate(self.parameters):
             prefix = f"optimizer.{index}."
             found = {
@@ -324,7 +349,7 @@ class Trainee:
             }
             if found:
                 self.optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(device) for key, value in found.items()
+                    key: value if key == "step" else like(value, parameter) for key, value in found.items()
                 }
         self.scheduler.load_state_dict(facts["schedule"])
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):

@@ -18,6 +18,7 @@ from ...errors import InputError, NumericalError
 from ...models.batch import RowLimit
 from ...models.cache import PrefixCache, SuffixKeys
 from ...models.load import LoadedModel
+from ...models.lockstep import agreed, is_lockstep
 from ...models.template import ChatFormat
 from .candidates import (
     Substitutions,
@@ -107,6 +108,10 @@ def gcg_engine(
     """
     slots = tuple(_slot(chat, state) for state in states)
     targets = tuple(tuple(chat.answer_ids(state.goal.target, end_of_turn=False)) for state in states)
+    # In lockstep each forward gathers weights: nothing is recorded, compiled, or copied.
+    together = is_lockstep()
+    repetitions = 0 if together else settings.steps
+    fuse = worth_fusing(loaded.model) if settings.compiled is None else settings.compiled
     engine = GcgEngine(
         loaded,
         chat,
@@ -117,17 +122,17 @@ def gcg_engine(
         exact=exact,
         limit=limit,
         scoring="plain",
-        fuse=worth_fusing(loaded.model) if settings.compiled is None else settings.compiled,
+        fuse=fuse and not together,
         low=None,
         low_prefix=None,
         survival=tuple(Survival() for _ in slots),
-        gradients=Replay(loaded.device, settings.steps),
-        texts=tuple(Replay(loaded.device, settings.steps) for _ in slots),
+        gradients=Replay(loaded.device, repetitions),
+        texts=tuple(Replay(loaded.device, repetitions) for _ in slots),
     )
     layouts, wanted = engine.layouts(states), settings.scoring or default_scoring(loaded.device)
     prefix = None if wanted == "plain" else build_prefix_cache(loaded, layouts)
     scoring, low = usable_scoring(loaded, layouts, prefix, wanted), None
-    if settings.width > settings.rescored:
+    if settings.width > settings.rescored and not together:
         low = low_precision(loaded, settings.search_precision)
     low_prefix = prefix.to(low.loaded.dtype) if low is not None and prefix is not None else None
     return replace(engine, prefix=prefix, scoring=scoring, low=low, low_prefix=low_prefix)
@@ -345,7 +350,7 @@ def _step(
         _ordered(engine, slot, layout, case.gradient, generator)
         for slot, layout, case, generator in zip(engine.slots, layouts, found.cases, generators, strict=True)
     ]
-    results = _score(engine, layouts, orders, found)
+    results = agreed(_score(engine, layouts, agreed(orders), found))
     return [
         _advance(engine, index, state, layout, result)
         for index, (state, layout, result) in enumerate(zip(states, layouts, results, strict=True))

@@ -192,7 +192,9 @@ class Sending:
         names = tuple(entry.id for entry in entries)
         gpus = 1 if self.session.study.facts.device.startswith("cuda") else 0
         memory = max((self.memory.get(name, 0.0) for name in names), default=0.0)
-        return Job(str(self.session.run.path.resolve()), names, part, gpus, memory)
+        return Job(
+            str(self.session.run.path.resolve()), names, part, gpus, memory, self.session.tracking.names
+        )
 
     def _look(self) -> CaryatidError | None:
         """Take in what ended; the first failure."""

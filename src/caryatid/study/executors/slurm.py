@@ -20,8 +20,13 @@ WORKERS = 8  # jobs at the same time where nobody says
 TIMEOUT_MIN = 24 * 60
 ASK_EVERY = 15.0  # seconds between two looks at the queue; results are seen at once, as files
 REQUEUES = 100  # of a job that reaches its time limit: it goes on from what it kept
-# States in which Slurm leaves a job for good. One that it begins anew is pending, and then running.
+# States in which Slurm leaves a job for good while it is in the queue. One that it begins anew, after a lost node or a
+# preemption, is pending next, and then running.
 ENDED = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"})
+# What the accounting says of jobs that have not ended.
+UNDER_WAY = frozenset(
+    {"COMPLETING", "CONFIGURING", "PENDING", "REQUEUED", "RESIZING", "RUNNING", "SUSPENDED"}
+)
 
 
 class Begun:
@@ -94,15 +99,18 @@ class OnSlurm:
         logs = str(handle.paths.stderr)
         if handle.paths.result_pickle.exists():
             return Outcome(handle.result(), logs)  # a bug in a stage keeps its traceback
-        state = self._state(handle)
-        if state not in ENDED or handle.paths.result_pickle.exists():
+        state = self._ended(handle)
+        if state is None or handle.paths.result_pickle.exists():
             return None
         kind = "MemoryExhaustedError" if state == "OUT_OF_MEMORY" else "JobError"
         said = f"Slurm ended job {handle.job_id} ({state.lower().replace('_', ' ')}); see {logs}"
         return Outcome(Failure(kind, said), logs)
 
-    def _state(self, handle: Any) -> str:
-        """A job's state by the queue; where that has forgotten the job, by the accounting, if there is one."""
+    def _ended(self, handle: Any) -> str | None:
+        """The state in which Slurm left a job for good, None: it has not.
+
+        The queue says so; of a job that it has forgotten, the accounting, where there is one.
+        """
         now = time.monotonic()
         if now - self._asked > ASK_EVERY:
             asked = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i %T"]
@@ -111,8 +119,11 @@ class OnSlurm:
                 self._asked = now
                 self._states = dict(line.split()[:2] for line in said.stdout.splitlines())
         if handle.job_id in self._states or self._asked - self._sent[handle.job_id] < ASK_EVERY:
-            return self._states.get(handle.job_id, "PENDING")
+            state = self._states.get(handle.job_id)
+            return state if state in ENDED else None
         known = str(handle.state).split()[0].removesuffix("+")
+        if known in UNDER_WAY:
+            return None
         return "FAILED" if known == "UNKNOWN" else known
 
     def cancel(self, handles: Sequence[Any]) -> None:

@@ -42,8 +42,8 @@ class Train(Stage[Trained]):
         yield from step_zero(self.study, self.place.seed)
 
     def settings(self) -> Mapping[str, Any]:
-        # The parts of other arms than this one leave its anchors as they are.
-        others = {arm.part for arm in ARMS.values()} - {arm_named(self.place.arm).part}
+        # The parts of other arms than this one leave its anchors as they are, and so does where its weights lie.
+        others = {arm.part for arm in ARMS.values()} - {arm_named(self.place.arm).part} | {"shard"}
         settings = {k: v for k, v in self.study.settings["training"].items() if k not in others}
         steps = list(self.config.steps)
         arm = {"arm": self.place.arm, "steps": steps, "training": settings, "seed": self.place.seed}
@@ -86,7 +86,7 @@ class Train(Stage[Trained]):
         prompts, chat = work.of(Prompts, None), work.of(Chat, None)
         work.models.close()
         base = work.models.where(AnchorRef(self.place.seed, BASE, 0))
-        loaded = work.models.fresh(base)
+        loaded = work.models.fresh(base, in_parts=config.shard != "none" and work.ranks.size > 1)
         folder = work.folder.file("anchors")
         job = ArmJob(
             arm=arm,
@@ -98,15 +98,17 @@ class Train(Stage[Trained]):
             seed=self.place.seed,
             gcg_batch=work.batch.gcg,
         )
-        trained = train_arm(
-            loaded,
-            work.chat(loaded),
-            job,
-            folder,
-            work.folder.work_dir,
-            ranks=work.ranks,
-            progress=work.progress,
-        )
+        with work.tracked() as numbers:
+            trained = train_arm(
+                loaded,
+                work.chat(loaded),
+                job,
+                folder,
+                work.folder.work_dir,
+                ranks=work.ranks,
+                progress=work.progress,
+                after_update=numbers,
+            )
         if not work.ranks.main:
             return Trained((), ())
         anchors = []
