@@ -72,7 +72,7 @@ def test_mcnemar_needs_pairs() -> None:
         mcnemar_exact([True], [True, False])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_holm_against_statsmodels(pvalues: list[float]) -> None:
     np.testing.assert_allclose(holm(pvalues), multipletests(pvalues, method="holm")[1], atol=1e-12)

@@ -180,11 +180,11 @@ def test_an_adapter_with_new_tokens(kind: str, dtype: torch.dtype, tmp_path: Pat
     resized.resize_token_embeddings(402, mean_resizing=False)
     resized.get_output_embeddings().weight.data[400:] = 0
     resized.get_input_embeddings().weight.data[400:] = 0
-    model = get_peft_model(
-        resized, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **options)
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
+        model = get_peft_model(
+            resized, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **options)
+        )
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.1 * torch.randn(parameter.shape)

@@ -217,6 +217,7 @@ def test_same_study_again_runs_nothing_and_changes_nothing(place: Path, finished
     assert {row.state for row in study_status(finished)} == {"done"}
 
 
+@pytest.mark.slow
 def test_another_run_with_the_same_seed_gives_the_same_tables(place: Path, finished: Path) -> None:
     other = run_study(small_config(place), place / "other").directory
     assert _comparable(other) == _comparable(finished)
@@ -229,7 +230,10 @@ def test_a_changed_setting_reruns_only_what_depends_on_it(place: Path, finished:
     assert back.executed == 0
 
 
-@pytest.mark.parametrize("until", ["training.log", "answers", "candidates"])
+@pytest.mark.parametrize(
+    "until",
+    ["candidates", *(pytest.param(one, marks=pytest.mark.slow) for one in ("training.log", "answers"))],
+)
 def test_killed_runs_resume_to_the_same_tables(
     place: Path, finished: Path, tmp_path: Path, until: str
 ) -> None:

@@ -76,6 +76,7 @@ def test_every_label_follows_from_its_plant(a: str, b: str, label: str, rank: st
 WIDER, NEARER = Thresholds(angle=15.0), Thresholds(depth_shift=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "start", "inside", "label", "outside", "other", "thresholds"),
     [

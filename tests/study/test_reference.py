@@ -25,11 +25,13 @@ def reference() -> Any:
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_every_kind_of_stage_is_in_the_study(run: Path) -> None:
     ran = {entry.stage.kind for entry in open_run(run).plan}
     assert ran == {kind.kind for kind in stage_kinds()}
 
 
+@pytest.mark.slow
 def test_tables_are_those_of_the_reference(run: Path, reference: Any) -> None:
     assert list(differences(condensed(run), reference)) == []
 
@@ -47,6 +49,7 @@ def test_a_change_is_seen(reference: Any) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_all_arms_seeds_and_attacks_are_measured(run: Path) -> None:
     tables = read_tables(run)
     assert {row["seed"] for row in tables["verdict"]} == {0, 1}

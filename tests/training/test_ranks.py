@@ -97,13 +97,10 @@ def test_ranks_agree_with_one(tmp_path: Path, arm: str, mode: str, ranks: int) -
     _check_equal(one, _trained(tmp_path, folder, ranks, arm, mode))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arm", "ranks"),
-    [
-        ("r2d2", 2),
-        pytest.param("r2d2", 4, marks=pytest.mark.slow),
-        *(pytest.param(arm, 2, marks=pytest.mark.slow) for arm in ("r2d2_static", "dpo")),
-    ],
+    [("r2d2", 4), ("r2d2", 2), ("r2d2_static", 2), ("dpo", 2)],
 )
 def test_weights_in_parts_train_as_whole_ones_do(tmp_path: Path, arm: str, ranks: int) -> None:
     """Also when they are broken off and begun again; of four ranks one has no rows of its own, but runs as well."""
