@@ -42,7 +42,7 @@ test: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 test-slow: install-dev
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 # A small study on a real Ray cluster of two nodes and on a real Slurm, both on this machine; Slurm from Debian's packages.
 test-cluster: install-dev

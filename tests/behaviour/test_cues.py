@@ -5,6 +5,7 @@ import math
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -160,11 +161,17 @@ def test_no_verdict_depends_on_names_or_on_what_else_is_judged() -> None:
 
 
 @needs_labels
-def test_five_hundred_answers_a_second() -> None:
+def test_judging_is_no_slower_than_reading_the_answers_some_hundred_times() -> None:
+    """500 answers a second on a core that reads one in 20 µs: a machine's speed falls out of the ratio."""
     pairs = [Exchange(row["prompt"], row["completion"]) for row in xstest_labels()][::3]
-    seconds = []
-    for _ in range(3):
-        start = time.process_time()
-        RefusalRules().judge(pairs)
-        seconds.append(time.process_time() - start)
-    assert len(pairs) / min(seconds) >= 500
+
+    def seconds(work: Callable[[], object]) -> float:
+        found = []
+        for _ in range(3):
+            start = time.process_time()
+            work()
+            found.append(time.process_time() - start)
+        return min(found)
+
+    reading = seconds(lambda: [re.findall(r"\w+", one.answer) for one in pairs for _ in range(10)]) / 10
+    assert seconds(lambda: RefusalRules().judge(pairs)) <= 100 * reading

@@ -16,6 +16,7 @@ from caryatid.study.stages.train import Train
 from caryatid.study.table import all_tables
 
 
+@pytest.mark.slow
 def test_a_bfloat16_study_with_lora_runs_and_resumes(tmp_path: Path) -> None:
     config = small_config(
         tmp_path, "model.dtype=bfloat16", "arms=[r2d2]", "anchors=[0, 1]", "attacks.adaptive.enabled=true"

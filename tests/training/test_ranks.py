@@ -86,9 +86,10 @@ def _trained(
     return json.loads((out / "rows.json").read_text()), weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arm", "mode", "ranks"),
-    [("r2d2", "lora", 2), pytest.param("r2d2_static", "full", 4, marks=pytest.mark.slow)],
+    [("r2d2", "lora", 2), ("r2d2_static", "full", 4)],
 )
 def test_ranks_agree_with_one(tmp_path: Path, arm: str, mode: str, ranks: int) -> None:
     """Three cases and three chat rows on two ranks, and on four, one of which has nothing to do."""

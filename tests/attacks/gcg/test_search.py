@@ -48,6 +48,7 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "KEEP_EVERY", 0.0)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_where_it_was(tmp_path: Path) -> None:
     """Three SIGKILLs at random moments after a state was kept: the results are those of an undisturbed search."""
     draw = random.Random(0)
