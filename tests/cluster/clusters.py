@@ -17,7 +17,6 @@ import pytest
 from small import small_config
 from test_runners import tables
 
-from caryatid.errors import JobError
 from caryatid.study.executors.choice import executor_named
 from caryatid.study.flow import run_study
 
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.timeout(1500)
 HERE = Path(__file__).parent
 OVERRIDES = (
     "arms=[r2d2]",
-    "anchors=[0, 40]",  # training takes long enough to be cut off
+    "anchors=[0, 160]",  # training takes long enough to be cut off
     "attacks.adaptive={enabled: true, at: last, behaviours: 2, steps: 2}",
     "attacks.fixed_source.steps=3",
 )
@@ -156,28 +155,3 @@ def test_slurm_goes_on_with_a_job_that_is_requeued(place: Path, alone: Path) -> 
     assert result.executed > 20
     _checked(out, alone, place)
     assert not (out / "slurm").exists()
-
-
-@pytest.mark.usefixtures("slurm")
-def test_a_slurm_job_that_is_cancelled_ends_the_study_which_then_goes_on(place: Path, alone: Path) -> None:
-    pytest.importorskip("submitit", reason="make test-cluster installs submitit")
-    out = place / "cancelled"
-
-    def cancel(_event: dict[str, Any]) -> bool:
-        asked = ["squeue", "--noheader", "--states=RUNNING", "--format=%A"]
-        running = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
-        return bool(running) and subprocess.run(["scancel", *running], check=True).returncode == 0
-
-    thread = _when(out, "train/", cancel)
-    executor = executor_named("slurm", 2, {"timeout_min": "30", "mem_gb": "2"})
-    with pytest.raises(JobError, match=r"Slurm ended job \d+_\d+ \(cancelled\)") as caught:
-        run_study(small_config(place, *OVERRIDES), out, executor=executor)
-    thread.join(1)
-    assert not thread.is_alive()
-    logs = Path(str(caught.value).split("see ")[1])
-    assert logs.is_file()
-    done = [event["stage"] for event in _events(out) if event["event"] == "stage_done"]
-    assert done
-    assert not any(name.startswith("train/") for name in done)
-    assert run_study(small_config(place, *OVERRIDES), out).executed > 10
-    assert tables(out) == tables(alone)
