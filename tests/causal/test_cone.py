@@ -42,6 +42,7 @@ from caryatid.models.directional import Ablate, Add
 from caryatid.models.forward import last_logits
 from caryatid.models.generate import Decoding, generate
 from caryatid.models.load import LoadedModel
+from caryatid.models.residual import Intervention
 from caryatid.models.template import ChatFormat
 from caryatid.stats import Interval
 from cone_plants import READER, SITE, chain, single
@@ -99,8 +100,8 @@ def test_the_loss_is_that_of_the_formula() -> None:
     directions = unit(axis(0)[None] + 0.2 * normal(2, 64))
     harmful, harmless = loss.seqs[:FITTED], loss.seqs[FITTED : 2 * FITTED]
 
-    def logits(rows: list[list[int]], *interventions: object) -> torch.Tensor:
-        return last_logits(loss.loaded, rows, batch_size=8, interventions=interventions)  # type: ignore[arg-type]
+    def logits(rows: list[list[int]], *interventions: Intervention) -> torch.Tensor:
+        return last_logits(loss.loaded, rows, batch_size=8, interventions=interventions)
 
     h, s = (refusal_score(logits(rows), loss.tokens).mean() for rows in (harmful, harmless))
     expected = 0.0

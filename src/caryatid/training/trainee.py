@@ -270,6 +270,7 @@ class Trainee:
         for module in self.loaded.model.modules():
             if not hasattr(module, "lora_A"):
                 continue
+            # torch declares a module's attributes as tensor or module: PEFT's are dictionaries of layers by adapter.
             for name, scale in module.scaling.items():  # type: ignore[union-attr, operator]
                 a = whole(module.lora_A[name].weight).double()  # type: ignore[index, union-attr]
                 b = whole(module.lora_B[name].weight).double()  # type: ignore[index, union-attr]
