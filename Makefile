@@ -37,12 +37,12 @@ reproduce: install
 	$(BIN)/caryatid study run --config docs/results/qwen-0.5b-seed0/config.yaml --out runs/reproduce \
 	  --set model.spec=$(MODEL) --set chat.path=$(CHAT)
 
-# One test process per core: tiny models gain nothing from more threads.
+# One test process per core: tiny models gain nothing from more threads. Files go out in tests/conftest.py's order.
 test: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m slow
 
 # A small study on a real Ray cluster of two nodes and on a real Slurm, both on this machine; Slurm from Debian's packages.
 test-cluster: install-dev

@@ -10,7 +10,7 @@ Parts, each with random weights unless it says otherwise, in one process, and ea
 * `small`: seconds per case and step of 8 cases together, Qwen2-0.5B shape in float32, 128 candidates.
 * `r2d2`: seconds per optimizer update, Mistral-7B shape (n = 8, m = 5, width 512), as `bench_r2d2.py`.
 * `winners` (weights of `--model`): share of steps whose best candidate of all, scored in the model's own precision, is
-  among the re-scored ones.
+  among the best 4, 8, … in the lower one, which would be scored again.
 * `losses` (weights of `--model`): best loss of each case after `--steps` steps, with and without, and the mean
   difference with a 95 % interval (bootstrap over cases); below 0 is better with the lower precision.
 """
@@ -33,13 +33,14 @@ import bench_r2d2
 from bench_gcg import CASE, SUFFIX, device_name, random_model, several
 from caryatid.attacks.base import Goal
 from caryatid.attacks.gcg import steps as engine
-from caryatid.attacks.gcg.settings import GcgSettings
+from caryatid.attacks.gcg.settings import GcgSettings, SearchPrecision
 from caryatid.attacks.gcg.state import GcgState, start_state
 from caryatid.models.batch import RowLimit
 from caryatid.models.load import LoadedModel, choose_device, load_model
 from caryatid.models.template import ChatFormat
 
 PARTS = ("7b", "small", "r2d2", "winners", "losses")
+RESCORED = (4, 8, 16, 32, 64)  # best candidates that would be scored again
 WARM_UP = 4  # steps: the second records graphs; new row lengths may compile anew
 PLACES = (
     "bridge",
@@ -71,6 +72,13 @@ def goals(count: int) -> list[Goal]:
         )
         for i, (deed, place) in zip(range(count), pairs, strict=False)
     ]
+
+
+def searching(steps: int, width: int, top_k: int, precision: SearchPrecision) -> GcgSettings:
+    """A search that nothing ends early."""
+    return GcgSettings(
+        steps=steps, width=width, top_k=top_k, suffix_length=SUFFIX, search_precision=precision
+    )
 
 
 def search(
@@ -108,7 +116,7 @@ def timed(loaded: LoadedModel, args: argparse.Namespace, cases: int, width: int)
     """Medians per case and step, both ways."""
     found: dict[str, Any] = {}
     for precision in ("model", "auto"):
-        settings = GcgSettings(args.steps + WARM_UP, width, min(256, 2 * width), SUFFIX, precision)
+        settings = searching(args.steps + WARM_UP, width, min(256, 2 * width), precision)
         if loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(loaded.device)
         states, spans = search(loaded, several(cases), settings, args.seconds, exact=cases == 1)
@@ -165,20 +173,18 @@ def real_model(args: argparse.Namespace) -> LoadedModel:
 
 def part_winners(args: argparse.Namespace) -> dict[str, Any]:
     """Every step's candidates are also all scored in the model's own precision, beside the search."""
-    loaded, kept, ranks = real_model(args), list[bool](), list[int]()
+    loaded, ranks = real_model(args), list[int]()
     decided = engine._decided
 
     def watched(state: Any, layouts: Any, candidates: Any, ranked: Any, suffix: Any) -> Any:
         found = decided(state, layouts, candidates, ranked, suffix)
         own = engine._start(state, layouts, candidates, suffix, None).result().losses
-        for low, chosen, exact in zip(ranked, found[0], own, strict=True):
-            winner = int(exact.argmin())
-            kept.append(bool(chosen[winner].isfinite()))
-            ranks.append(int((low < low[winner]).sum()))
+        for low, exact in zip(ranked, own, strict=True):
+            ranks.append(int((low < low[exact.argmin()]).sum()))
         return found
 
     engine._decided = watched
-    settings = GcgSettings(args.steps, args.width, 256, SUFFIX, args.search_precision)
+    settings = searching(args.steps, args.width, 256, args.search_precision)
     scored = ""
     try:
         states, _ = search(loaded, goals(args.cases), settings, args.seconds, exact=False)
@@ -187,16 +193,15 @@ def part_winners(args: argparse.Namespace) -> dict[str, Any]:
         pass
     finally:
         engine._decided = decided
-    worst = max(ranks, default=0)
-    share = sum(kept) / len(kept) if kept else None
-    return {"scored": scored, "case_steps": len(kept), "kept": share, "lowest_rank_of_a_winner": worst}
+    kept = {rescored: float(np.mean(np.array(ranks) < rescored)) for rescored in RESCORED} if ranks else None
+    return {"scored": scored, "case_steps": len(ranks), "kept": kept, "lowest_rank": max(ranks, default=0)}
 
 
 def part_losses(args: argparse.Namespace) -> dict[str, Any]:
     loaded, finals = real_model(args), dict[str, list[float]]()
     scored, seconds = {}, {}
     for precision in ("model", args.search_precision):
-        settings = GcgSettings(args.steps, args.width, 256, SUFFIX, precision)
+        settings = searching(args.steps, args.width, 256, precision)
         began, best = time.perf_counter(), list[float]()
         chosen = goals(args.cases)
         for start in range(0, len(chosen), 10):

@@ -15,12 +15,13 @@ from small import forget, small_config
 
 from caryatid.artifacts import RunDirectory, write_json
 from caryatid.cli import run as command
+from caryatid.config import dump_config
 from caryatid.errors import UsageError
 from caryatid.progress import NO_PROGRESS
 from caryatid.study import leases
 from caryatid.study.flow import run_study
 from caryatid.study.leases import GONE_AFTER, Leases, live_leases
-from caryatid.study.runner import opened
+from caryatid.study.runner import _check_alone, opened
 from caryatid.study.status import study_status
 
 HERE = Path(__file__).parent
@@ -148,6 +149,18 @@ def test_a_runner_with_another_configuration_is_refused(tmp_path: Path) -> None:
     run.config_path.write_text("name: other\n")
     with Leases(run).kept_alive(), pytest.raises(UsageError, match="with another configuration"):
         run_study(config, tmp_path / "run")
+
+
+def test_a_configuration_written_with_fewer_settings_is_the_same(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    run = RunDirectory.create(tmp_path / "run")
+    text = dump_config(config)
+    run.config_path.write_text("".join(line for line in text.splitlines(True) if "max_grad_norm" not in line))
+    assert run.config_text() != text
+    with Leases(run).kept_alive():
+        _check_alone(run, config)
+        with pytest.raises(UsageError, match="with another configuration"):
+            _check_alone(run, config.model_copy(update={"seeds": (7,)}))
 
 
 def test_one_stage_is_run_where_its_needs_are_done(

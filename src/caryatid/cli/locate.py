@@ -37,7 +37,7 @@ def locate(
         metavar="FIELD=FILE",
         help="Your own prompts, such as harmbench=mine.csv; repeatable.",
     ),
-    max_new_tokens: int = typer.Option(32, "--max-new-tokens", min=1, help="Token limit of answers."),
+    max_new_tokens: int = typer.Option(24, "--max-new-tokens", min=1, help="Token limit of answers."),
     source: str = options.Source,
     seed: int = typer.Option(0, "--seed", help="Seed of prompts, resamples and controls."),
     *,

@@ -60,7 +60,7 @@ from .intervene import TOWARD_TEXT
 from .located import HARMFUL, HARMLESS, NAN, REMEDIES, Located, LocateSettings
 from .steps import Steps, kept_steps
 
-VERSION = 1  # raise it when what is computed changes
+VERSION = 2  # raise it when what is computed changes
 SELECTION_TOKENS = 10  # enough to judge a refusal, and for the KL along the first answer tokens
 RANK = 3
 
@@ -374,7 +374,7 @@ class _Locating:
         ablations = ablation_conditions(own, drawn)
         additions = addition_conditions(carrier.direction, carrier.site.layer, [1.0], drawn)
         most = max(len(answered) // 4, 8)  # controls that are added cost as much as the carrier itself
-        few = answered[:most]
+        few = answered[: min(most, self.settings.control_prompts or most)]
 
         def part(name: str, rows: Sequence[Prompt], conditions: Sequence[Condition]) -> list[Answered]:
             found = self.steps.of(

@@ -51,7 +51,7 @@ class LocateSettings:
         likely: candidates scored in each resample.
         draws: of the bootstrap.
         controls: random subspaces beside the carrier.
-        control_prompts: so many refused prompts at most are asked under each random subspace; 0: all.
+        control_prompts: so many prompts at most are asked under each control; 0: all that the carrier needs.
         max_new_tokens: token limit of answers.
     """
 
@@ -71,7 +71,7 @@ class LocateSettings:
     draws: int = 1000
     controls: int = 8
     control_prompts: int = 0
-    max_new_tokens: int = 32
+    max_new_tokens: int = 24
 
     @classmethod
     def for_device(cls, kind: str, **given: Any) -> Self:
@@ -81,7 +81,7 @@ class LocateSettings:
         """
         cheap: dict[str, Any] = {}
         if kind == "cpu":
-            cheap = {"positions": 1, "discard_below": 0.5, "resamples": 4, "likely": 2, "control_prompts": 16}
+            cheap = {"positions": 1, "discard_below": 0.5, "resamples": 4, "likely": 2, "control_prompts": 12}
         return cls(**{**cheap, **given})
 
     @property

@@ -15,8 +15,8 @@ import torch
 from .. import __version__
 from ..anchors import check_anchors, try_anchor
 from ..artifacts import RunDirectory, write_bytes
-from ..config import StudyConfig, dump_config
-from ..errors import UsageError
+from ..config import StudyConfig, dump_config, parse_config
+from ..errors import ConfigError, UsageError
 from ..progress import NO_PROGRESS, Progress
 from ..training.ranks import Ranks
 from .events import Told
@@ -113,12 +113,20 @@ def _check_alone(run: RunDirectory, config: StudyConfig) -> None:
     shared = any(name.startswith(RUNNER) for name in Leases(run).others())
     if not shared:
         run.sweep()
-    elif run.config_path.exists() and run.config_text() != dump_config(config):
+    elif run.config_path.exists() and not _says(run, config):
         raise UsageError(
             "another process is running this study with another configuration",
             where=str(run.path),
             remedy="Wait for it, or choose another --out.",
         )
+
+
+def _says(run: RunDirectory, config: StudyConfig) -> bool:
+    """Whether the stored configuration is this one; a version before may have written it, with fewer settings."""
+    try:
+        return parse_config(run.config_text(), str(run.config_path)) == config
+    except ConfigError:
+        return False
 
 
 def _prepare(run: RunDirectory, config: StudyConfig, announce: Callable[[str], None]) -> tuple[Settled, Plan]:
