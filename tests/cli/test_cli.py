@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from caryatid.cli import main, run
+from caryatid.cli import ENVIRONMENT, main, run
 from tiny import save_tiny
 
 
@@ -28,15 +28,22 @@ def _fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: str, lines
     return "\n".join(errors)
 
 
-def test_the_command_keeps_transformers_advice_off_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("TRANSFORMERS_VERBOSITY", "error"), ("OMP_WAIT_POLICY", "PASSIVE"), ("OPENBLAS_NUM_THREADS", "1")],
+)
+def test_the_command_sets_what_libraries_read_unless_the_user_has(
+    name: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.argv", ["caryatid", "--version"])
-    for given, expected in (("info", "info"), (None, "error")):
-        monkeypatch.setenv("TRANSFORMERS_VERBOSITY", given or "")
+    for other in ENVIRONMENT:
+        monkeypatch.setenv(other, "of the user")
+    for given in ("of the user", None):
         if given is None:
-            monkeypatch.delenv("TRANSFORMERS_VERBOSITY")
+            monkeypatch.delenv(name)
         with pytest.raises(SystemExit):
             main()
-        assert os.environ["TRANSFORMERS_VERBOSITY"] == expected
+        assert os.environ[name] == (given or expected)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

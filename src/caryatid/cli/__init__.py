@@ -118,12 +118,18 @@ def run(arguments: list[str] | None = None) -> int:
         return found.exit_code
 
 
-def main() -> None:
-    """Entry point of the `caryatid` command.
+# Read by libraries when they are imported, which is later; a setting of the user's stays.
+ENVIRONMENT = {
+    "TRANSFORMERS_VERBOSITY": "error",  # its advice is about its own options
+    # Threads that wait for each other sleep, instead of taking the cores from other processes (docs/performance.md).
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's and scipy's: what they solve here is small
+}
 
-    transformers, not imported yet, is told to log errors only; its advice is about its own options. A setting of the
-    user's stays.
-    """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+def main() -> None:
+    """Entry point of the `caryatid` command."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     heed_sigterm()
     sys.exit(run())
