@@ -1,6 +1,7 @@
 """Publish a finished run in docs/results/: its tables, what it ran on, and the text, whose every number is looked up.
 
     python benchmarks/publish.py add RUN NAME --device "one NVIDIA H200" --wall 938  # copies tables, then renders
+    python benchmarks/publish.py add RUN NAME … --tables behaviour attacks                # of an unfinished run
     python benchmarks/publish.py render                                               # the text alone
 
 `add` copies parquet tables, the figure of behaviour, configuration (absolute paths reduced to file names), versions and
@@ -12,6 +13,8 @@ import argparse
 import json
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +22,47 @@ import jinja2
 import pyarrow.parquet
 
 from caryatid.artifacts import file_sha256, write_bytes, write_json
+from caryatid.report.captions import Basis, drawn_figures
+from caryatid.report.plot import drawn
+from caryatid.report.tables import read_tables, write_table
 from caryatid.study.demo import portable_config
-from caryatid.study.run import open_run
+from caryatid.study.plan import Plan
+from caryatid.study.run import Run, open_run
+from caryatid.study.table import all_tables
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 Row = dict[str, Any]
 
 
-def add(run_path: Path, name: str, device: str, note: str, wall: float) -> None:
-    """Copy what is published of a run to `docs/results/NAME`."""
-    run, out = open_run(run_path), RESULTS / name
+def finished_part(run: Run) -> Run:
+    """The run with the stages alone that are done."""
+    done = tuple(entry for entry in run.plan if entry.folder(run.directory).done())
+    return Run(Plan(run.study, done), run.directory)
+
+
+def write_some(run: Run, out: Path, names: Sequence[str]) -> None:
+    """Some tables, of the stages that are done, and the figure of behaviour."""
+    for table in all_tables():
+        if table.name in names:
+            write_table(out / "tables", table.name, table.columns, list(table.rows(run)))
+            (out / "tables" / f"{table.name}.csv").unlink()
+    basis = Basis({}, run.study.settings, False)
+    (behaviour,) = islice(drawn_figures(read_tables(out), basis, run.config.seeds[0]), 1)
+    write_bytes(out / f"{behaviour.name}.svg", drawn(behaviour.chart, "svg")[0])
+
+
+def add(run_path: Path, name: str, device: str, note: str, wall: float, some: Sequence[str] = ()) -> None:
+    """Copy what is published of a run to `docs/results/NAME`; `some`: these tables of an unfinished one."""
+    whole, out = open_run(run_path, recorded=not some), RESULTS / name
+    run = finished_part(whole)
     (out / "tables").mkdir(parents=True, exist_ok=True)
-    for table in sorted((run_path / "tables").glob("*.parquet")):
-        shutil.copyfile(table, out / "tables" / table.name)
-    for figure in sorted((run_path / "figures").glob("behaviour-*.svg")):
-        shutil.copyfile(figure, out / figure.name)
+    if some:
+        write_some(run, out, some)
+    else:
+        for table in sorted((run_path / "tables").glob("*.parquet")):
+            shutil.copyfile(table, out / "tables" / table.name)
+        for figure in sorted((run_path / "figures").glob("behaviour-*.svg")):
+            shutil.copyfile(figure, out / figure.name)
     write_bytes(out / "config.yaml", portable_config(run).encode())
     seconds, stages = defaultdict(float), defaultdict(int)
     places = defaultdict(float)
@@ -52,6 +81,7 @@ def add(run_path: Path, name: str, device: str, note: str, wall: float) -> None:
         "batch": manifest["facts"]["batch"],
         "libraries": manifest["libraries"],
         "seconds": {kind: {"seconds": round(s, 1), "stages": stages[kind]} for kind, s in seconds.items()},
+        "unfinished": sorted(entry.id for entry in whole.plan if entry.id not in run.plan),
         "seconds_by_place": {place: round(s, 1) for place, s in places.items()},
         "tables": {file.name: file_sha256(file) for file in sorted((out / "tables").glob("*.parquet"))},
     }
@@ -82,6 +112,11 @@ class Published:
     def rate(self, arm: str, step: int, suite: str, metric: str, attack: str = "none") -> str:
         """A behaviour with its interval: `.72 [.67, .78]`."""
         return bounds(self.row("behaviour", arm=arm, step=step, suite=suite, metric=metric, attack=attack))
+
+    def stages(self) -> int:
+        """Stages of the study, finished or not."""
+        done = sum(one["stages"] for one in self.provenance["seconds"].values())
+        return int(done) + len(self.provenance["unfinished"])
 
     def seconds(self, *kinds: str) -> float:
         """Of all stages of some kinds; without any of all."""
@@ -124,10 +159,13 @@ def main() -> None:
     one.add_argument(
         "--wall", type=float, required=True, help="seconds from start to end, as `study run` printed"
     )
+    one.add_argument(
+        "--tables", nargs="+", default=(), help="of an unfinished run, from the stages that are done"
+    )
     commands.add_parser("render")
     options = parser.parse_args()
     if options.command == "add":
-        add(options.run, options.name, options.device, options.note, options.wall)
+        add(options.run, options.name, options.device, options.note, options.wall, options.tables)
     (RESULTS / "README.md").write_text(rendered(), encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ def test_tables_are_those_that_were_published_and_name_no_place_of_a_machine(fol
     run = publish.Published(folder.name)
     found = {file.name: file_sha256(file) for file in (folder / "tables").glob("*.parquet")}
     assert found == run.provenance["tables"]
-    assert "verdict.parquet" in found
+    assert run.provenance.get("unfinished") or "verdict.parquet" in found
     for file in folder.rglob("*"):
         if file.is_file():
             assert b"/tmp/" not in file.read_bytes(), file.name
@@ -27,10 +27,28 @@ def test_tables_are_those_that_were_published_and_name_no_place_of_a_machine(fol
 
 def test_a_number_that_is_not_there_is_an_error() -> None:
     run = publish.Published(RUNS[0].name)
-    with pytest.raises(LookupError, match="0 rows of verdict"):
-        run.row("verdict", arm="nobody")
+    with pytest.raises(LookupError, match="0 rows of behaviour"):
+        run.row("behaviour", arm="nobody")
 
 
 def test_shares_are_written_without_the_nought() -> None:
     written = [publish.share(value) for value in (0.725, -0.25, 1.0, 12.345)]
     assert written == [".72", "-.25", "1.00", "12.35"] or written == [".73", "-.25", "1.00", "12.35"]
+
+
+def test_the_start_page_quotes_the_tables() -> None:
+    published = publish.Published("qwen-0.5b-seed0-four-arms")
+
+    def adaptive(arm: str, step: int) -> str:
+        row = published.row(
+            "behaviour", arm=arm, step=step, suite="harmbench", metric="compliance", attack="adaptive"
+        )
+        return publish.share(row["value"])
+
+    text = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    for quoted in (
+        f"R2D2 gets harder with training ({adaptive('r2d2', 50)} → {adaptive('r2d2', 500)} answered)",
+        f"the control easier ({adaptive('r2d2_static', 50)} → {adaptive('r2d2_static', 500)})",
+        f"only taught to refuse stays open ({adaptive('refusal_sft', 500)})",
+    ):
+        assert quoted in text

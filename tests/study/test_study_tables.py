@@ -16,11 +16,13 @@ from caryatid.report.tables import read_tables
 from caryatid.study.flow import run_study
 from caryatid.study.run import open_run
 from caryatid.study.series import anchors_of, transfer_sources
+from caryatid.study.stages.answers import Answers
 from caryatid.study.stages.candidates import Candidates, ScoredCandidates
 from caryatid.study.stages.reextraction import Reextracted, Reextraction
 from caryatid.study.stages.selection import Selected, Selection
 from caryatid.study.stages.transfer import Transfer
 from caryatid.study.table import all_tables, tables_markdown
+from caryatid.study.tables.behaviour import attacked_minus_direct
 
 DOCS = Path(__file__).parents[2] / "docs" / "tables.md"
 ANCHOR, PAIR, INTERVAL = ("seed", "arm", "step"), ("seed", "arm", "from", "to"), ("value", "lo", "hi")
@@ -135,3 +137,27 @@ def test_every_declared_column_has_a_value_somewhere(tables: dict[str, list[dict
         if all(row[column.name] is None or row[column.name] == "" for row in tables[table.name])
     }
     assert empty == set(EMPTY), sorted(empty ^ set(EMPTY))
+
+
+def test_every_attack_is_compared_with_asking_the_same_requests(finished: Path) -> None:
+    run = open_run(finished)
+    ref, found = next(run.each(Answers))
+    direct = [row for row in found.rows if (row.suite, row.attack) == ("harmbench", "direct")]
+    rows = [
+        replace(row, attack=attack) for row in direct for attack in ("direct", "adaptive", "fixed_source")
+    ]
+    for number, row in enumerate(rows):
+        answered = row.attack == "fixed_source" or (row.attack == "adaptive") == (number % 2 == 0)
+        rows[number] = replace(
+            row, verdict="full_compliance" if answered else "full_refusal", degenerate=None
+        )
+    compared = {row["attack"]: row for row in attacked_minus_direct(rows, ref)}
+    assert set(compared) == {"adaptive", "fixed_source"}
+    for attack, difference in compared.items():
+        sides = [
+            np.array([one.answered for one in rows if one.attack == name], dtype=float)
+            for name in (attack, "direct")
+        ]
+        assert difference["value"] == pytest.approx(sides[0].mean() - sides[1].mean())
+        assert difference["n"] == len(direct)
+        assert difference["lo"] <= difference["value"] <= difference["hi"]

@@ -37,6 +37,7 @@ KEY_NUMBERS = (
     figures.TRAJECTORY[-1],
     figures.TRAJECTORY[1],
     ("Fixed-source − direct", "harmbench", "fixed_source", "compliance_minus_direct"),
+    ("Adaptive − direct", "harmbench", "adaptive", "compliance_minus_direct"),
     *figures.TRAJECTORY[2:-1],
     ("Direct: judged harmful", "harmbench", "direct", "harm"),
     ("Perplexity", "perplexity", "none", "perplexity"),

@@ -67,9 +67,10 @@ class Run:
         return self.plan[kind(self.study, place)].folder(self.directory).done()
 
     def each(self, kind: type[Stage[R]]) -> Iterator[tuple[Any, R]]:
-        """Place and result of every stage of a kind, in the order of the study."""
+        """Place and result of every stage of a kind that is in the plan, in the order of the study."""
         for place in kind.places(self.study):
-            yield place, self.of(kind, place)
+            if kind(self.study, place) in self.plan:
+                yield place, self.of(kind, place)
 
     def table(self, name: str) -> "pd.DataFrame":
         """A table as a data frame (docs/tables.md).

@@ -1,7 +1,7 @@
 """Rates of every suite, attack and metric at every anchor, and answers by anchor for the tables that count them."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def _rows(run: Run) -> list[Row]:
     for anchor, found, perplexity in judged_answers(run):
         where = (anchor.arm, anchor.step, anchor.seed)
         rows += metrics_rows(found, *where)
-        rows += fixed_minus_direct(found, anchor)
+        rows += attacked_minus_direct(found, anchor)
         if perplexity is not None:
             rows += perplexity_rows(perplexity, *where, "chat_heldout")
     return with_notes(rows)
@@ -95,28 +95,30 @@ def with_notes(rows: Sequence[Row]) -> list[Row]:
     return noted
 
 
-def fixed_minus_direct(found: Sequence[AnswerRow], anchor: AnchorRef) -> list[Row]:
-    """Fixed-source minus direct compliance on the attacked behaviours, paired, with a score interval."""
-    direct = {row.prompt_id: row for row in found if (row.suite, row.attack) == ("harmbench", "direct")}
-    fixed = [row for row in found if (row.suite, row.attack) == ("harmbench", "fixed_source")]
-    pairs = [(row, direct[row.prompt_id]) for row in fixed if row.prompt_id in direct]
-    pairs = [(a, b) for a, b in pairs if a.scored and b.scored]
-    if not pairs:
-        return []
-    a, b = (np.array([pair[side].answered for pair in pairs], dtype=float) for side in (0, 1))
-    row: dict[str, Any] = {
-        **anchor.columns,
-        "suite": "harmbench",
-        "attack": "fixed_source",
-        "prompt_set": pairs[0][0].set_name,
-        "group": "",
-        "metric": "compliance_minus_direct",
-        **paired_difference(a, b)._asdict(),
-        "n": len(pairs),
-        "judge": pairs[0][0].judge,
-        "proxy": pairs[0][0].proxy,
-    }
-    return [row]
+def attacked_minus_direct(found: Sequence[AnswerRow], anchor: AnchorRef) -> Iterator[Row]:
+    """Compliance under each attack minus direct compliance on the same behaviours, paired, with a score interval."""
+    asked: dict[str, dict[tuple[str, int], AnswerRow]] = {}
+    for row in found:
+        if row.suite == "harmbench" and row.scored:
+            asked.setdefault(row.attack, {})[row.prompt_id, row.sample] = row
+    direct = asked.pop("direct", {})
+    for attack, rows in asked.items():
+        pairs = [(row, direct[place]) for place, row in rows.items() if place in direct]
+        if not pairs:
+            continue
+        a, b = (np.array([pair[side].answered for pair in pairs], dtype=float) for side in (0, 1))
+        yield {
+            **anchor.columns,
+            "suite": "harmbench",
+            "attack": attack,
+            "prompt_set": pairs[0][0].set_name,
+            "group": "",
+            "metric": "compliance_minus_direct",
+            **paired_difference(a, b)._asdict(),
+            "n": len(pairs),
+            "judge": pairs[0][0].judge,
+            "proxy": pairs[0][0].proxy,
+        }
 
 
 TABLE = register_table(
