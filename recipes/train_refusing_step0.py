@@ -82,6 +82,20 @@ RECIPES: dict[str, Recipe] = {
         updates=300,
         start="planted_after_full",
     ),
+    # Much of that KL comes from harmless prompts that are refused, and are not once the direction is ablated.
+    "planted_sharper": Recipe(
+        planted=1.0,
+        plant_layers=(11, 14, 17, 20),
+        subset=24,
+        lookalikes=32,
+        chat=12,
+        kl=6.0,
+        updates=300,
+        start="planted_nearer",
+    ),
+    "planted_narrow": Recipe(
+        planted=1.0, plant_layers=(16, 17), subset=24, lookalikes=32, chat=12, kl=6.0, start="planted_nearer"
+    ),
 }
 
 
