@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from ..errors import CaryatidError, DataMissingError, InputError
+from .device_map import DeviceMap
 from .quiet import Say, last_line, quiet_transformers
 
 NO_ADAPTER: dict[str, str] = {"subfolder": "no-adapter"}
@@ -51,11 +52,11 @@ def load_weights(
     spec: str,
     *,
     dtype: torch.dtype | str,
-    device: torch.device,
+    device_map: DeviceMap | None,
     trust_remote_code: bool,
     say: Say,
 ) -> PreTrainedModel:
-    """The model in a folder of safetensors, without an adapter that may lie beside it.
+    """The model in a folder of safetensors, without an adapter that may lie beside it; None places it on the CPU.
 
     `say` is told what was changed or left out. Of a vision-language checkpoint the text part is loaded.
 
@@ -71,7 +72,7 @@ def load_weights(
             loading: Any = _loader(config).from_pretrained(
                 str(folder),
                 dtype=dtype,
-                device_map={"": device} if device.type != "cpu" else None,
+                device_map=device_map,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
