@@ -49,7 +49,10 @@ def study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
     }
     log = (folder / "log").open("ab")
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "benchmarks" / "noted_study.py"), str(folder), *more], env=environment, stdout=log, stderr=log
+        [sys.executable, str(ROOT / "benchmarks" / "noted_study.py"), str(folder), *more],
+        env=environment,
+        stdout=log,
+        stderr=log,
     )
 
 
@@ -71,7 +74,7 @@ def files(run: Path) -> set[str]:
 
 @dataclass(frozen=True)
 class Kill:
-    """When a process was killed, and at what kind of stage it was; `between stages`: planning, and what comes between."""
+    """When a process was killed, and at what kind of stage it was; `between stages`: planning, and gaps."""
 
     at: float
     pid: int
@@ -175,7 +178,9 @@ def kill_workers(folder: Path, kills: int, alone: Path, chance: random.Random) -
     return killed
 
 
-def kill_each_kind(folder: Path, alone: Path, chance: random.Random, kinds: list[str], executor: str) -> Killed:
+def kill_each_kind(
+    folder: Path, alone: Path, chance: random.Random, kinds: list[str], executor: str
+) -> Killed:
     """Kill a process once at each of these kinds of stages, in the order in which they come, then let it finish.
 
     A kill comes at a random moment of the time that the stage took in the study left alone. One that comes too late is

@@ -1,6 +1,6 @@
 """The study that `kill_study.py` kills, in a process of its own, with a note of every unit of work.
 
-    python benchmarks/noted_study.py FOLDER [inline|ray]
+python benchmarks/noted_study.py FOLDER [inline|ray]
 """
 
 import json

@@ -6,8 +6,9 @@ What a GPU would refuse is refused here. Values are plain CPU tensors, so that r
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -34,6 +35,16 @@ def put(value: Any, device: torch.device | str) -> Any:
     return value
 
 
+def keep_on_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parameter lies where the tensor does that it is made of; a function mode does not see it made."""
+    made = nn.Parameter.__new__
+
+    def new(cls: Any, data: Any = None, requires_grad: bool = True) -> Any:
+        return put(made(cls, data, requires_grad), home(data))
+
+    monkeypatch.setattr(nn.Parameter, "__new__", staticmethod(new))
+
+
 class VirtualDevices(TorchFunctionMode):
     """Context in which `device=` and `.to` are obeyed in name, and results lie where their operands do."""
 
@@ -41,7 +52,7 @@ class VirtualDevices(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
-        if func is Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func == Tensor.device.__get__:  # type: ignore[attr-defined]
             return home(args[0])
         if name in ("to", "cpu") and args and isinstance(args[0], Tensor):
             return _moved(func, args, kwargs)
@@ -55,7 +66,7 @@ class VirtualDevices(TorchFunctionMode):
         if asked is not None:
             return put(func(*args, **kwargs), asked)
         own = home(operands[0]) if operands else HOST
-        if name == "copy_":
+        if name in ("copy_", "__deepcopy__"):
             return put(func(*args, **kwargs), own)
         homes = {home(one) for one in operands if home(one) != HOST}
         if len(homes) > 1 or (homes and _from_host(name, operands)):

@@ -14,9 +14,9 @@ from .models.adapter_files import read_adapter_config
 from .models.adapters import add_adapter, with_adapter
 from .models.chat_options import ChatOptions
 from .models.check import ModelReport, check_loaded
+from .models.device_map import DeviceMap
 from .models.generate import Decoding, generate
 from .models.identity import combined, folder_identity
-from .models.device_map import DeviceMap
 from .models.load import LoadedModel, load_model, tokenizer_in
 from .models.quiet import Say, warn
 from .models.resolve import EMBEDDED, REFUSING, resolve

@@ -1,13 +1,11 @@
 """A model whose blocks lie on several devices measures what the same model on one device does.
 
-On a CPU: two virtual devices (`virtual_devices.py`), equal bit for bit, and blocks that accelerate brings from the disk.
+On a CPU: two virtual devices (`virtual_devices.py`), and blocks that accelerate brings from the disk: bit for bit.
 With CUDA: blocks on a GPU and on the CPU, and on two GPUs where there are two.
 """
 
 import copy
 import json
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +46,7 @@ from caryatid.training.settings import TrainingSettings
 from caryatid.training.trainee import Trainee
 from searching import candidate_losses, search_alone, suffix_gradient
 from tiny import save_adapter, save_tiny, tiny_loaded
-from virtual_devices import FIRST, SECOND, OverTwoDevices, VirtualDevices, put
+from virtual_devices import FIRST, SECOND, OverTwoDevices, VirtualDevices, keep_on_parameters, put
 
 WIDTH, LAYERS = 32, 4
 TEXTS = ["How do I write a letter?", "Hi", "What is the capital of France? Explain it to the user.", "Please"]
@@ -68,9 +66,9 @@ def places_of(first: str | int, second: str | int, tied: bool = False) -> dict[s
     return {"model.embed_tokens": first, "model.rotary_emb": first, **blocks, **head}
 
 
-def placed(loaded: LoadedModel, first: str, second: str) -> LoadedModel:
-    """A copy whose modules run where `places_of` says, the CPU included, which `device_map` would only keep them on."""
-    model: Any = copy.deepcopy(loaded.model)
+def hooked(loaded: LoadedModel, first: str, second: str) -> LoadedModel:
+    """Its modules run where `places_of` says from now on, the CPU included (`device_map` would only keep them there)."""
+    model: Any = loaded.model
     places = places_of(first, second, tied=model.config.tie_word_embeddings)
     attach_align_device_hook_on_blocks(
         model,
@@ -79,18 +77,19 @@ def placed(loaded: LoadedModel, first: str, second: str) -> LoadedModel:
         skip_keys=model._skip_keys_device_placement,
     )
     model.hf_device_map = places
-    return replace(loaded, model=model, device=torch.device(first))
+    return replace(loaded, device=torch.device(first))
 
 
 def virtual(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     """A copy on two virtual devices, to be used inside `VirtualDevices`."""
     monkeypatch.setattr("accelerate.utils.modeling.clear_device_cache", lambda *_, **__: None)  # slow
+    keep_on_parameters(monkeypatch)
     model: Any = copy.deepcopy(loaded.model)
     for name, place in places_of(FIRST, SECOND, tied=model.config.tie_word_embeddings).items():
         module = model.get_submodule(name)
         put([*module.parameters(), *module.buffers()], place)
     with VirtualDevices():
-        return placed(replace(loaded, model=model), FIRST, SECOND)
+        return hooked(replace(loaded, model=model), FIRST, SECOND)
 
 
 def changes(rows: int) -> list[Intervention]:
@@ -143,10 +142,11 @@ def causes(loaded: LoadedModel) -> dict[str, Any]:
     slope = cone(orthonormal(draw(2, WIDTH, seed=9)))
     return {
         "scores": [getattr(scores, name) for name in ("bypass", "induce", "kl", "kl_answer")],
-        "cosmic": list(vars(scores.cosmic).values()) if scores.cosmic is not None else [],
+        "cosmic": list(scores.cosmic or ()),
         "attributed": [parts.attention, parts.mlp, parts.heads, parts.total],
         "effects": [effects.attention, effects.mlp],
-        "cone": [slope.value, slope.gradient],
+        "cone": slope.value,
+        "slope": slope.gradient,
     }
 
 
@@ -182,15 +182,18 @@ def plain(value: Any) -> Any:
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any], *, exact: bool) -> None:
-    """Equal, or for another device's arithmetic close in float32; what is counted or chosen is equal in any case."""
+    """Equal, or for another device's arithmetic close in float32; what is counted or chosen is equal in any case.
+
+    A slope is a sum over sites, which are added up device by device.
+    """
     for (path, value), (_, wanted) in zip(
         tree_flatten_with_path(found)[0], tree_flatten_with_path(expected)[0], strict=True
     ):
         if isinstance(wanted, torch.Tensor | np.ndarray | float):
-            tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 2e-3, "atol": 2e-3}
+            close = 2e-3 if not exact else 1e-5 if "slope" in str(path) else 0.0
             value, wanted = (torch.as_tensor(one).double() for one in (value, wanted))
             torch.testing.assert_close(
-                value, wanted, equal_nan=True, **tolerance, msg=lambda m, path=path: f"{path}: {m}"
+                value, wanted, rtol=close, atol=close, equal_nan=True, msg=lambda m, path=path: f"{path}: {m}"
             )
         else:
             assert value == wanted, path
@@ -198,9 +201,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], *, exact: bool)
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2"])
 @pytest.mark.parametrize("battery", BATTERIES)
-def test_virtual_devices_give_the_same_to_the_bit(
-    battery: Any, arch: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_virtual_devices_give_the_same(battery: Any, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma 2 has its output matrix, tied to the embeddings, on the first device again."""
     whole = tiny_loaded(arch)
     expected = battery(whole)
@@ -227,7 +228,11 @@ def test_an_adapter_is_added_where_its_layers_lie(tmp_path: Path, monkeypatch: p
 def test_virtual_devices_refuse_what_a_gpu_refuses() -> None:
     with VirtualDevices():
         first, second = (torch.ones(3, device=device) for device in (FIRST, SECOND))
-        for wrong in (lambda: first + second, lambda: first * torch.ones(3), lambda: torch.cat([first, second])):
+        for wrong in (
+            lambda: first + second,
+            lambda: first * torch.ones(3),
+            lambda: torch.cat([first, second]),
+        ):
             with pytest.raises(OverTwoDevices):
                 wrong()
         assert (first + second.to(first.device)).device == first.device
@@ -273,7 +278,9 @@ def test_an_attack_on_a_split_model_says_so_and_records_nothing(from_disk: Loade
     assert (engine.low, engine.fuse, engine.gradients._open) == (None, False, False)
 
 
-def test_what_cannot_be_done_is_refused_in_a_line(folder: Path, from_disk: LoadedModel, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_refused_in_a_line(
+    folder: Path, from_disk: LoadedModel, tmp_path: Path
+) -> None:
     load = partial(load_model, str(folder), dtype="float32")
     with pytest.raises(UsageError, match=r"training\.shard: fsdp2"):
         Trainee(from_disk, TrainingSettings(), updates=1, seed=0)
@@ -311,8 +318,11 @@ def test_the_command_line_reads_words_and_json(folder: Path) -> None:
 @pytest.mark.parametrize("battery", BATTERIES)
 def test_blocks_on_two_devices_give_the_same(battery: Any, second: str) -> None:
     whole = tiny_loaded("llama", device="cuda:0")
-    split = placed(whole, "cuda:0", second)
-    assert {weight.device for weight in split.model.parameters()} == {torch.device("cuda:0"), torch.device(second)}
+    split = hooked(tiny_loaded("llama", device="cuda:0"), "cuda:0", second)
+    assert {weight.device for weight in split.model.parameters()} == {
+        torch.device("cuda:0"),
+        torch.device(second),
+    }
     assert_same(tree_map(plain, battery(split)), tree_map(plain, battery(whole)), exact=False)
 
 
@@ -340,7 +350,7 @@ def test_balanced_places_blocks_on_both_gpus_and_batches_fit_the_fuller_one(fold
 
 @needs_cuda
 def test_prefix_keys_lie_on_their_blocks_devices() -> None:
-    split = placed(tiny_loaded("llama", device="cuda:0"), "cuda:0", "cpu")
+    split = hooked(tiny_loaded("llama", device="cuda:0"), "cuda:0", "cpu")
     layout = PromptLayout(tuple(range(5, 16)), (20, 21), (30, 31), (40, 41))
     prefix = build_prefix_cache(split, [layout])
     assert prefix is not None

@@ -303,8 +303,9 @@ def test_training_of_blocks_on_several_devices_is_refused_before_it_begins(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = ["study", "plan", "--config", study_file(tmp_path, model), "--set", "model.device_map=auto"]
-    assert "model.device_map: places blocks for measuring, not for training. Train with training.shard: fsdp2" in fails(
-        capsys, 2, *study
+    assert (
+        "model.device_map: places blocks for measuring, not for training. Train with training.shard: fsdp2"
+        in fails(capsys, 2, *study)
     )
     line = fails(capsys, 2, *study, "--set", "training.shard=fsdp2")
     assert "model.device_map: the warm-up trains a model that is whole on one device" in line

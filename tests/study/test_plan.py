@@ -73,7 +73,12 @@ def test_where_blocks_lie_changes_no_key() -> None:
 
 @pytest.mark.parametrize(
     ("device", "place", "expected"),
-    [("cpu", "auto", 0), ("cuda", None, 1), ("cuda", {"a": 0, "b": "cuda:1", "c": 1, "d": "cpu"}, 2), ("cuda:1", {"": 1}, 1)],
+    [
+        ("cpu", "auto", 0),
+        ("cuda", None, 1),
+        ("cuda", {"a": 0, "b": "cuda:1", "c": 1, "d": "cpu"}, 2),
+        ("cuda:1", {"": 1}, 1),
+    ],
 )
 def test_gpus_that_a_process_measures_with(device: str, place: Any, expected: int) -> None:
     own = study(model={"device_map": place})

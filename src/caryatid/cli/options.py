@@ -90,8 +90,8 @@ class ModelOptions:
 
     def load(self, spec: str, trust_remote_code: bool = False) -> "LoadedModel":
         """The model that `spec` names. Errors as of `load_model`."""
-        from ..models.load import load_model
         from ..models.device_map import read_device_map
+        from ..models.load import load_model
 
         return load_model(
             spec,

@@ -40,10 +40,12 @@ class ModelConfig(Part):
         None, description="null: float32 on CPU, bfloat16 on CUDA."
     )
     device: str | None = Field(None, description="null: cuda if there is one, else cpu.")
-    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None = Field(
-        None,
-        description="Instead of device: a model that is too large for one GPU is placed over several, as transformers "
-        "does it; a mapping names each module's device.",
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None = (
+        Field(
+            None,
+            description="Instead of device: a model that is too large for one GPU is placed over several, as "
+            "transformers does it; a mapping names each module's device.",
+        )
     )
     matmul: Literal["highest", "high"] = Field(
         "highest",

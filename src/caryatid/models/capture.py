@@ -48,9 +48,7 @@ class CapturedInputs:
             InputError: no forward pass has run.
         """
         self._require_passes()
-        return torch.cat(
-            [_stacked([each[layer] for layer in self._layers]) for each in self._passes]
-        )
+        return torch.cat([_stacked([each[layer] for layer in self._layers]) for each in self._passes])
 
     def _require_passes(self) -> None:
         if not self._passes:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -91,15 +91,17 @@ def choose_device(device: str | None) -> torch.device:
     return chosen
 
 
-def _placed(device: str | None, device_map: DeviceMap | None) -> tuple[torch.device, DeviceMap | None]:
-    """The device that decides precision and kernels, and where modules go: on that device alone, or as asked.
+def _placed(
+    device: str | None, device_map: DeviceMap | None
+) -> tuple[torch.device, str | dict[str, Any] | None]:
+    """The device that decides precision and kernels, and where modules go (None: all on the CPU).
 
     Raises:
         UsageError: both are given, a map that places nothing, or a device that is not here.
     """
     if device_map is None:
         chosen = choose_device(device)
-        return chosen, None if chosen.type == "cpu" else {"": str(chosen)}
+        return chosen, None if chosen.type == "cpu" else {"": chosen}
     if device is not None:
         raise UsageError(
             f"device {device!r} beside a device_map", where="device", remedy="Leave one of them out."
@@ -109,10 +111,10 @@ def _placed(device: str | None, device_map: DeviceMap | None) -> tuple[torch.dev
     if isinstance(device_map, str):
         return chosen, device_map
     named = {
-        name: place if place == "disk" else str(choose_device(f"{chosen.type}:{place}" if isinstance(place, int) else place))
+        name: f"{chosen.type}:{place}" if isinstance(place, int) else place
         for name, place in device_map.items()
     }
-    return chosen, named
+    return chosen, {n: place if place == "disk" else str(choose_device(place)) for n, place in named.items()}
 
 
 def _choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype | str:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from .layout import decoder_layers, unwrapped
+
 
 def _map_of(model: nn.Module) -> dict[str, Any]:
     """Where transformers, or accelerate, has placed the model's modules; empty: it was not asked to."""
@@ -24,11 +25,16 @@ def is_split(model: nn.Module) -> bool:
     return len({str(place) for place in _map_of(model).values()}) > 1
 
 
+def _embedding(model: nn.Module) -> Tensor:
+    inner: Any = unwrapped(model)
+    weight: Tensor = inner.get_input_embeddings().weight
+    return weight
+
+
 def devices_of(model: nn.Module) -> list[torch.device]:
     """The devices that weights lie on, that of the embeddings first; offloaded weights lie on none."""
-    embedding: Any = unwrapped(model).get_input_embeddings()  # type: ignore[operator]  # every transformers model has it
-    found = dict.fromkeys([embedding.weight.device, *(weight.device for weight in model.parameters())])
-    return [device for device in found if device.type != "meta"]
+    weights = (_embedding(model), *model.parameters())
+    return [device for device in dict.fromkeys(weight.device for weight in weights) if device.type != "meta"]
 
 
 def check_placed(model: nn.Module, spec: str) -> None:
@@ -39,8 +45,7 @@ def check_placed(model: nn.Module, spec: str) -> None:
             own sum of input and outputs would be over several.
     """
     names, places = {module: name for name, module in model.named_modules()}, _map_of(model)
-    embedding: Any = unwrapped(model).get_input_embeddings()  # type: ignore[operator]  # as above
-    if embedding.weight.is_meta:
+    if _embedding(model).is_meta:
         raise InputError(
             "device_map leaves its embeddings on no device",
             where=spec,

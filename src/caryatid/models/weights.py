@@ -18,7 +18,6 @@ from transformers.models.auto.modeling_auto import (
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from ..errors import CaryatidError, DataMissingError, InputError
-from .device_map import DeviceMap
 from .quiet import Say, last_line, quiet_transformers
 
 NO_ADAPTER: dict[str, str] = {"subfolder": "no-adapter"}
@@ -52,7 +51,7 @@ def load_weights(
     spec: str,
     *,
     dtype: torch.dtype | str,
-    device_map: DeviceMap | None,
+    device_map: str | dict[str, Any] | None,
     trust_remote_code: bool,
     say: Say,
 ) -> PreTrainedModel:

@@ -13,9 +13,9 @@ from ..data.study_prompts import Source
 from ..models.batch import plan_batch_sizes
 from ..models.chat_options import ChatOptions
 from ..models.check import check_loaded
+from ..models.device_map import DeviceMap
 from ..models.generate import Completion, Decoding, generate
 from ..models.load import LoadedModel, load_model
-from ..models.device_map import DeviceMap
 from ..models.residual import Intervention
 from ..models.template import ChatFormat
 from .located import Located, LocateSettings

@@ -81,7 +81,9 @@ def _check_trained_whole(config: StudyConfig) -> None:
     if config.model.device_map is None:
         return
     if config.training.shard != "fsdp2":
-        raise UsageError("places blocks for measuring, not for training", where="model.device_map", remedy=SHARD)
+        raise UsageError(
+            "places blocks for measuring, not for training", where="model.device_map", remedy=SHARD
+        )
     if config.warmup.enabled:
         raise UsageError(
             "the warm-up trains a model that is whole on one device",

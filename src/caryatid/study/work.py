@@ -37,7 +37,7 @@ _SAME: Any = object()
 
 
 def gpus_of(study: Study) -> int:
-    """GPUs that one process measures with: none on a CPU, else one, or those over which `model.device_map` places blocks.
+    """GPUs that one process measures with: none on a CPU, else one, or those that `model.device_map` places blocks on.
 
     Where it leaves the choice to transformers these are all that this process sees.
     """

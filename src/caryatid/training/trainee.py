@@ -112,7 +112,9 @@ class Trainee:
         mode = settings.mode
         check_precision(mode, loaded.dtype)
         if loaded.split:
-            raise UsageError("a model on several devices is measured, not trained", where="device_map", remedy=SHARD)
+            raise UsageError(
+                "a model on several devices is measured, not trained", where="device_map", remedy=SHARD
+            )
         self.loaded, self.mode, self.settings, self.ranks = loaded, mode, settings, ranks
         model: Any = loaded.model
         self.peft: Any = None
