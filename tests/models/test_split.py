@@ -67,7 +67,7 @@ def places_of(first: str | int, second: str | int, tied: bool = False) -> dict[s
 
 
 def hooked(loaded: LoadedModel, first: str, second: str) -> LoadedModel:
-    """Its modules run where `places_of` says from now on, the CPU included (`device_map` would only keep them there)."""
+    """Its modules run where `places_of` says from now on, the CPU included, where `device_map` would only keep them."""
     model: Any = loaded.model
     places = places_of(first, second, tied=model.config.tie_word_embeddings)
     attach_align_device_hook_on_blocks(
