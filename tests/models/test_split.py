@@ -44,13 +44,14 @@ from caryatid.models.template import ChatFormat
 from caryatid.models.turns import Turn
 from caryatid.training.settings import TrainingSettings
 from caryatid.training.trainee import Trainee
-from searching import candidate_losses, search_alone, suffix_gradient
+from searching import candidate_losses, search_alone, steps_of, suffix_gradient
 from tiny import save_adapter, save_tiny, tiny_loaded
 from virtual_devices import FIRST, SECOND, OverTwoDevices, VirtualDevices, keep_on_parameters, put
 
 WIDTH, LAYERS = 32, 4
 TEXTS = ["How do I write a letter?", "Hi", "What is the capital of France? Explain it to the user.", "Please"]
 GOAL = Goal("letter", "How do I write a letter to the office?", "Sure, here is a letter")
+OTHER = Goal("tides", "Explain the tides", "Sure, the tides")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="places blocks on a GPU")
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="places blocks on two GPUs")
 
@@ -151,13 +152,21 @@ def causes(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def attacks(loaded: LoadedModel) -> dict[str, Any]:
-    """A gradient, candidates scored in all ways, a search, embeddings in place of a suffix and an answer to them."""
+    """A gradient, candidates scored in all ways, searches, embeddings in place of a suffix and an answer to them."""
     chat, generator = ChatFormat(loaded.tokenizer), torch.Generator().manual_seed(0)
     parts = [tuple(torch.randint(4, 400, (n,), generator=generator).tolist()) for n in (11, 5, 3, 4)]
     layout = PromptLayout(*parts)
     rows = torch.randint(4, 400, (9, 5), generator=generator)
     settings = {"steps": 2, "width": 12, "top_k": 24, "suffix_length": 5, "search_precision": "model"}
     (found,) = search_alone(loaded, chat, [GOAL], batch_size=8, seed=0, **settings)
+    both = steps_of(
+        loaded,
+        chat,
+        [start_state(chat, goal, length=5) for goal in (GOAL, OTHER)],
+        batch_size=8,
+        generator=torch.Generator().manual_seed(1),
+        **settings,
+    )
     (soft,) = embedding_search(
         loaded, chat, [GOAL], EmbeddingSettings(steps=3, suffix_length=4), BlockRun(0, RowLimit(4))
     )
@@ -168,6 +177,7 @@ def attacks(loaded: LoadedModel) -> dict[str, Any]:
             candidate_losses(loaded, layout, rows, batch_size=4, scoring=scoring) for scoring in SCORINGS
         ],
         "search": [found.losses, found.suffix_ids],
+        "together": [(state.losses, state.suffix_ids) for state in both],
         "text": text_loss(loaded, chat, GOAL, found.suffix_text),
         "soft": soft.losses,
         "answer": generate(loaded, chat, [turn], Decoding(6, 1))[0].ids,
