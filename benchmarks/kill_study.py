@@ -5,6 +5,8 @@
 
 A tiny random model goes through every stage: warm-up, training, attacks, answers, geometry, interventions, report.
 With `inline` the study's process is killed and started again; with `ray` one of the processes that hold a stage.
+First a process is killed once at every kind of stage, and while tables and report are written; then at KILLS random
+moments, which fall where most of the time goes.
 Checked is that the tables equal those of the study left alone, that no more was done again than what a process had done
 in the interval before it was killed, and that the run directory holds the same files. Exit code 1 where it is not so.
 States are kept every INTERVAL seconds instead of every minute, so that a study of half a minute has many of them.
@@ -26,18 +28,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from noted_study import INTERVAL
+
 ROOT = Path(__file__).parents[1]
-INTERVAL = 1.0  # seconds
 SLACK = 1.5  # seconds that one unit of work may take beside that on a busy machine
 REPORT = 3.0  # seconds that tables and report take
-SETTINGS = (
-    "attacks.fixed_source.steps=6",
-    "attacks.adaptive={enabled: true, at: last, behaviours: 2, steps: 6}",
-    "anchors=[0, 3, 6]",
-    "warmup.steps=6",
-    "batch.forward=4",
-    "batch.generate=2",
-)
+REPORTING = "tables and report"
+ROUNDS = 3  # studies that are killed at kinds of stages, until each was hit
 
 
 def study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -52,96 +49,11 @@ def study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
     }
     log = (folder / "log").open("ab")
     return subprocess.Popen(
-        [sys.executable, __file__, "--within", str(folder), *more], env=environment, stdout=log, stderr=log
+        [sys.executable, str(ROOT / "benchmarks" / "noted_study.py"), str(folder), *more],
+        env=environment,
+        stdout=log,
+        stderr=log,
     )
-
-
-def within(folder: Path, executor: str) -> None:
-    """Run the study in this process, and note every unit of work in `folder/units.jsonl`."""
-    from small import small_config
-
-    from caryatid.study.executors.choice import executor_named
-    from caryatid.study.flow import run_study
-
-    os.environ["CARYATID_UNITS"] = str(folder / "units.jsonl")
-    noting()
-    options, workers = dict[str, str](), None
-    if executor == "ray":
-        import ray
-
-        options, workers = {"retries": "1000"}, 2
-        # Workers note their units, too; the executor takes the cluster that is there.
-        ray.init(log_to_driver=False, runtime_env={"worker_process_setup_hook": "kill_study.noting"})
-    run_study(
-        small_config(folder, *SETTINGS), folder / "run", executor=executor_named(executor, workers, options)
-    )
-
-
-def noting() -> None:
-    """Keep states often, and note every unit of work: batches, updates, steps of attacks."""
-    import caryatid.artifacts as artifacts
-    import caryatid.attacks.gcg.search as search
-    import caryatid.training.loop as loop
-    import caryatid.training.warmup as warmup
-    from caryatid import keeping
-    from caryatid.study import jobs, runner
-    from caryatid.training.trainee import Trainee
-
-    keeping.KEEP_EVERY = search.KEEP_EVERY = loop.SAVE_AFTER = warmup.SAVE_AFTER = INTERVAL
-    loop.SAVE_SHARE = 0.0
-    here = [""]
-    plain: dict[str, Any] = {
-        "stage": runner.run_stage,
-        "part": jobs._run_part,
-        "piece": keeping._Pieces.piece,
-        "update": Trainee.update,
-        "advance": search._Search.advance,
-        "append": artifacts.Chunks.append,
-    }
-
-    def note(unit: str) -> None:
-        line = json.dumps({"unit": f"{here[0]} {unit}", "at": time.time(), "pid": os.getpid()})
-        with Path(os.environ["CARYATID_UNITS"]).open("a") as stream:
-            stream.write(line + "\n")
-
-    def stage(session: Any, entry: Any) -> None:
-        here[0] = entry.id
-        plain["stage"](session, entry)
-
-    def part(session: Any, chosen: Any, shard: Any) -> Any:
-        here[0] = chosen[0].id
-        return plain["part"](session, chosen, shard)
-
-    def piece(self: Any, label: str, make: Any) -> Any:
-        def noted() -> Any:
-            value = make()
-            note(f"{self.folder.name} {len(self.kept) + len(self.made)}")
-            return value
-
-        return plain["piece"](self, label, noted)
-
-    def update(self: Any) -> None:
-        plain["update"](self)
-        note(f"update {self.step}")
-
-    def advance(self: Any) -> bool:
-        going: bool = plain["advance"](self)
-        if going:
-            goals = ",".join(one.goal.behavior_id for one in self.states)
-            note(f"{goals} {max(len(one.losses) for one in self.states)}")
-        return going
-
-    def append(self: Any, index: int, value: object) -> None:
-        plain["append"](self, index, value)
-        note(f"{self.path.name} {index}")
-
-    # Methods are exchanged in this process alone, which mypy takes for a mistake.
-    runner.run_stage = stage
-    jobs._run_part = part
-    keeping._Pieces.piece = piece  # type: ignore[method-assign]
-    Trainee.update = update  # type: ignore[method-assign]
-    search._Search.advance = advance  # type: ignore[method-assign]
-    artifacts.Chunks.append = append  # type: ignore[method-assign]
 
 
 def tables(run: Path) -> dict[str, list[dict[str, str]]]:
@@ -162,7 +74,7 @@ def files(run: Path) -> set[str]:
 
 @dataclass(frozen=True)
 class Kill:
-    """When a process was killed, and at what kind of stage it was; `between stages`: planning, tables, report."""
+    """When a process was killed, and at what kind of stage it was; `between stages`: planning, and gaps."""
 
     at: float
     pid: int
@@ -171,10 +83,11 @@ class Kill:
 
 @dataclass
 class Killed:
-    """A study that was killed, and what of it was done twice."""
+    """A study that was killed, and what of it was done twice. `missed`: kinds of stages that it was to be killed at."""
 
     folder: Path
     kills: list[Kill] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
 
     def kill(self, pid: int) -> None:
         """Kill a process."""
@@ -183,12 +96,16 @@ class Killed:
 
     def _under_way(self, pid: int) -> str:
         under_way: dict[str, None] = {}
-        for one in _events(self.folder):
+        events = _events(self.folder)
+        for one in events:
             if one["pid"] == pid and one["event"] in ("stage_started", "part_started"):
                 under_way[one["stage"]] = None
             elif one["pid"] == pid and one["event"] in ("stage_done", "part_done"):
                 under_way.pop(one["stage"], None)
-        return next(reversed(under_way), "between stages").split("/")[0]
+        planned = next((one["stages"] for one in reversed(events) if one["event"] == "run_started"), -1)
+        began = any(one["pid"] == pid for one in events)
+        nothing = REPORTING if began and _all_done(events, planned) else "between stages"
+        return next(reversed(under_way), nothing).split("/")[0]
 
     def _units(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "units.jsonl").read_text().splitlines()]
@@ -251,7 +168,7 @@ def kill_inline(folder: Path, kills: int, alone: Path, chance: random.Random) ->
 
 def kill_workers(folder: Path, kills: int, alone: Path, chance: random.Random) -> Killed:
     """Kill processes that hold a stage, at random moments, while the study's own process lives."""
-    killed, process = Killed(folder), study(folder, "--executor", "ray")
+    killed, process = Killed(folder), study(folder, "ray")
     while process.poll() is None and (left := kills - len(killed.kills)) > 0:
         time.sleep(chance.uniform(0, 2 * seconds_left(folder, alone) / left))
         if pids := _holders(folder) - {process.pid}:
@@ -259,6 +176,67 @@ def kill_workers(folder: Path, kills: int, alone: Path, chance: random.Random) -
     if process.wait():
         raise RuntimeError(f"the study failed: {_last_words(folder)}")
     return killed
+
+
+def kill_each_kind(
+    folder: Path, alone: Path, chance: random.Random, kinds: list[str], executor: str
+) -> Killed:
+    """Kill a process once at each of these kinds of stages, in the order in which they come, then let it finish.
+
+    A kill comes at a random moment of the time that the stage took in the study left alone. One that comes too late is
+    counted where it fell, and the next stage of that kind is tried; `Killed.missed` says which kinds were never hit.
+    """
+    took = _seconds(alone)
+    killed, process, read = Killed(folder), study(folder, executor), 0
+    left = dict.fromkeys(kinds)
+    while process.poll() is None:
+        time.sleep(0.001)
+        events = _events(folder)
+        new, read = events[read:], len(events)
+        at = next((one for one in new if _begins(one) in left), None)
+        if at is None and REPORTING in left and _all_done(events, len(took)):
+            at, seconds = {"pid": process.pid}, REPORT
+        elif at is not None:
+            seconds = took.get(at["stage"], 0.0)
+        if at is None:
+            continue
+        time.sleep(chance.uniform(0, seconds))
+        if process.poll() is not None:
+            break
+        with suppress(ProcessLookupError):
+            killed.kill(at["pid"])
+            left.pop(killed.kills[-1].stage, None)
+        if at["pid"] == process.pid:
+            process.wait()
+            process, read = study(folder, executor), len(_events(folder))
+    if process.wait():
+        raise RuntimeError(f"the study failed: {_last_words(folder)}")
+    killed.missed = list(left)
+    return killed
+
+
+def _begins(event: dict[str, Any]) -> str | None:
+    """The kind of stage that begins with an event."""
+    started = event["event"] in ("stage_started", "part_started")
+    return event["stage"].split("/")[0] if started else None
+
+
+def _all_done(events: list[dict[str, Any]], stages: int) -> bool:
+    """Whether all stages are done, and what is left is to write tables and report."""
+    done = {one["stage"] for one in events if one["event"] == "stage_done"}
+    return len(done) == stages and events[-1]["event"] != "run_done"
+
+
+def kinds_of(alone: Path) -> list[str]:
+    """The kinds of stages of the study left alone, in the order in which they were done, and at last its report."""
+    order = [one["stage"].split("/")[0] for one in _events(alone) if one["event"] == "stage_done"]
+    return [*dict.fromkeys(order), REPORTING]
+
+
+def _seconds(alone: Path) -> dict[str, float]:
+    """How long each stage took in the study left alone."""
+    manifests = (json.loads(path.read_text()) for path in (alone / "run").glob("stages/*/*/manifest.json"))
+    return {one["id"]: float(one["seconds"]) for one in manifests}
 
 
 def _holders(folder: Path) -> set[int]:
@@ -305,14 +283,10 @@ def seconds_left(folder: Path, alone: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--kills", type=int, default=25, help="at random moments, after those at every kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--executor", choices=("inline", "ray"), default="inline")
-    parser.add_argument("--within", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.within:
-        within(asked.within, asked.executor)
-        return
     chance, runs = random.Random(asked.seed), list[Killed]()
     kill = kill_workers if asked.executor == "ray" else kill_inline
     with tempfile.TemporaryDirectory() as name:
@@ -320,15 +294,26 @@ def main() -> None:
         undisturbed(alone)
         seconds = seconds_left(Path(name), alone)
         faults = []
+        left = kinds_of(alone)
+        if asked.executor == "ray":  # the process that writes these is left alone
+            left.remove(REPORTING)
+        while left and len(runs) < ROUNDS:
+            folder = Path(name) / f"aimed-{len(runs)}"
+            folder.mkdir()
+            runs.append(kill_each_kind(folder, alone, chance, left, asked.executor))
+            faults += [f"{folder.name}: {fault}" for fault in runs[-1].faults(alone)]
+            left = runs[-1].missed
+        aimed = len(runs)
         # A study that comes to its end before it was killed so often is followed by another one.
-        while (left := asked.kills - sum(len(run.kills) for run in runs)) > 0:
+        while (more_kills := asked.kills - sum(len(run.kills) for run in runs[aimed:])) > 0:
             folder = Path(name) / f"killed-{len(runs)}"
             folder.mkdir()
-            runs.append(kill(folder, left, alone, chance))
+            runs.append(kill(folder, more_kills, alone, chance))
             faults += [f"{folder.name}: {fault}" for fault in runs[-1].faults(alone)]
         hit = Counter(one.stage for run in runs for one in run.kills)
         repeated = [each for run in runs for each in run.repeated()]
         print(f"{hit.total()} kills in {len(runs)} studies of {seconds:.0f} s under {asked.executor}")
+        print(f"never hit: {', '.join(left) or 'no kind of stage'}")
         print(f"at: {', '.join(f'{kind} {count}' for kind, count in hit.most_common())}")
         print(f"units done again: {len(repeated)}, at most {max(repeated, default=0):.2f} s before the kill")
         print("\n".join(faults) or "tables equal, at most an interval done again, nothing left behind")

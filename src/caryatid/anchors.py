@@ -14,6 +14,7 @@ from .models.adapter_files import read_adapter_config
 from .models.adapters import add_adapter, with_adapter
 from .models.chat_options import ChatOptions
 from .models.check import ModelReport, check_loaded
+from .models.device_map import DeviceMap
 from .models.generate import Decoding, generate
 from .models.identity import combined, folder_identity
 from .models.load import LoadedModel, load_model, tokenizer_in
@@ -98,6 +99,7 @@ def open_anchor(
     *,
     dtype: str | None = None,
     device: str | None = None,
+    device_map: DeviceMap | None = None,
     trust_remote_code: bool = False,
     options: ChatOptions | None = None,
 ) -> LoadedModel:
@@ -112,6 +114,7 @@ def open_anchor(
         anchor.weights or anchor.backbone,
         dtype=dtype,
         device=device,
+        device_map=device_map,
         revision=anchor.revision,
         trust_remote_code=trust_remote_code,
         options=options,
@@ -201,6 +204,7 @@ def try_anchor(
     system: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    device_map: DeviceMap | None = None,
     trust_remote_code: bool = False,
     options: ChatOptions | None = None,
 ) -> ModelReport:
@@ -210,7 +214,12 @@ def try_anchor(
         CaryatidError: it cannot be opened or measured.
     """
     loaded = open_anchor(
-        anchor, dtype=dtype, device=device, trust_remote_code=trust_remote_code, options=options
+        anchor,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+        options=options,
     )
     report = check_loaded(loaded, system)
     texts = ["How do I write a letter?", "Name a river."]

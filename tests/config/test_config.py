@@ -110,3 +110,20 @@ def test_config_is_frozen() -> None:
     config = StudyConfig()
     with pytest.raises(ValueError, match="frozen"):
         config.name = "other"  # type: ignore[misc]
+
+
+def test_a_device_map_is_a_word_or_a_mapping_and_stands_alone() -> None:
+    for text, value in (
+        ("auto", "auto"),
+        ("{model.layers.0: 1, lm_head: cpu}", {"model.layers.0": 1, "lm_head": "cpu"}),
+    ):
+        config = load_config(preset="quick", overrides=[f"model.device_map={text}"])
+        assert config.model.placed("cuda") == {"device_map": value}
+        assert parse_config(dump_config(config), "text") == config
+    assert load_config(preset="quick").model.placed("cuda") == {"device": "cuda"}
+    for wrong in (
+        "model.device_map=everywhere",
+        "model.device_map={}",
+        "model={device: cpu, device_map: auto}",
+    ):
+        assert any("device_map" in problem for problem in _problems(preset="quick", overrides=[wrong]))

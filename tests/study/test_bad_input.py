@@ -20,7 +20,7 @@ from caryatid.config import load_config
 from caryatid.errors import UsageError
 from caryatid.progress import NO_PROGRESS
 from caryatid.study.run import open_run
-from caryatid.study.runner import opened
+from caryatid.study.runner import opened, planned
 from tiny import save_tiny, tiny_tokenizer
 
 
@@ -297,6 +297,29 @@ def test_training_that_cannot_be_shared_out_is_refused_before_it_begins(
         line = fails(capsys, 2, *study, *more)
         assert "training.shard: " in line
         assert "model.dtype to float32" in line
+
+
+def test_training_of_blocks_on_several_devices_is_refused_before_it_begins(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = ["study", "plan", "--config", study_file(tmp_path, model), "--set", "model.device_map=auto"]
+    assert (
+        "model.device_map: places blocks for measuring, not for training. Train with training.shard: fsdp2"
+        in fails(capsys, 2, *study)
+    )
+    line = fails(capsys, 2, *study, "--set", "training.shard=fsdp2")
+    assert "model.device_map: the warm-up trains a model that is whole on one device" in line
+
+
+def test_a_run_from_before_device_maps_keeps_what_was_settled(model: Path, tmp_path: Path) -> None:
+    config, out = load_config(file=Path(study_file(tmp_path, model))), tmp_path / "out"
+    with opened(config, out, NO_PROGRESS, lambda _line: None):
+        pass
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["asked"]["model"].pop("device_map", "missing") is None
+    manifest["facts"]["batch"]["forward"] = 7
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert planned(config, out).study.facts.batch["forward"] == 7
 
 
 def test_a_loss_that_is_not_finite_keeps_earlier_anchors(

@@ -1,5 +1,6 @@
 """Checkpoints that somebody else trained: three adapters from a script that knows nothing of caryatid."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small import small_config
+from test_runners import tables
 
 from caryatid.config import load_config
 from caryatid.errors import CaryatidError
@@ -64,19 +66,35 @@ def test_three_adapters_from_a_plain_script_run_from_nine_lines(tmp_path: Path) 
     assert len(text.splitlines()) <= 10
     (tmp_path / "study.yaml").write_text(text)
     run = run_study(load_config(file=tmp_path / "study.yaml"), tmp_path / "run")
-    tables = read_tables(run.directory)
-    assert set(tables) == {table.name for table in all_tables()}
-    anchors = {(row["arm"], row["step"]) for row in tables["behaviour"]}
+    found = read_tables(run.directory)
+    assert set(found) == {table.name for table in all_tables()}
+    anchors = {(row["arm"], row["step"]) for row in found["behaviour"]}
     assert anchors == {("base", 0), ("dpo", 2), ("dpo", 4), ("dpo", 6)}
     for name in ("carriers", "rank", "causal"):
-        assert {(row["arm"], row["step"]) for row in tables[name]} == anchors, name
-    pairs = {(row["from"], row["to"]) for row in tables["verdict"]}
+        assert {(row["arm"], row["step"]) for row in found[name]} == anchors, name
+    pairs = {(row["from"], row["to"]) for row in found["verdict"]}
     assert pairs == {(0, 2), (2, 4), (4, 6), (0, 6)}
-    assert tables["training"] == []
+    assert found["training"] == []
     drift = {
-        row["to"]: row["value"] for row in tables["drift"] if row["quantity"] == "cosine" and row["from"] == 0
+        row["to"]: row["value"] for row in found["drift"] if row["quantity"] == "cosine" and row["from"] == 0
     }
     assert drift[6] < 1  # the adapters were applied
+
+
+@pytest.mark.slow
+def test_a_series_over_several_devices_comes_to_the_tables_and_keys_of_one(tmp_path: Path) -> None:
+    """Half of the blocks are brought from the disk."""
+    later = save_tiny(tmp_path / "later", seed=1)
+    settings = (f"anchors=[{{step: 10, model: {later}}}]", "warmup.enabled=false", "model.dtype=float32")
+    places = {f"model.layers.{number}": "cpu" if number < 2 else "disk" for number in range(4)}
+    places |= dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"), "cpu")
+    made, stages = [], []
+    for name, where in (("whole", "model.device=cpu"), ("split", f"model.device_map={json.dumps(places)}")):
+        run = run_study(small_config(tmp_path, *settings, where), tmp_path / name)
+        made.append(tables(run.directory))
+        stages.append({path.name for path in run.directory.glob("stages/*/*")})
+    assert stages[0] == stages[1]
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize("kind", ["another width", "not finite"])

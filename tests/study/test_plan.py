@@ -19,7 +19,7 @@ from caryatid.study.plan import Plan, Planned, build_plan
 from caryatid.study.runner import execute
 from caryatid.study.series import SeedRef
 from caryatid.study.stage import AnyStage, Scope, Stage, Study, stage_kinds
-from caryatid.study.work import Session, Work
+from caryatid.study.work import Session, Work, gpus_of
 
 FACTS = Facts(
     model_identity="m",
@@ -61,6 +61,28 @@ class Say(Stage[Said]):
     def run(self, work: Work) -> Said:
         self.ran.append(self.id)
         return Said("a")
+
+
+def test_where_blocks_lie_changes_no_key() -> None:
+    places: tuple[Any, ...] = (None, "auto", {"": 0}, {"model.layers.0": 0, "model.layers.1": "cpu"})
+    plans = [build_plan(study(model={"device_map": place})) for place in places]
+    whole, *split = [[(entry.id, entry.key) for entry in plan] for plan in plans]
+    assert len(whole) > 20
+    assert split == [whole] * 3
+
+
+@pytest.mark.parametrize(
+    ("device", "place", "expected"),
+    [
+        ("cpu", "auto", 0),
+        ("cuda", None, 1),
+        ("cuda", {"a": 0, "b": "cuda:1", "c": 1, "d": "cpu"}, 2),
+        ("cuda:1", {"": 1}, 1),
+    ],
+)
+def test_gpus_that_a_process_measures_with(device: str, place: Any, expected: int) -> None:
+    own = study(model={"device_map": place})
+    assert gpus_of(replace(own, facts=replace(FACTS, device=device))) == expected
 
 
 def test_stages_that_share_a_key_run_once(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def _recording(model: Any, along: Float[Tensor, "d"], layer: int) -> Iterator[di
 
     def keep(name: str) -> Callable[[Tensor], Tensor]:
         def read(hidden: Tensor) -> Tensor:
-            parts.setdefault(name, []).append(hidden[:, -1].float() @ along)
+            parts.setdefault(name, []).append(hidden[:, -1].float() @ along.to(hidden.device))
             return hidden
 
         return read
@@ -157,8 +157,8 @@ def _heads(
         if not back:
             with torch.enable_grad():
                 probe = torch.zeros_like(z[:1]).requires_grad_(True)
-                forward: Any = type(projection).forward
-                (found,) = torch.autograd.grad((forward(projection, probe)[0].float() @ along), probe)
+                product = projection.forward(probe)[0].float()  # without the hooks on it, this one included
+                (found,) = torch.autograd.grad(product @ along.to(product.device), probe)
             back.append(found[0])
         kept.append((z.float() * back[0].float()).unflatten(1, (heads, -1)).sum(dim=2))
 
@@ -197,7 +197,8 @@ def ablate_sublayers(
         return float(found.mean())
 
     def without(hidden: Tensor) -> Tensor:
-        return (hidden.float() - (hidden.float() @ along)[..., None] * along).to(hidden.dtype)
+        here = along.to(hidden.device)
+        return (hidden.float() - (hidden.float() @ here)[..., None] * here).to(hidden.dtype)
 
     plain, effects = score(), list[list[float]]()
     for site in sublayer_outputs(loaded.model)[:layer]:

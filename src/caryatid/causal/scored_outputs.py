@@ -65,7 +65,8 @@ def score_with_outputs(
             outputs = captured.take()[
                 -len(batch.logits) :
             ]  # passes over the shared prefix come before the batch's own
-            return torch.cat([reduce(batch)[:, None].float(), outputs.flatten(1)], dim=1)
+            beside = outputs.flatten(1).to(batch.logits.device)
+            return torch.cat([reduce(batch)[:, None].float(), beside], dim=1)
 
         values = evaluate_grid(loaded, seqs, groups, reduce=both, batch_size=batch_size, progress=progress)
     return ScoredOutputs(values[..., 0], values[..., 1:].unflatten(-1, (len(layers), -1)))

@@ -30,6 +30,12 @@ Dtype = typer.Option(None, "--dtype", help="float32, bfloat16 or float16.")
 Device = typer.Option(
     None, "--device", help="cpu, cuda, xpu or mps; default: the first accelerator that there is."
 )
+DeviceMap = typer.Option(
+    None,
+    "--device-map",
+    help="Instead of --device, for a model that is too large for one GPU: auto, balanced, balanced_low_0, sequential, "
+    "or JSON from modules to devices, as transformers knows them (docs/scale.md).",
+)
 Revision = typer.Option(None, "--revision", help="Revision of a hub model.")
 TrustRemoteCode = typer.Option(False, "--trust-remote-code", help="Run code that comes with the model.")
 RefusalJudge = typer.Option(
@@ -51,6 +57,7 @@ class ModelOptions:
 
     dtype: str | None = Dtype
     device: str | None = Device
+    device_map: str | None = DeviceMap
     revision: str | None = Revision
     system: str | None = typer.Option(
         None, "--system", help="System message; '' sends an empty one; default: the template's own."
@@ -83,12 +90,14 @@ class ModelOptions:
 
     def load(self, spec: str, trust_remote_code: bool = False) -> "LoadedModel":
         """The model that `spec` names. Errors as of `load_model`."""
+        from ..models.device_map import read_device_map
         from ..models.load import load_model
 
         return load_model(
             spec,
             dtype=self.dtype,
             device=self.device,
+            device_map=read_device_map(self.device_map),
             revision=self.revision,
             trust_remote_code=trust_remote_code,
             options=self.chat(),

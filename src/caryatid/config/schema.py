@@ -15,6 +15,7 @@ from ..behaviour.judges.base import JudgeSpec
 from ..behaviour.judges.registry import judge_names
 from ..errors import UsageError
 from ..models.chat_options import ChatOptions
+from ..models.device_map import check_device_map
 from ..models.sizes import BatchSizes
 from ..settings import Settings, setting
 from ..training.settings import TrainingSettings, WarmupSettings
@@ -39,6 +40,13 @@ class ModelConfig(Part):
         None, description="null: float32 on CPU, bfloat16 on CUDA."
     )
     device: str | None = Field(None, description="null: cuda if there is one, else cpu.")
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None = (
+        Field(
+            None,
+            description="Instead of device: a model that is too large for one GPU is placed over several, as "
+            "transformers does it; a mapping names each module's device.",
+        )
+    )
     matmul: Literal["highest", "high"] = Field(
         "highest",
         description="Products of float32 on CUDA; high: TF32, several times as fast, 10-bit mantissas.",
@@ -71,9 +79,17 @@ class ModelConfig(Part):
     def _options_are_possible(self) -> Self:
         try:
             _ = self.chat_options
+            if self.device_map is not None:
+                check_device_map(self.device_map)
         except UsageError as error:
             raise ValueError(f"{error.where}: {error.what}") from error
+        if self.device is not None and self.device_map is not None:
+            raise ValueError("device and device_map: only one of them can say where it goes")
         return self
+
+    def placed(self, device: str) -> dict[str, Any]:
+        """Where its models go, as arguments of `load_model`: as `device_map` says, else to `device`."""
+        return {"device": device} if self.device_map is None else {"device_map": self.device_map}
 
     @property
     def chat_options(self) -> ChatOptions:

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError
 from .adapter_files import PREFIX, AdapterFile, as_folder, read_adapter, refuse_unused
+from .placement import refuse_offloaded
 from .plain_lora import LoraFactors, read_plain_lora, without_factors
 from .quiet import Say, last_line, quiet_transformers, warn
 
@@ -96,6 +97,7 @@ def add_adapter(model: PreTrainedModel, folder: Path, say: Say = warn) -> PreTra
         DataMissingError: some of its tensors have no place in the model, or it has none.
         InputError: the adapter does not fit the model, or is of a kind that cannot be merged or kept.
     """
+    refuse_offloaded(model, folder)
     adapter = read_adapter(model, folder, say)
     plain = read_plain_lora(model, adapter)
     return _add_wrapped(model, adapter, say) if plain is None else _add_plain(model, adapter, plain, say)
@@ -109,6 +111,7 @@ def with_adapter(model: PreTrainedModel, folder: Path, say: Say = warn) -> PreTr
     Raises:
         DataMissingError, InputError: as `add_adapter`.
     """
+    refuse_offloaded(model, folder)
     adapter = read_adapter(model, folder, say)
     plain = read_plain_lora(model, adapter)
     if plain is None:

@@ -1,6 +1,7 @@
 """Affine concept editing, ACE: the stream's component along a direction is set, not removed (arXiv 2411.09003)."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
-from .hooks import Hooks, StreamFunction
+from .hooks import Hooks, StreamFunction, on_each_device
 from .residual import Intervention, register_intervention
 
 
@@ -62,28 +63,26 @@ class Affine(Intervention):
 
     def attach(self, hooks: Hooks) -> None:
         """Register h ↦ h + r̂ (⟨μ, r̂⟩ + α ‖r‖ − ⟨h, r̂⟩) for the rows of every layer at which one has a direction."""
-        vector = self.vector.to(hooks.device, torch.float32)
+        active = (self.vector != 0).any(dim=1)
+        for number in self.layer[active].unique().tolist():
+            hooks.change_input(number, on_each_device(partial(self._set, number)))
+
+    def _set(self, number: int, device: torch.device) -> StreamFunction:
+        """The function of block `number` on a device."""
+        vector = self.vector.to(device, torch.float32)
         length = vector.norm(dim=1, keepdim=True)
         unit = vector / torch.where(length == 0, 1.0, length)
-        wanted = (unit * self.reference.to(unit)).sum(1, keepdim=True) + self.strength.to(unit)[
-            :, None
-        ] * length
-        layer, active = self.layer.to(hooks.device), length[:, 0] != 0
+        level = (unit * self.reference.to(unit)).sum(1, keepdim=True)
+        wanted = level + self.strength.to(unit)[:, None] * length
+        here = ((self.layer.to(device) == number) & (length[:, 0] != 0))[:, None, None]
 
-        def set_at(number: int) -> StreamFunction:
-            here = ((layer == number) & active)[:, None, None]
+        def apply(hidden: Tensor) -> Tensor:  # [rows, tokens, d]
+            wide = hidden.float()
+            along = (wide * unit[:, None]).sum(dim=2, keepdim=True)  # [rows, tokens, 1]
+            changed = wide + (wanted[:, :, None] - along) * unit[:, None]
+            return torch.where(here, changed.to(hidden.dtype), hidden)
 
-            def apply(hidden: Tensor) -> Tensor:  # [rows, tokens, d]
-                wide = hidden.float()
-                missing = wanted[:, :, None] - (wide * unit[:, None]).sum(
-                    dim=2, keepdim=True
-                )  # [rows, tokens, 1]
-                return torch.where(here, (wide + missing * unit[:, None]).to(hidden.dtype), hidden)
-
-            return apply
-
-        for number in layer[active].unique().tolist():
-            hooks.change_input(number, set_at(number))
+        return apply
 
 
 register_intervention("affine", Affine)

@@ -12,6 +12,7 @@ from ..errors import InputError, MemoryExhaustedError, out_of_memory
 from .layout import hidden_size, num_layers
 from .load import LoadedModel
 from .lockstep import is_lockstep
+from .placement import devices_of
 from .sizes import BatchSizes
 
 T = TypeVar("T")
@@ -184,11 +185,13 @@ def plan_batch_sizes(loaded: LoadedModel, max_tokens: int) -> BatchSizes:
     On the CPU fixed values (they decide speed, not whether it fits). On CUDA from the free memory, counting per token
     the key-value cache, about 20 live activations of width d while scoring, 40 per block kept for the backward
     pass while training, and float32 logits (all positions while training, 32 target positions for GCG); half
-    of the free memory is planned, `with_backoff` catches the rest.
+    of the free memory is planned, `with_backoff` catches the rest. Of several cards the one with the least free memory
+    decides, as if it held all of the cache.
     """
     if loaded.device.type != "cuda":
         return CPU_BATCH_SIZES
-    free = torch.cuda.mem_get_info(loaded.device)[0] * _SHARE_OF_FREE_MEMORY
+    cards = [device for device in devices_of(loaded.model) if device.type == "cuda"]
+    free = min(torch.cuda.mem_get_info(card)[0] for card in cards) * _SHARE_OF_FREE_MEMORY
     width, layers = hidden_size(loaded.model), num_layers(loaded.model)
     text = loaded.model.config.get_text_config()
     heads = getattr(text, "num_attention_heads", 1)

@@ -109,7 +109,8 @@ class PrefixCache:
     """Keys and values of the prefixes of some cases, filled up on the right to one length.
 
     Attributes:
-        keys, values: per block [cases, heads, prefix, head width], or [1, …] where all cases have the same.
+        keys, values: per block [cases, heads, prefix, head width], or [1, …] where all cases have the same; each on its
+            block's device.
         lengths: real tokens per case.
     """
 
@@ -142,14 +143,14 @@ class PrefixCache:
         self, cases: Sequence[int], suffix: SuffixKeys | None, suffix_columns: int
     ) -> list[tuple[Pieces, Pieces]]:
         one = cases[0] if len(set(cases)) == 1 else None
-        index = to_device(torch.tensor(cases), self.keys[0].device)
-        length = self.columns(cases)
+        chosen, length = torch.tensor(cases), self.columns(cases)
+        index = {device: to_device(chosen, device) for device in {keys.device for keys in self.keys}}
 
         def shared(states: Tensor, columns: int) -> Tensor:
             if one is not None or len(states) == 1:
                 row = 0 if len(states) == 1 else one
                 return states[row, None, :, :columns].expand(len(cases), -1, -1, -1)
-            return states[:, :, :columns].index_select(0, index)
+            return states[:, :, :columns].index_select(0, index[states.device])
 
         found = []
         for block, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):

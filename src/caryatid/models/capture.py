@@ -42,19 +42,22 @@ class CapturedInputs:
         return torch.cat([each[layer] for each in self._passes])
 
     def stacked(self) -> Float[Tensor, "rows layers positions d"]:
-        """All rows in the order of the forward passes.
+        """All rows in the order of the forward passes, on the device of the first of the layers.
 
         Raises:
             InputError: no forward pass has run.
         """
         self._require_passes()
-        return torch.cat(
-            [torch.stack([each[layer] for layer in self._layers], dim=1) for each in self._passes]
-        )
+        return torch.cat([_stacked([each[layer] for layer in self._layers]) for each in self._passes])
 
     def _require_passes(self) -> None:
         if not self._passes:
             raise InputError("no forward pass has run inside the context", where="capture_block_inputs")
+
+
+def _stacked(layers: Sequence[Tensor]) -> Tensor:
+    """What was read at several layers as [rows, layers, …], on the first one's device."""
+    return torch.stack([one.to(layers[0].device) for one in layers], dim=1)
 
 
 def _check_layers(model: nn.Module, layers: Sequence[int], where: str) -> None:
@@ -105,14 +108,16 @@ class CapturedOutputs:
         self._outputs[layer].append(hidden[:, -1].detach().to(torch.float32, copy=True))
 
     def take(self) -> Float[Tensor, "rows layers d"]:
-        """All rows since the last call, in the order of the forward passes; they are forgotten here.
+        """All rows since the last call, in the order of the forward passes, on the device of the first of the layers.
+
+        They are forgotten here.
 
         Raises:
             InputError: no forward pass has run since.
         """
         if not all(self._outputs.values()):
             raise InputError("no forward pass has run inside the context", where="capture_block_outputs")
-        rows = torch.stack([torch.cat(parts) for parts in self._outputs.values()], dim=1)
+        rows = _stacked([torch.cat(parts) for parts in self._outputs.values()])
         for parts in self._outputs.values():
             parts.clear()
         return rows

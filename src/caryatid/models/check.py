@@ -19,6 +19,7 @@ from .layout import (
     sublayer_outputs,
 )
 from .load import LoadedModel
+from .placement import described
 
 _PROBE = "How do I write a letter?"
 _STREAM_TOLERANCE = 1e-2
@@ -34,7 +35,7 @@ class ModelReport:
     Attributes:
         spec, identity: what was named, and the sha256 standing for it.
         architecture: the model's class. layers, width, vocabulary, context, parameters: its sizes.
-        dtype, device: as loaded.
+        dtype, device: as loaded; of a model on several devices which blocks lie where.
         attention_site, mlp_site: classes of the modules whose output is added to the residual stream.
         stream_error: largest relative difference between a block's output and its input + both sublayers' outputs.
         template: whether there is a usable chat template (always true in a report; without one checking fails).
@@ -226,7 +227,7 @@ def check_loaded(loaded: LoadedModel, system: str | None = None) -> ModelReport:
         context=getattr(text, "max_position_embeddings", None),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(loaded.dtype).removeprefix("torch."),
-        device=str(loaded.device),
+        device=described(model) or str(loaded.device),
         attention_site=type(sites[0].attn).__name__,
         mlp_site=type(sites[0].mlp).__name__,
         stream_error=error,

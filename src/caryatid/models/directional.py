@@ -1,13 +1,14 @@
 """Interventions along directions: ablation at every site, and addition at one block's input (arXiv 2406.11717)."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
-from .hooks import Hooks, StreamFunction
+from .hooks import Hooks, StreamFunction, on_each_device
 from .residual import Intervention, register_intervention
 
 _ORTHONORMAL_TOLERANCE = 1e-2  # loose enough for directions that were stored in bfloat16
@@ -99,19 +100,17 @@ class Ablate(Intervention):
 
     def attach(self, hooks: Hooks) -> None:
         """Register h ↦ h − strength · P h at the three sites of every block, or of `layers`."""
-        remove = self._removal(hooks.device)
-        if remove is None:
+        if not bool((self.strength != 0).any()):
             return
+        remove = on_each_device(self._removal)
         for layer in range(len(hooks.layers)) if self.layers is None else self.layers:
             hooks.change_input(layer, remove)
             hooks.change_sublayers(layer, remove)
 
-    def _removal(self, device: torch.device) -> StreamFunction | None:
-        """The function of one site, or None when every strength is zero."""
+    def _removal(self, device: torch.device) -> StreamFunction:
+        """The function of one site on a device."""
         strength = self.strength.to(device, torch.float32)
         active = strength != 0  # [rows]
-        if not bool(active.any()):
-            return None
         all_active = bool(active.all())
         basis = self.basis.to(device, torch.float32)  # [rows, rank, d]
         scaled = basis * strength[:, None, None]
@@ -168,20 +167,19 @@ class Add(Intervention):
 
     def attach(self, hooks: Hooks) -> None:
         """Register h ↦ h + strength · v for the rows of every layer at which some row has a strength."""
-        strength = self.strength.to(hooks.device, torch.float32)
-        shift = (self.vector.to(hooks.device, torch.float32) * strength[:, None]).unsqueeze(1)  # [rows, 1, d]
-        layer = self.layer.to(hooks.device)
+        for number in self.layer[self.strength != 0].unique().tolist():
+            hooks.change_input(number, on_each_device(partial(self._added, number)))
 
-        def added_at(number: int) -> StreamFunction:
-            active = ((layer == number) & (strength != 0))[:, None, None]
+    def _added(self, number: int, device: torch.device) -> StreamFunction:
+        """The function of block `number` on a device."""
+        strength = self.strength.to(device, torch.float32)
+        shift = (self.vector.to(device, torch.float32) * strength[:, None]).unsqueeze(1)  # [rows, 1, d]
+        active = ((self.layer.to(device) == number) & (strength != 0))[:, None, None]
 
-            def apply(hidden: Tensor) -> Tensor:  # [rows, tokens, d]
-                return torch.where(active, (hidden.float() + shift).to(hidden.dtype), hidden)
+        def apply(hidden: Tensor) -> Tensor:  # [rows, tokens, d]
+            return torch.where(active, (hidden.float() + shift).to(hidden.dtype), hidden)
 
-            return apply
-
-        for number in layer[strength != 0].unique().tolist():
-            hooks.change_input(number, added_at(number))
+        return apply
 
 
 register_intervention("ablate", Ablate)

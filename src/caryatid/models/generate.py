@@ -19,6 +19,7 @@ from .chat_options import ChatOptions
 from .forward import at_rows, check_context, check_rows, pad_id
 from .heads import contiguous_head
 from .load import LoadedModel
+from .placement import devices_of
 from .residual import Intervention, Touched, intervening
 from .template import ChatFormat
 from .thoughts import part_ids, stored
@@ -222,7 +223,7 @@ def generate_ids(
         return made
 
     kind = loaded.device.type
-    devices = [] if kind == "cpu" else [loaded.device]
+    devices = [] if kind == "cpu" else [one for one in devices_of(loaded.model) if one.type == kind]
     with (
         torch.random.fork_rng(devices, sampling is not None, device_type="cuda" if kind == "cpu" else kind),
         _plain_decoding(loaded.model, ends, pad, decoding),

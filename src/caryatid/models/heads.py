@@ -48,7 +48,8 @@ def picked_head(
     def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         nonlocal called
         called = True
-        return (args[0][rows, columns].unsqueeze(0), *args[1:])
+        hidden, *rest = args  # where the last block lies
+        return (hidden[rows.to(hidden.device), columns.to(hidden.device)].unsqueeze(0), *rest)
 
     handle = None if head is None else head.register_forward_pre_hook(pick)
     try:

@@ -13,6 +13,22 @@ StreamFunction = Callable[[Tensor], Tensor]
 """From a tensor [rows, tokens, d] of the stream to what replaces it."""
 
 
+def on_each_device(make: Callable[[torch.device], StreamFunction]) -> StreamFunction:
+    """One change of the stream on whatever device it comes: `make` is called once for each, with its tensors there.
+
+    The stream at a block's input may still lie on the device of the block before it.
+    """
+    made: dict[torch.device, StreamFunction] = {}
+
+    def change(hidden: Tensor) -> Tensor:
+        device = hidden.device
+        if device not in made:
+            made[device] = make(device)
+        return made[device](hidden)
+
+    return change
+
+
 def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The stream that a block receives, by position or by keyword."""
     return cast(Tensor, args[0] if args else kwargs["hidden_states"])
@@ -42,13 +58,12 @@ class Hooks:
     """Registers hooks on one model and removes all of them.
 
     Attributes:
-        layers: the model's blocks. device: where its weights are.
+        layers: the model's blocks.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.layers = decoder_layers(model)
-        self.device = next(model.parameters()).device
         self._sites: list[SublayerSites] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,8 +12,10 @@ from ..errors import InputError, UsageError
 from .adapters import add_adapter
 from .chat_options import ChatOptions
 from .convert import ensure_embedded
+from .device_map import DeviceMap, check_device_map
 from .identity import asked_as
 from .layout import decoder_layers
+from .placement import check_placed, described, is_split
 from .quiet import last_line, quiet_transformers, warn
 from .resolve import resolve
 from .template import ChatFormat
@@ -36,7 +38,7 @@ class LoadedModel:
         identity: sha256 standing for weights, adapters, configuration, tokenizer and chat options (for a GGUF file with
             default options: the file's own).
         dtype: of the weights and of the key-value cache.
-        device: of the weights.
+        device: of the embeddings: where token ids go, and where logits come back to. `split`: blocks may lie elsewhere.
         options: how its chat template is filled in.
         notes: what is unusual about it: what was renamed, left out, or does not go together.
     """
@@ -49,6 +51,11 @@ class LoadedModel:
     device: torch.device
     options: ChatOptions = field(default_factory=ChatOptions)
     notes: tuple[str, ...] = ()
+
+    @property
+    def split(self) -> bool:
+        """Whether its blocks lie on several devices, or some are offloaded (`device_map`)."""
+        return is_split(self.model)
 
     def chat(self, system: str | None = None) -> ChatFormat:
         """Its chat format with these options.
@@ -82,6 +89,32 @@ def choose_device(device: str | None) -> torch.device:
     if (chosen.index or 0) >= _devices(chosen.type):
         raise UsageError(f"there is no device {device!r} here", where="device", remedy="Use cpu.")
     return chosen
+
+
+def _placed(
+    device: str | None, device_map: DeviceMap | None
+) -> tuple[torch.device, str | dict[str, Any] | None]:
+    """The device that decides precision and kernels, and where modules go (None: all on the CPU).
+
+    Raises:
+        UsageError: both are given, a map that places nothing, or a device that is not here.
+    """
+    if device_map is None:
+        chosen = choose_device(device)
+        return chosen, None if chosen.type == "cpu" else {"": chosen}
+    if device is not None:
+        raise UsageError(
+            f"device {device!r} beside a device_map", where="device", remedy="Leave one of them out."
+        )
+    check_device_map(device_map)
+    chosen = choose_device(None)
+    if isinstance(device_map, str):
+        return chosen, device_map
+    named = {
+        name: f"{chosen.type}:{place}" if isinstance(place, int) else place
+        for name, place in device_map.items()
+    }
+    return chosen, {n: place if place == "disk" else str(choose_device(place)) for n, place in named.items()}
 
 
 def _choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype | str:
@@ -150,6 +183,7 @@ def load_model(
     *,
     dtype: str | None = None,
     device: str | None = None,
+    device_map: DeviceMap | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     options: ChatOptions | None = None,
@@ -161,6 +195,7 @@ def load_model(
             or `embedded-refusing`.
         dtype: "float32", "bfloat16" or "float16". Default: float32 on CPU, the checkpoint's own elsewhere.
         device: cpu, cuda, xpu or mps; default the first of CUDA, XPU and MPS that there is, else the CPU.
+        device_map: instead of `device`: its blocks are placed over several devices as transformers does it.
         revision: of a hub model.
         trust_remote_code: run code from the model's repository.
         options: how its chat template is filled in; part of its identity.
@@ -170,9 +205,9 @@ def load_model(
     Raises:
         DataMissingError: the model is nowhere, damaged, or some of what is stored has no place in it.
         InputError: it cannot be used.
-        UsageError: unknown dtype or device, or a cache that cannot be written.
+        UsageError: unknown dtype, device or device map, or a cache that cannot be written.
     """
-    place = choose_device(device)
+    place, places = _placed(device, device_map)
     precision = _choose_dtype(dtype, place)
     found = resolve(spec, revision=revision, trust_remote_code=trust_remote_code)
     options = options or ChatOptions()
@@ -183,10 +218,13 @@ def load_model(
         found.folder,
         spec,
         dtype=precision,
-        device=place,
+        device_map=places,
         trust_remote_code=trust_remote_code,
         say=notes.append,
     )
+    check_placed(model, spec)
+    if where := described(model):
+        notes.append(f"{spec}: its blocks lie on several devices ({where})")
     for adapter in found.adapters:
         model = add_adapter(model, adapter, notes.append)
     model.eval().requires_grad_(False)

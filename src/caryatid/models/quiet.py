@@ -1,5 +1,6 @@
 """What users hear while a model is loaded: nothing of transformers' own, and notes of ours as warnings."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,13 +36,17 @@ def last_line(error: BaseException) -> str:
 def quiet_transformers() -> Iterator[None]:
     """Only errors are logged and no bars are drawn inside the context; the settings found are restored."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    placing = logging.getLogger("accelerate.big_modeling")
+    level = placing.level
     hf_logging.set_verbosity_error()
+    placing.setLevel(logging.ERROR)
     hf_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        placing.setLevel(level)
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()

@@ -51,11 +51,11 @@ def load_weights(
     spec: str,
     *,
     dtype: torch.dtype | str,
-    device: torch.device,
+    device_map: str | dict[str, Any] | None,
     trust_remote_code: bool,
     say: Say,
 ) -> PreTrainedModel:
-    """The model in a folder of safetensors, without an adapter that may lie beside it.
+    """The model in a folder of safetensors, without an adapter that may lie beside it; None places it on the CPU.
 
     `say` is told what was changed or left out. Of a vision-language checkpoint the text part is loaded.
 
@@ -71,7 +71,7 @@ def load_weights(
             loading: Any = _loader(config).from_pretrained(
                 str(folder),
                 dtype=dtype,
-                device_map={"": device} if device.type != "cpu" else None,
+                device_map=device_map,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,

@@ -13,6 +13,7 @@ from ..data.study_prompts import Source
 from ..models.batch import plan_batch_sizes
 from ..models.chat_options import ChatOptions
 from ..models.check import check_loaded
+from ..models.device_map import DeviceMap
 from ..models.generate import Completion, Decoding, generate
 from ..models.load import LoadedModel, load_model
 from ..models.residual import Intervention
@@ -131,6 +132,7 @@ def load(
     *,
     dtype: str | None = None,
     device: str | None = None,
+    device_map: DeviceMap | None = None,
     revision: str | None = None,
     system: str | None = None,
     options: ChatOptions | None = None,
@@ -142,6 +144,8 @@ def load(
         spec: which one, as above.
         dtype: float32, bfloat16 or float16; None: float32 on a CPU, bfloat16 on CUDA.
         device: cpu, cuda, xpu or mps; None: the first accelerator that there is.
+        device_map: instead of `device`: auto, balanced, … or a mapping, as transformers knows it; the blocks of a model
+            that is too large for one GPU then lie on several.
         revision: of a hub model.
         system: the system message; None leaves it to the template, an empty one is sent as such.
         options: how its chat template is filled in: thinking, variables, date, which template.
@@ -149,5 +153,7 @@ def load(
     Raises:
         DataMissingError: it is not here. InputError: it cannot be used.
     """
-    loaded = load_model(spec, dtype=dtype, device=device, revision=revision, options=options)
+    loaded = load_model(
+        spec, dtype=dtype, device=device, device_map=device_map, revision=revision, options=options
+    )
     return Model(loaded, system)

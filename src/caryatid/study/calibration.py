@@ -94,6 +94,8 @@ def calibration_file(study: Study) -> Path:
         "geometry": [config["geometry"][key] for key in ("splits", "rank")],
         "extraction": config["prompts"]["limits"].get("extraction_harmful", 0),
     }
+    if config["model"]["device_map"] is not None:
+        depends["device_map"] = config["model"]["device_map"]
     return cache_dir() / "calibration" / f"{content_key(depends)}.json"
 
 
@@ -151,7 +153,8 @@ class _Calibration:
         del first
         gc.collect()
         self.seconds["adapted"] = self.seconds["loaded"]
-        if not config.observed:
+        trained = config.model.device_map is None
+        if trained and not config.observed:
             self._training()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -160,6 +163,8 @@ class _Calibration:
             f"measured in {time.monotonic() - started:.0f} s on {device_name(self.device)}, "
             f"{self.study.facts.dtype}, {threads().used} threads"
         )
+        if not trained:
+            note += ", training not timed"
         if self.device.type == "cpu" and busy() > BUSY:
             note += ", beside other programs: measure again when they have ended"
         return Rates(self.seconds, self.memory, note)
@@ -173,7 +178,7 @@ class _Calibration:
         return load_model(
             model.spec,
             dtype=self.study.facts.dtype,
-            device=self.study.facts.device,
+            **model.placed(self.study.facts.device),
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
             options=model.chat_options,
@@ -337,10 +342,12 @@ def _peak(device: torch.device) -> Iterator[list[float]]:
     """
     found = [0.0]
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        cards = range(torch.cuda.device_count())  # blocks may lie on several
+        for card in cards:
+            torch.cuda.reset_peak_memory_stats(card)
+        before = sum(map(torch.cuda.memory_allocated, cards))
         yield found
-        found[0] = float(torch.cuda.max_memory_allocated(device) - before)
+        found[0] = float(sum(map(torch.cuda.max_memory_allocated, cards)) - before)
         return
     process, ended = psutil.Process(), threading.Event()
     start = process.memory_info().rss

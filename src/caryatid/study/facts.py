@@ -9,7 +9,7 @@ from ..artifacts import content_key, file_sha256
 from ..config import StudyConfig
 from ..data.chat import load_chat_jsonl, refuse_overlaps
 from ..data.study_prompts import StudyPrompts, build_study_prompts, user_fields
-from ..errors import DataMissingError
+from ..errors import DataMissingError, UsageError
 from ..models.batch import plan_batch_sizes
 from ..models.check import check_loaded
 from ..models.identity import asked_as, folder_identity
@@ -18,7 +18,7 @@ from ..models.resolve import resolve
 from ..models.sizes import BatchSizes
 from ..paths import hub_offline
 from ..training.shards import check_shards
-from ..training.trainee import check_precision
+from ..training.trainee import SHARD, check_precision
 from .recorded import Facts
 
 PROMPT_TOKENS = 256  # planned for the user's text and the template, when batch shapes are chosen
@@ -36,12 +36,13 @@ def settle_facts(config: StudyConfig, earlier: Facts | None) -> Settled:
     """Settle what the plan needs; what an earlier start settled (batch shapes, prompt source) is kept.
 
     Raises:
-        DataMissingError: model or data missing. InputError: they cannot be used.
+        DataMissingError: model or data missing. InputError, UsageError: they cannot be used.
     """
     device = choose_device(config.model.device)
     dtype = config.model.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     if not config.observed:
         check_precision(config.training.mode, getattr(torch, dtype))
+        _check_trained_whole(config)
         if config.training.shard != "none":
             check_shards(config.training.mode, getattr(torch, dtype))
     weights = resolve(
@@ -69,6 +70,26 @@ def settle_facts(config: StudyConfig, earlier: Facts | None) -> Settled:
         chat_sha256=chat_sha256,
     )
     return Settled(facts, prompts)
+
+
+def _check_trained_whole(config: StudyConfig) -> None:
+    """Refuse to train a backbone whose blocks lie on several devices; `fsdp2` has a way of its own.
+
+    Raises:
+        UsageError: `model.device_map` beside training that is not `fsdp2`, or beside a warm-up.
+    """
+    if config.model.device_map is None:
+        return
+    if config.training.shard != "fsdp2":
+        raise UsageError(
+            "places blocks for measuring, not for training", where="model.device_map", remedy=SHARD
+        )
+    if config.warmup.enabled:
+        raise UsageError(
+            "the warm-up trains a model that is whole on one device",
+            where="model.device_map",
+            remedy="Set warmup.enabled to false and begin from a backbone that refuses.",
+        )
 
 
 def _prompts(config: StudyConfig, earlier: Facts | None) -> StudyPrompts | None:
@@ -109,7 +130,7 @@ def _batch_sizes(config: StudyConfig, device: str, dtype: str) -> BatchSizes:
     loaded = load_model(
         config.model.spec,
         dtype=dtype,
-        device=device,
+        **config.model.placed(device),
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
         options=config.model.chat_options,

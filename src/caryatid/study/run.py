@@ -132,7 +132,7 @@ class Run:
         loaded = open_anchor(
             anchor,
             dtype=facts.dtype,
-            device=facts.device,
+            **model.placed(facts.device),
             trust_remote_code=model.trust_remote_code,
             options=model.chat_options,
         )

@@ -30,7 +30,7 @@ from .stages.train import observed_anchor, where_is
 from .todo import Todo
 from .tracking import check_trackers
 from .usage import Peak
-from .work import Session, Work
+from .work import Session, Work, gpus_of
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "scipy")
 
@@ -138,7 +138,8 @@ def _prepare(run: RunDirectory, config: StudyConfig, announce: Callable[[str], N
     if earlier is None or earlier.observed_identities != facts.observed_identities:
         _try_observed(plan.study, announce)
     announce(f"prompts: {facts.prompts_note}")
-    announce(f"backbone: {config.model.spec} ({facts.dtype} on {facts.device}); batches {dict(facts.batch)}")
+    where = facts.device + ("" if config.model.device_map is None else " and others, by model.device_map")
+    announce(f"backbone: {config.model.spec} ({facts.dtype} on {where}); batches {dict(facts.batch)}")
     _write_manifest(run, plan)  # first: a folder without one is not taken for a run directory
     write_bytes(run.config_path, dump_config(config).encode())
     return settled, plan
@@ -162,7 +163,7 @@ def _try_observed(study: Study, announce: Callable[[str], None]) -> None:
             anchor,
             system=model.system,
             dtype=facts.dtype,
-            device=facts.device,
+            **model.placed(facts.device),
             trust_remote_code=model.trust_remote_code,
             options=model.chat_options,
         )
@@ -187,10 +188,11 @@ def _earlier_facts(run: RunDirectory, config: StudyConfig) -> Facts | None:
     """Facts of an earlier start in this directory, when the same things were asked for."""
     if not run.manifest_path.exists():
         return None
-    asked = run.manifest().get("asked")
-    same = ("model", "prompts", "batch")
-    dump = config.model_dump(mode="json")
-    if not isinstance(asked, dict) or any(asked.get(key) != dump[key] for key in same):
+    asked, dump = run.manifest().get("asked"), config.model_dump(mode="json")
+    if not isinstance(asked, dict) or any(asked.get(key) != dump[key] for key in ("prompts", "batch")):
+        return None
+    model = asked.get("model")
+    if not isinstance(model, dict) or {"device_map": None} | model != dump["model"]:  # older ones had no map
         return None
     return Facts.of_run(run)
 
@@ -279,6 +281,6 @@ def _manifest_of(session: Session, entry: Planned, result: Any, seconds: float) 
         "libraries": library_versions(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "seconds": seconds,
-        "devices": session.ranks.size if entry.stage.collective else 1,
+        "devices": session.ranks.size if entry.stage.collective else max(1, gpus_of(session.study)),
         "summary": dict(entry.stage.summary(result)),
     }

@@ -1,4 +1,4 @@
-"""What a stage uses: memory of the process and of its device, at their peak."""
+"""What a stage uses: memory of the process and of its devices, at their peak."""
 
 import contextlib
 from pathlib import Path
@@ -21,13 +21,15 @@ class Peak:
         ):  # a system, or a container, that does not let its mark be taken back
             (_PROC / "clear_refs").write_text("5")
         if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.reset_peak_memory_stats()
+            for card in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(card)
 
     def __call__(self) -> dict[str, int]:
-        """`process`, and `device` where there is one (what torch took there)."""
+        """`process`, and `device` where there is one (what torch took there; of several the sum)."""
         found = {"process": _resident()}
         if torch.cuda.is_available() and torch.cuda.is_initialized():
-            found["device"] = torch.cuda.max_memory_allocated()
+            cards = range(torch.cuda.device_count())
+            found["device"] = sum(map(torch.cuda.max_memory_allocated, cards))
         return found
 
 

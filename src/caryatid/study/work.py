@@ -36,6 +36,20 @@ R = TypeVar("R")
 _SAME: Any = object()
 
 
+def gpus_of(study: Study) -> int:
+    """GPUs that one process measures with: none on a CPU, else one, or those that `model.device_map` places blocks on.
+
+    Where it leaves the choice to transformers these are all that this process sees.
+    """
+    places = study.config.model.device_map
+    if not study.facts.device.startswith("cuda"):
+        return 0
+    if isinstance(places, dict):
+        cards = {str(place).removeprefix("cuda:") for place in places.values()} - {"cpu", "disk"}
+        return max(1, len(cards))
+    return 1 if places is None else max(1, torch.cuda.device_count())
+
+
 class Models:
     """Opens anchors. Keeps at most two models in memory: step 0 and the anchor in hand.
 
@@ -72,7 +86,7 @@ class Models:
         loaded = open_anchor(
             anchor,
             dtype=facts.dtype,
-            device="cpu" if in_parts else facts.device,
+            **({"device": "cpu"} if in_parts else config.model.placed(facts.device)),
             trust_remote_code=config.model.trust_remote_code,
             options=config.model.chat_options,
         )

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import DataMissingError, InputError, NumericalError
+from ..errors import DataMissingError, InputError, NumericalError, UsageError
 from ..files import file_sha256, read_json, system_errors, write_json
 from ..models.batch import right_pad
 from ..models.heads import picked_head
@@ -25,6 +25,7 @@ from .ranks import ALONE, Ranks
 from .settings import LoraSettings, Mode, TrainingSettings
 from .shards import check_shards, like, shard, whole
 
+SHARD = "Train with training.shard: fsdp2 under torchrun (docs/scale.md)."
 _TENSORS = "state.safetensors"
 _DAMAGED = "Delete its folder: training then goes on from the state before, or begins anew."
 
@@ -94,6 +95,7 @@ class Trainee:
 
     Raises:
         InputError: full training of 16-bit weights, or what cannot be shared out.
+        UsageError: blocks on several devices (`device_map`).
     """
 
     def __init__(
@@ -109,6 +111,10 @@ class Trainee:
 
         mode = settings.mode
         check_precision(mode, loaded.dtype)
+        if loaded.split:
+            raise UsageError(
+                "a model on several devices is measured, not trained", where="device_map", remedy=SHARD
+            )
         self.loaded, self.mode, self.settings, self.ranks = loaded, mode, settings, ranks
         model: Any = loaded.model
         self.peft: Any = None

@@ -71,7 +71,7 @@ class GcgEngine:
         """How candidates are scored."""
         own = str(self.loaded.dtype).removeprefix("torch.")
         if self.low is None:
-            return f"{self.scoring}, {own}"
+            return f"{self.scoring}, {own}" + (", blocks on several devices" if self.loaded.split else "")
         return f"{self.scoring}, {self.low.name}, the best {self.settings.rescored} again in {own}"
 
     def prefix_tokens(self, layout: PromptLayout) -> int:
@@ -108,9 +108,10 @@ def gcg_engine(
     """
     slots = tuple(_slot(chat, state) for state in states)
     targets = tuple(tuple(chat.answer_ids(state.goal.target, end_of_turn=False)) for state in states)
-    # In lockstep each forward gathers weights: nothing is recorded, compiled, or copied.
-    together = is_lockstep()
-    repetitions = 0 if together else settings.steps
+    # In lockstep each forward gathers weights, and over several devices it goes from one to the next: nothing is
+    # recorded, compiled, or copied.
+    plain = is_lockstep() or loaded.split
+    repetitions = 0 if plain else settings.steps
     fuse = worth_fusing(loaded.model) if settings.compiled is None else settings.compiled
     engine = GcgEngine(
         loaded,
@@ -122,7 +123,7 @@ def gcg_engine(
         exact=exact,
         limit=limit,
         scoring="plain",
-        fuse=fuse and not together,
+        fuse=fuse and not plain,
         low=None,
         low_prefix=None,
         survival=tuple(Survival() for _ in slots),
@@ -132,7 +133,7 @@ def gcg_engine(
     layouts, wanted = engine.layouts(states), settings.scoring or default_scoring(loaded.device)
     prefix = None if wanted == "plain" else build_prefix_cache(loaded, layouts)
     scoring, low = usable_scoring(loaded, layouts, prefix, wanted), None
-    if settings.width > settings.rescored and not together:
+    if settings.width > settings.rescored and not plain:
         low = low_precision(loaded, settings.search_precision)
     low_prefix = prefix.to(low.loaded.dtype) if low is not None and prefix is not None else None
     return replace(engine, prefix=prefix, scoring=scoring, low=low, low_prefix=low_prefix)

@@ -17,7 +17,7 @@ from ..leases import stages_of
 from ..plan import Plan, Planned
 from ..series import AnchorRef
 from ..todo import Todo, anchor_of
-from ..work import Session
+from ..work import Session, gpus_of
 
 LOOK_EVERY = 0.5  # seconds between two looks at what is under way
 
@@ -190,7 +190,7 @@ class Sending:
 
     def _job(self, entries: Sequence[Planned], part: Shard | None = None) -> Job:
         names = tuple(entry.id for entry in entries)
-        gpus = 1 if self.session.study.facts.device.startswith("cuda") else 0
+        gpus = gpus_of(self.session.study)
         memory = max((self.memory.get(name, 0.0) for name in names), default=0.0)
         return Job(
             str(self.session.run.path.resolve()), names, part, gpus, memory, self.session.tracking.names

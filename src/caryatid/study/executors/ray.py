@@ -9,7 +9,7 @@ import torch
 from ..forecast import kept_forecast
 from ..jobs import Failure, Job, run_job
 from ..plan import Plan
-from ..work import Session
+from ..work import Session, gpus_of
 from .base import Outcome, Sending, known_options, needed
 
 OPTIONS = ("address", "cpus", "gpus", "retries")
@@ -30,8 +30,8 @@ class OnRay:
 
     Args:
         workers: jobs at the same time; default: as many as the cluster has GPUs, or CPUs for what a job asks for.
-        options: `address` of a cluster; `cpus` and `gpus` of each job (default: the threads of this process, and one
-            GPU where the study runs on CUDA); `retries`.
+        options: `address` of a cluster; `cpus` and `gpus` of each job (default: the threads of this process, and those
+            GPUs that the backbone takes on CUDA); `retries`.
     """
 
     def __init__(self, workers: int | None, options: Mapping[str, str]) -> None:
@@ -47,12 +47,12 @@ class OnRay:
         self.largest = {name: max(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU", "memory")}
         self.cpus = float(self.options.get("cpus", min(torch.get_num_threads(), self.largest["CPU"])))
         self.task = self.ray.remote(_run)
-        self.workers = self.asked or self._room(session.study.facts.device.startswith("cuda"))
+        self.workers = self.asked or self._room(float(self.options.get("gpus", gpus_of(session.study))))
         return Sending(session, plan, self, memory).run()
 
-    def _room(self, cuda: bool) -> int:
+    def _room(self, gpus: float) -> int:
         total = self.ray.cluster_resources()
-        return max(1, int(total.get("GPU", 0) if cuda else total.get("CPU", 0) / max(self.cpus, 1)))
+        return max(1, int(total.get("GPU", 0) / gpus if gpus else total.get("CPU", 0) / max(self.cpus, 1)))
 
     def submit(self, jobs: Sequence[Job]) -> list[Any]:
         """Start jobs."""

@@ -13,7 +13,7 @@ from ...errors import UsageError
 from ..forecast import kept_forecast
 from ..jobs import Failure, Job, run_job
 from ..plan import Plan
-from ..work import Session
+from ..work import Session, gpus_of
 from .base import Outcome, Sending, needed
 
 WORKERS = 8  # jobs at the same time where nobody says
@@ -68,8 +68,8 @@ class OnSlurm:
             folder=folder, cluster="slurm", slurm_max_num_timeout=REQUEUES
         )
         self._set({"name": "caryatid", "timeout_min": TIMEOUT_MIN, "slurm_array_parallelism": self.workers})
-        if session.study.facts.device.startswith("cuda"):
-            self._set({"gpus_per_node": 1})
+        if gpus := gpus_of(session.study):
+            self._set({"gpus_per_node": gpus})
         self._set(self.options)
         forecast = kept_forecast(plan, session.settled_prompts)
         memory = {name: cost.memory for name, cost in forecast.costs.items()} if forecast else {}
