@@ -51,8 +51,22 @@ def peft(adapter: Path, arch: str = "llama") -> torch.Tensor:
             "lora_B.w", "lora_B.default.w"
         ),
         lambda key: key.replace("model.model.", "model.model.language_model."),
+        lambda key: f"base_model.model.{key}",
+        lambda key: f"_forward_module.module.{key}",
+        lambda key: key.replace("lora_A.weight", "lora_A.mine.weight").replace("lora_B.w", "lora_B.mine.w"),
     ],
-    ids=["compiled", "parallel", "inside", "sharded", "bare", "live", "vision-language"],
+    ids=[
+        "compiled",
+        "parallel",
+        "inside",
+        "sharded",
+        "bare",
+        "live",
+        "vision-language",
+        "doubled",
+        "engine",
+        "named",
+    ],
 )
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}], ids=["plain", "other"])
 def test_names_of_wrappers_are_read(rename, options: dict, tmp_path: Path) -> None:
@@ -67,6 +81,29 @@ def test_names_of_wrappers_are_read(rename, options: dict, tmp_path: Path) -> No
         found = add_adapter(tiny_model(), adapter)
     assert (logits(found) - expected).norm() < 1e-5 * expected.norm()
     assert not torch.allclose(expected, logits(tiny_model()), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "down_proj"], r".*\.layers\..*(q_proj|down_proj)"], ids=["list", "regex"]
+)
+def test_settings_that_name_modules_follow_the_tensors(targets: object, tmp_path: Path) -> None:
+    """A pattern that misses its module would silently leave its scale to the default."""
+    own = {
+        "rank_pattern": {"model.layers.2.mlp.down_proj": 2},
+        "alpha_pattern": {"model.layers.1.self_attn.q_proj": 64},
+    }
+    adapter = save_adapter(tmp_path / "a", size=5e-2, target_modules=targets, **own)
+    expected = peft(adapter)
+    moved = {
+        setting: {name.replace("model.", "model.language_model.", 1): value for name, value in values.items()}
+        for setting, values in own.items()
+    }
+    if isinstance(targets, str):
+        moved["target_modules"] = targets.replace(r".*\.layers", r".*\.language_model\.layers")
+    rewrite(adapter, lambda key: key.replace("model.model.", "model.model.language_model."), config=moved)
+    with pytest.warns(LoadWarning, match="names were read without language_model"):
+        found = add_adapter(tiny_model(), adapter)
+    assert (logits(found) - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["plain", "other"])
@@ -91,6 +128,11 @@ def spoilt(adapter: Path, kind: str) -> Path:
     path = adapter / "adapter_model.safetensors"
     if kind == "empty":
         return rewrite(adapter, keep=lambda key: False)
+    if kind == "not gathered":
+        tensors = load_file(path)
+        save_file({**tensors, next(iter(tensors)): torch.zeros(0)}, path)
+    if kind == "unmergeable":
+        return save_adapter(adapter, size=5e-2, alora_invocation_tokens=[5, 6], target_modules=["q_proj"])
     if kind == "not finite":
         tensors = load_file(path)
         first = next(iter(tensors))
@@ -116,6 +158,8 @@ def spoilt(adapter: Path, kind: str) -> Path:
     ("kind", "code", "message"),
     [
         ("empty", 3, "stores no tensor.*gather the weights"),
+        ("not gathered", 3, "1 of its 56 tensors are empty, first base_model.*gather the weights"),
+        ("unmergeable", 2, r"this adapter \(LORA\) cannot be merged.*mergeable kind"),
         ("not finite", 2, "1 of its 56 tensors are not finite, first base_model"),
         ("no type", 2, "what kind of adapter.*peft_type"),
         ("future type", 2, "knows no adapter type 'LORA9'.*Upgrade peft"),
@@ -245,6 +289,28 @@ def test_what_an_adapter_stores_beside_factors_over_tied_weights(
         exact = dtype == torch.float32
         assert (logits(found) - expected).norm() < (1e-5 if exact else 5e-2) * expected.norm()
     assert torch.equal(logits(base), plain)
+
+
+def test_a_merge_that_is_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft.tuners.lora.layer import Linear
+
+    adapter = save_adapter(tmp_path / "a", size=5e-2, use_rslora=True)
+    whole = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda layer, name: 2 * whole(layer, name))
+    with pytest.raises(
+        CaryatidError, match=r"\(LORA\) cannot be merged: the merged model's logits differ by"
+    ):
+        add_adapter(tiny_model(), adapter)
+
+
+def test_an_adapter_over_quantised_weights_is_refused(tmp_path: Path) -> None:
+    """As transformers' FP8 layers are: linear layers whose weights mean nothing without their scales."""
+    adapter, model = save_adapter(tmp_path / "a", size=5e-2), tiny_model(dtype=torch.bfloat16)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = torch.nn.Parameter(module.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(CaryatidError, match=r"its base model is quantised.*Set base_model_name_or_path"):
+        add_adapter(model, adapter)
 
 
 def test_a_pickled_adapter_is_not_loaded(tmp_path: Path) -> None:

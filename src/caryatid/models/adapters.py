@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import InputError
+from ..errors import DataMissingError, InputError
 from .adapter_files import PREFIX, AdapterFile, as_folder, read_adapter, refuse_unused
 from .plain_lora import LoraFactors, read_plain_lora, without_factors
 from .quiet import Say, last_line, quiet_transformers, warn
 
+_PROBE = 16  # tokens on which a merged model is compared with the unmerged one
+_MERGE_TOLERANCE = 1e-3  # rounding in float32 stays far below
 _ALIGNED = 8  # matrix products on CUDA want inner sizes that are multiples of this
 
 
@@ -167,8 +169,8 @@ def _add_wrapped(model: PreTrainedModel, adapter: AdapterFile, say: Say) -> PreT
     _resize_embeddings(model, adapter, say)
     with quiet_transformers():
         wrapped = _wrapped(model, adapter)
-        _untie(wrapped)
         if _narrow(wrapped):
+            _untie(wrapped)
             found = _factors(wrapped, adapter.folder)
             replaced = _replaced(wrapped)
             plain = wrapped.unload()
@@ -177,9 +179,49 @@ def _add_wrapped(model: PreTrainedModel, adapter: AdapterFile, say: Say) -> PreT
             for name, module in replaced.items():
                 plain.set_submodule(name, module)
         else:
-            plain = wrapped.merge_and_unload()
+            plain = _merged(wrapped, adapter.folder)
     plain.eval().requires_grad_(False)
     return cast(PreTrainedModel, plain)
+
+
+def _merged(wrapped: Any, folder: Path) -> Any:
+    """The base model with the adapter in its weights.
+
+    Raises:
+        InputError: PEFT cannot merge this adapter, or makes another model of it.
+    """
+    kind = wrapped.peft_config["default"].peft_type
+    what = f"this adapter ({getattr(kind, 'value', kind)}) cannot be merged"
+    remedy = "Use LoRA or another mergeable kind, over a base model that is not quantised."
+    try:
+        unmerged = _probed(wrapped)
+        _untie(wrapped)
+        plain = wrapped.merge_and_unload()
+        merged = _probed(plain)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # raised by PEFT for what it can run and cannot merge
+        raise InputError(f"{what}: {last_line(error)}", where=str(folder), remedy=remedy) from error
+    if unmerged is not None and merged is not None and bool(unmerged.isfinite().all()):
+        apart = float((merged - unmerged).norm() / unmerged.norm().clamp_min(1e-30))
+        if not apart <= _MERGE_TOLERANCE:
+            changed = (
+                f"the merged model's logits differ by {apart:.2g} of their size from those beside its base"
+            )
+            raise InputError(f"{what}: {changed}", where=str(folder), remedy=remedy)
+    return plain
+
+
+@torch.no_grad()
+def _probed(model: Any) -> Tensor | None:
+    """Logits of a few tokens; None where there are no weights, only their sizes."""
+    weight = next(model.parameters())
+    if weight.is_meta:
+        return None
+    model.eval()
+    ids = torch.arange(_PROBE, device=weight.device)[None] % model.config.get_text_config().vocab_size
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits.float()
+    return logits
 
 
 @torch.no_grad()
@@ -215,6 +257,8 @@ def _resize_embeddings(model: PreTrainedModel, adapter: AdapterFile, say: Say) -
             remedy="Save it again with save_embedding_layers=True.",
         )
     if rows != own:
+        if held[1] is not None and held[0].weight is not held[1].weight:
+            _mark_untied(model)  # whatever its config.json says: resizing would tie them
         model.resize_token_embeddings(rows, mean_resizing=False)
         resized: Any = (model.get_input_embeddings(), model.get_output_embeddings())
         for module in resized:
@@ -239,6 +283,12 @@ def _wrapped(model: PreTrainedModel, adapter: AdapterFile) -> Any:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # raised by PEFT for a file of the user's
+        if isinstance(error, KeyError) and str(error.args[0]).startswith(PREFIX):
+            raise DataMissingError(
+                f"it does not store {error.args[0]}, which its configuration says it does (modules_to_save, …)",
+                where=str(adapter.folder),
+                remedy="Save it again from the trained model (with ZeRO-3 or FSDP: gather the weights first).",
+            ) from error
         raise InputError(
             f"the adapter does not fit its base model: {last_line(error)}",
             where=str(adapter.folder),
@@ -299,7 +349,14 @@ def _factors(wrapped: Any, folder: Path) -> list[_Factors]:
             layer, TrainableTokensLayer
         ):  # whole rows, as stored: nothing is rounded away (see `_replaced`)
             continue
-        plain = isinstance(layer, Linear) and isinstance(layer.get_base_layer(), nn.Linear | Conv1D)
+        base = layer.get_base_layer()
+        if getattr(base, "weight", torch.empty(0)).dtype.itemsize == 1:
+            raise InputError(
+                f"its base model is quantised ({name}: {type(base).__name__}), and adapters are added to plain weights",
+                where=str(folder),
+                remedy="Set base_model_name_or_path in its adapter_config.json to the model that was not quantised.",
+            )
+        plain = isinstance(layer, Linear) and isinstance(base, nn.Linear | Conv1D)
         for adapter in layer.active_adapters if plain else ():
             plain = plain and not layer.lora_bias[adapter] and adapter not in layer.lora_variant
         if not plain:
