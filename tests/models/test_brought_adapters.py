@@ -131,6 +131,12 @@ def spoilt(adapter: Path, kind: str) -> Path:
     if kind == "not gathered":
         tensors = load_file(path)
         save_file({**tensors, next(iter(tensors)): torch.zeros(0)}, path)
+    if kind == "lacking":
+        shutil.rmtree(adapter)
+        save_adapter(adapter, size=5e-2, modules_to_save=["lm_head"])
+        return rewrite(adapter, keep=lambda key: "lm_head" not in key)
+    if kind == "inside":
+        return rewrite(adapter, lambda key: f"policy.{key}", config={"modules_to_save": ["lm_head"]})
     if kind == "unmergeable":
         return save_adapter(adapter, size=5e-2, alora_invocation_tokens=[5, 6], target_modules=["q_proj"])
     if kind == "not finite":
@@ -159,6 +165,8 @@ def spoilt(adapter: Path, kind: str) -> Path:
     [
         ("empty", 3, "stores no tensor.*gather the weights"),
         ("not gathered", 3, "1 of its 56 tensors are empty, first base_model.*gather the weights"),
+        ("lacking", 3, r"does not store base_model\.model\.lm_head\.weight.*Save it again"),
+        ("inside", 3, r"56 of the adapter's 56 tensors have no place.*policy\.base_model"),
         ("unmergeable", 2, r"this adapter \(LORA\) cannot be merged.*mergeable kind"),
         ("not finite", 2, "1 of its 56 tensors are not finite, first base_model"),
         ("no type", 2, "what kind of adapter.*peft_type"),
@@ -177,12 +185,16 @@ def test_adapters_that_cannot_be_used(kind: str, code: int, message: str, tmp_pa
         assert (caught.value.exit_code, "\n" in str(caught.value)) == (code, False)
 
 
-def test_what_an_adapter_lacks_is_said(tmp_path: Path) -> None:
-    adapter = rewrite(save_adapter(tmp_path / "a", size=5e-2), keep=lambda key: "layers.1." not in key)
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["plain", "other"])
+def test_what_an_adapter_lacks_is_said(options: dict, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "a", size=5e-2, **options)
+    rewrite(adapter, keep=lambda key: "layers.1." not in key)
     with pytest.warns(
         LoadWarning, match=r"stores nothing for 7 of the layers that it names, first model\.layers\.1"
     ):
         add_adapter(tiny_model(), adapter)
+    if options:
+        return
     with pytest.warns(LoadWarning, match="changes nothing: all its B are zero"):
         add_adapter(tiny_model(), save_adapter(tmp_path / "zero", size=0.0))
 

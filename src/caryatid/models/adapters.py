@@ -24,6 +24,7 @@ from .quiet import Say, last_line, quiet_transformers, warn
 
 _PROBE = 16  # tokens on which a merged model is compared with the unmerged one
 _MERGE_TOLERANCE = 1e-3  # rounding in float32 stays far below
+STORES_NOTHING = "{folder}: it stores nothing for {count} of the layers that it names, first {first}"
 _ALIGNED = 8  # matrix products on CUDA want inner sizes that are multiples of this
 
 
@@ -126,9 +127,7 @@ def _add_plain(
     """Add plain LoRA; puts new weights in the place of old ones and writes into none."""
     lacking = without_factors(model, adapter, factors)
     if lacking:
-        say(
-            f"{adapter.folder}: it stores nothing for {len(lacking)} of the layers that it names, first {lacking[0]}"
-        )
+        say(STORES_NOTHING.format(folder=adapter.folder, count=len(lacking), first=lacking[0]))
     if not any(bool(value.any()) for key, value in adapter.tensors.items() if "lora_B" in key):
         say(f"{adapter.folder}: it changes nothing: all its B are zero")
     tied = _tied_weights(model)
@@ -167,8 +166,9 @@ def _mark_untied(model: PreTrainedModel) -> None:
 def _add_wrapped(model: PreTrainedModel, adapter: AdapterFile, say: Say) -> PreTrainedModel:
     """Add an adapter of any kind through PEFT; writes into the model's weights."""
     _resize_embeddings(model, adapter, say)
+    notes: list[str] = []
     with quiet_transformers():
-        wrapped = _wrapped(model, adapter)
+        wrapped = _wrapped(model, adapter, notes.append)
         if _narrow(wrapped):
             _untie(wrapped)
             found = _factors(wrapped, adapter.folder)
@@ -180,6 +180,8 @@ def _add_wrapped(model: PreTrainedModel, adapter: AdapterFile, say: Say) -> PreT
                 plain.set_submodule(name, module)
         else:
             plain = _merged(wrapped, adapter.folder)
+    for line in notes:
+        say(line)
     plain.eval().requires_grad_(False)
     return cast(PreTrainedModel, plain)
 
@@ -267,7 +269,7 @@ def _resize_embeddings(model: PreTrainedModel, adapter: AdapterFile, say: Say) -
         say(f"{adapter.folder}: embeddings resized from {own} to {rows} tokens, as the adapter stores them")
 
 
-def _wrapped(model: PreTrainedModel, adapter: AdapterFile) -> Any:
+def _wrapped(model: PreTrainedModel, adapter: AdapterFile, say: Say) -> Any:
     """The model inside PEFT's wrapper, with every stored tensor of the adapter in its place."""
     from peft import PeftConfig, PeftModel
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
@@ -295,6 +297,9 @@ def _wrapped(model: PreTrainedModel, adapter: AdapterFile) -> Any:
             remedy="Check base_model_name_or_path in its adapter_config.json.",
         ) from error
     refuse_unused(adapter.folder, result.unexpected_keys, len(adapter.tensors))
+    lacking = sorted({name.partition(".lora_")[0].removeprefix(PREFIX) for name in result.missing_keys})
+    if lacking and config.peft_type == "LORA":  # other kinds make some of their tensors anew, from a seed
+        say(STORES_NOTHING.format(folder=adapter.folder, count=len(lacking), first=lacking[0]))
     return wrapped
 
 

@@ -137,7 +137,7 @@ class ChatFormat:
             raise InputError(
                 f"the chat template refuses these messages: {last_line(error)}",
                 where="chat template",
-                remedy="Leave the system message out."
+                remedy="Leave the system message out (--system, or model.system=null in a study)."
                 if system
                 else "Use another template (--template FILE.jinja).",
             ) from error
