@@ -115,6 +115,14 @@ def test_made_to_work_and_said(tensors, config: dict, note: str, tmp_path: Path)
     assert len(loaded.notes) == len(check_loaded(load_model(str(folder), device="cpu")).notes) == 1
 
 
+@pytest.mark.parametrize("silent", ["self_attn.o_proj", "mlp.down_proj"])
+def test_a_sublayer_that_puts_out_nothing_is_no_other_layout(silent: str, tmp_path: Path) -> None:
+    """As in pruned models, and in blocks that were added as identities."""
+    name = f"model.layers.2.{silent}.weight"
+    folder = edited(save_tiny(tmp_path / "model"), lambda s: {**s, name: torch.zeros_like(s[name])})
+    assert check_loaded(load_model(str(folder), device="cpu")).stream_error < 1e-5
+
+
 def test_fp8_weights_with_their_scales(tmp_path: Path) -> None:
     """Dequantised by hand is the independent answer."""
     settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
