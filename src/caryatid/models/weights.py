@@ -219,7 +219,10 @@ def _quantisation(config: Any) -> str | None:
     if not settings:
         return None
     method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
-    return str(getattr(method, "value", method))
+    named = str(getattr(method, "value", method))
+    if isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+        return "bitsandbytes_4bit" if settings.get("load_in_4bit") else "bitsandbytes_8bit"  # as transformers does
+    return named
 
 
 def _check_keys(info: Any, spec: str, say: Say) -> None:
