@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_kept_adapters import logits
 from tokenizers import AddedToken
@@ -259,6 +259,21 @@ def test_an_adapter_with_new_tokens(kind: str, dtype: torch.dtype, tmp_path: Pat
     assert check_loaded(load_model(str(tmp_path / "a"), device="cpu")).vocabulary == 402
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_token_rows_alone(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = get_peft_model(tiny_model(), TrainableTokensConfig(token_indices=[7, 90], task_type="CAUSAL_LM"))
+    for name, parameter in model.named_parameters():
+        if "delta" in name:
+            parameter.data += 1.0
+    model.save_pretrained(tmp_path)
+    plain, base = tiny_model(dtype=dtype).get_input_embeddings().weight, tiny_model(dtype=dtype)
+    for found in (with_adapter(base, tmp_path), add_adapter(tiny_model(dtype=dtype), tmp_path)):
+        changed = (found.get_input_embeddings().weight - plain).float().abs().amax(dim=1)
+        assert changed.nonzero()[:, 0].tolist() == [7, 90]
+        assert (changed[[7, 90]] - 1).abs().max() < 1e-2
+    assert torch.equal(base.get_input_embeddings().weight, plain)
+
+
 def test_new_tokens_that_an_adapter_does_not_store_are_refused(tmp_path: Path) -> None:
     resized = tiny_model()
     resized.resize_token_embeddings(402, mean_resizing=False)
@@ -330,3 +345,17 @@ def test_a_pickled_adapter_is_not_loaded(tmp_path: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(CaryatidError, match=r"pickled \(adapter_model\.bin\).*safetensors"):
         add_adapter(tiny_model(), adapter)
+
+
+def test_files_beside_an_adapter_are_no_weights_of_a_model(tmp_path: Path) -> None:
+    """A copy of its base's config.json and a value head, as trainers leave them; and an adapter of another library."""
+    base, adapter = save_tiny(tmp_path / "base"), save_adapter(tmp_path / "a", size=5e-2)
+    expected = peft(adapter)
+    rewrite(adapter, config={"base_model_name_or_path": str(base)})
+    shutil.copy(base / "config.json", adapter)
+    save_file({"v_head.weight": torch.ones(2)}, adapter / "value_head.safetensors")
+    found = logits(load_model(str(adapter), device="cpu").model)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(CaryatidError, match=r"in value_head\.safetensors, not in adapter_model.*MLX"):
+        load_model(str(adapter), device="cpu")

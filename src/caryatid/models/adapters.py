@@ -316,10 +316,16 @@ def _untie(wrapped: Any) -> None:
 
 def _replaced(wrapped: Any) -> dict[str, nn.Module]:
     """The modules that an adapter stores whole, or token by token, in the base weights' dtype."""
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     found = {}
     for name, module in wrapped.get_base_model().named_modules():
+        if (
+            isinstance(module, TrainableTokensLayer) and name.rpartition(".")[0] not in found
+        ):  # no LoRA beside it
+            module.merge()
+            found[name] = module.get_base_layer()
         if isinstance(module, AuxiliaryTrainingWrapper):
             dtype = next(module.original_module.parameters()).dtype
             merged = module.unload_and_optionally_merge_module(

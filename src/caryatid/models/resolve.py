@@ -211,7 +211,14 @@ def _adapter(folder: Path, spec: str, trust_remote_code: bool, depth: int) -> Re
             where=spec,
             remedy="Set base_model_name_or_path in its adapter_config.json.",
         )
-    if not (folder / "adapter_model.safetensors").is_file():
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others and "adapter_model.safetensors" not in others:
+        raise InputError(
+            f"its tensors are in {others[0]}, not in adapter_model.safetensors",
+            where=spec,
+            remedy="Save it with PEFT's save_pretrained; an MLX adapter has to be converted, or fused into its model.",
+        )
+    if not others:
         _refuse_weights(folder, "adapter_model.bin", spec)
     if depth >= _DEEPEST_ADAPTER_CHAIN:
         raise InputError(
@@ -277,8 +284,9 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether a folder holds a model's own weights, whatever else."""
-    return any(path.name != "adapter_model.safetensors" for path in folder.glob("*.safetensors"))
+    """Whether a folder holds a model's own weights, whatever else (a value head, an optimizer's state, …)."""
+    named = ("model", "pytorch_model", "consolidated")
+    return any(path.name.startswith(named) for path in folder.glob("*.safetensors"))
 
 
 def resolve(

@@ -221,7 +221,9 @@ def _quantisation(config: Any) -> str | None:
     method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
     named = str(getattr(method, "value", method))
     if isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
-        return "bitsandbytes_4bit" if settings.get("load_in_4bit") else "bitsandbytes_8bit"  # as transformers does
+        return (
+            "bitsandbytes_4bit" if settings.get("load_in_4bit") else "bitsandbytes_8bit"
+        )  # as transformers does
     return named
 
 
