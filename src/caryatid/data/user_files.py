@@ -90,6 +90,22 @@ def encodable(text: str, where: str) -> str:
     return text
 
 
+class Delimited(NamedTuple):
+    """The text of a CSV file from its header on, what separates its cells, and how many lines stand before it."""
+
+    text: str
+    delimiter: str
+    skipped: int
+
+
+def delimited(text: str) -> Delimited:
+    """Detect what separates a CSV file's cells: comma, semicolon, tab or bar, or what a first line `sep=;` names."""
+    first, _, rest = text.partition("\n")
+    if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:
+        return Delimited(rest, first.strip()[4], 1)
+    return Delimited(text, max(_DELIMITERS, key=lambda mark: len(_cells(first, mark))), 0)
+
+
 def read_csv(path: Path, text: str) -> CsvTable:
     """A CSV file with a header; the delimiter (comma, semicolon, tab, bar) is detected.
 
@@ -98,13 +114,8 @@ def read_csv(path: Path, text: str) -> CsvTable:
     Raises:
         InputError: not CSV, more cells than columns, or a column that stands twice.
     """
-    skipped = 0
-    first, _, rest = text.partition("\n")
-    delimiter = None
-    if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:
-        delimiter, text, skipped = first.strip()[4], rest, 1
+    text, delimiter, skipped = delimited(text)
     first = text.partition("\n")[0]
-    delimiter = delimiter or max(_DELIMITERS, key=lambda mark: len(_cells(first, mark)))
     spaced = any(cell.startswith(" ") for cell in _cells(first, delimiter))
     # Strict: else an open quote would swallow the rest.
     stream = io.StringIO(text, newline="")
