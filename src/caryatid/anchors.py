@@ -4,8 +4,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from .artifacts import read_json, write_json
@@ -17,7 +18,7 @@ from .models.check import ModelReport, check_loaded
 from .models.device_map import DeviceMap
 from .models.generate import Decoding, generate
 from .models.identity import combined, folder_identity
-from .models.load import LoadedModel, load_model, tokenizer_in
+from .models.load import LoadedModel, fit_vocabulary, load_model, tokenizer_in
 from .models.quiet import Say, warn
 from .models.resolve import EMBEDDED, REFUSING, resolve
 from .models.weights import check_finite, without_weights
@@ -139,6 +140,8 @@ def _with_adapter(
         if (own.chat_template, own.get_vocab()) != (tokenizer.chat_template, tokenizer.get_vocab()):
             notes.append(f"{folder}: it brings a tokenizer or chat template of its own, which is used")
             tokenizer = own
+    rows = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+    fit_vocabulary(tokenizer, rows, str(folder), loaded.options, notes.append)
     for line in notes:
         warn(line)
     identity = combined([loaded.identity, folder_identity(folder)])

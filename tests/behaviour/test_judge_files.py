@@ -163,3 +163,24 @@ def test_unusable_json_files(tmp_path: Path, content: str, message: str) -> None
     source.write_text(content)
     with pytest.raises(InputError, match=message):
         judge_harmful_file(source, output=tmp_path / "out.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prompt;completion\nHi, you;I cannot help.\n",
+        "sep=;\r\nprompt;completion\r\nHi, you;I cannot help.\r\n",
+    ],
+)
+def test_answers_as_a_spreadsheet_writes_them(tmp_path: Path, text: str) -> None:
+    (tmp_path / "answers.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    found = judge_refusal_file(
+        tmp_path / "answers.csv",
+        prompt_column="prompt",
+        completion_column="completion",
+        output=tmp_path / "out.csv",
+    )
+    assert found.rows == 1
+    assert (
+        (tmp_path / "out.csv").read_text().splitlines()[1].startswith('"Hi, you",I cannot help.,full_refusal')
+    )

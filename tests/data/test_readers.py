@@ -1,6 +1,7 @@
 """Readers: the benchmarks' formats, and users' files with their mistakes."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -145,6 +146,35 @@ def test_files_as_spreadsheets_and_pandas_write_them(tmp_path, kind):
     found = read(user_file(tmp_path, f"p.{suffix}", content))
     assert [(p.id, p.text) for p in found] == [("1", TWO[0]), ("2", TWO[1])]
     assert {(p.context, p.category, p.targets) for p in found} == {(None, None, ())}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.json", '{"prompt": "Do a"}\n{"prompt": "Do b"}\n'),
+        ("rows.jsonl", '[{"prompt": "Do a"}, {"prompt": "Do b"}]'),
+        ("rows.ndjson", '{"prompt": "Do a"}\n{"prompt": "Do b"}\n'),
+        ("rows.json", '[{"messages": [{"role": "user", "content": [{"type": "text", "text": "Do a"}]}]}, "Do b"]'),
+    ],
+    ids=["lines named json", "list named lines", "ndjson", "parts"],
+)  # fmt: skip
+def test_rows_under_another_name_or_in_parts(tmp_path, name, content):
+    assert [prompt.text for prompt in read(user_file(tmp_path, name, content))] == ["Do a", "Do b"]
+
+
+@pytest.mark.parametrize("cell", ['[""Sure"", ""Here""]', "['Sure', 'Here']", "[Sure]"])
+def test_a_list_of_targets_in_a_cell(tmp_path, cell):
+    found = read(user_file(tmp_path, "rows.csv", f'goal,target\nDo a,"{cell}"\n'))
+    assert found[0].targets == (("[Sure]",) if cell == "[Sure]" else ("Sure", "Here"))
+
+
+def test_the_home_folder_in_a_path(tmp_path, monkeypatch):
+    """Shells leave `~` alone after an equals sign, as in --prompts harmbench=~/mine.csv."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    user_file(tmp_path, "mine.csv", "prompt\nDo a\n")
+    assert len(read(Path("~/mine.csv"))) == 1
+    with pytest.raises(DataMissingError, match="cannot be read"):
+        read(Path("~nobody-of-this-name/mine.csv"))
 
 
 def test_a_very_long_cell_is_read(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_kept_adapters import logits
 from tokenizers import AddedToken
@@ -51,8 +51,22 @@ def peft(adapter: Path, arch: str = "llama") -> torch.Tensor:
             "lora_B.w", "lora_B.default.w"
         ),
         lambda key: key.replace("model.model.", "model.model.language_model."),
+        lambda key: f"base_model.model.{key}",
+        lambda key: f"_forward_module.module.{key}",
+        lambda key: key.replace("lora_A.weight", "lora_A.mine.weight").replace("lora_B.w", "lora_B.mine.w"),
     ],
-    ids=["compiled", "parallel", "inside", "sharded", "bare", "live", "vision-language"],
+    ids=[
+        "compiled",
+        "parallel",
+        "inside",
+        "sharded",
+        "bare",
+        "live",
+        "vision-language",
+        "doubled",
+        "engine",
+        "named",
+    ],
 )
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}], ids=["plain", "other"])
 def test_names_of_wrappers_are_read(rename, options: dict, tmp_path: Path) -> None:
@@ -67,6 +81,29 @@ def test_names_of_wrappers_are_read(rename, options: dict, tmp_path: Path) -> No
         found = add_adapter(tiny_model(), adapter)
     assert (logits(found) - expected).norm() < 1e-5 * expected.norm()
     assert not torch.allclose(expected, logits(tiny_model()), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "down_proj"], r".*\.layers\..*(q_proj|down_proj)"], ids=["list", "regex"]
+)
+def test_settings_that_name_modules_follow_the_tensors(targets: object, tmp_path: Path) -> None:
+    """A pattern that misses its module would silently leave its scale to the default."""
+    own = {
+        "rank_pattern": {"model.layers.2.mlp.down_proj": 2},
+        "alpha_pattern": {"model.layers.1.self_attn.q_proj": 64},
+    }
+    adapter = save_adapter(tmp_path / "a", size=5e-2, target_modules=targets, **own)
+    expected = peft(adapter)
+    moved = {
+        setting: {name.replace("model.", "model.language_model.", 1): value for name, value in values.items()}
+        for setting, values in own.items()
+    }
+    if isinstance(targets, str):
+        moved["target_modules"] = targets.replace(r".*\.layers", r".*\.language_model\.layers")
+    rewrite(adapter, lambda key: key.replace("model.model.", "model.model.language_model."), config=moved)
+    with pytest.warns(LoadWarning, match="names were read without language_model"):
+        found = add_adapter(tiny_model(), adapter)
+    assert (logits(found) - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["plain", "other"])
@@ -91,6 +128,17 @@ def spoilt(adapter: Path, kind: str) -> Path:
     path = adapter / "adapter_model.safetensors"
     if kind == "empty":
         return rewrite(adapter, keep=lambda key: False)
+    if kind == "not gathered":
+        tensors = load_file(path)
+        save_file({**tensors, next(iter(tensors)): torch.zeros(0)}, path)
+    if kind == "lacking":
+        shutil.rmtree(adapter)
+        save_adapter(adapter, size=5e-2, modules_to_save=["lm_head"])
+        return rewrite(adapter, keep=lambda key: "lm_head" not in key)
+    if kind == "inside":
+        return rewrite(adapter, lambda key: f"policy.{key}", config={"modules_to_save": ["lm_head"]})
+    if kind == "unmergeable":
+        return save_adapter(adapter, size=5e-2, alora_invocation_tokens=[5, 6], target_modules=["q_proj"])
     if kind == "not finite":
         tensors = load_file(path)
         first = next(iter(tensors))
@@ -116,6 +164,10 @@ def spoilt(adapter: Path, kind: str) -> Path:
     ("kind", "code", "message"),
     [
         ("empty", 3, "stores no tensor.*gather the weights"),
+        ("not gathered", 3, "1 of its 56 tensors are empty, first base_model.*gather the weights"),
+        ("lacking", 3, r"does not store base_model\.model\.lm_head\.weight.*Save it again"),
+        ("inside", 3, r"56 of the adapter's 56 tensors have no place.*policy\.base_model"),
+        ("unmergeable", 2, r"this adapter \(LORA\) cannot be merged.*mergeable kind"),
         ("not finite", 2, "1 of its 56 tensors are not finite, first base_model"),
         ("no type", 2, "what kind of adapter.*peft_type"),
         ("future type", 2, "knows no adapter type 'LORA9'.*Upgrade peft"),
@@ -133,12 +185,16 @@ def test_adapters_that_cannot_be_used(kind: str, code: int, message: str, tmp_pa
         assert (caught.value.exit_code, "\n" in str(caught.value)) == (code, False)
 
 
-def test_what_an_adapter_lacks_is_said(tmp_path: Path) -> None:
-    adapter = rewrite(save_adapter(tmp_path / "a", size=5e-2), keep=lambda key: "layers.1." not in key)
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["plain", "other"])
+def test_what_an_adapter_lacks_is_said(options: dict, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "a", size=5e-2, **options)
+    rewrite(adapter, keep=lambda key: "layers.1." not in key)
     with pytest.warns(
         LoadWarning, match=r"stores nothing for 7 of the layers that it names, first model\.layers\.1"
     ):
         add_adapter(tiny_model(), adapter)
+    if options:
+        return
     with pytest.warns(LoadWarning, match="changes nothing: all its B are zero"):
         add_adapter(tiny_model(), save_adapter(tmp_path / "zero", size=0.0))
 
@@ -203,6 +259,21 @@ def test_an_adapter_with_new_tokens(kind: str, dtype: torch.dtype, tmp_path: Pat
     assert check_loaded(load_model(str(tmp_path / "a"), device="cpu")).vocabulary == 402
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_token_rows_alone(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = get_peft_model(tiny_model(), TrainableTokensConfig(token_indices=[7, 90], task_type="CAUSAL_LM"))
+    for name, parameter in model.named_parameters():
+        if "delta" in name:
+            parameter.data += 1.0
+    model.save_pretrained(tmp_path)
+    plain, base = tiny_model(dtype=dtype).get_input_embeddings().weight, tiny_model(dtype=dtype)
+    for found in (with_adapter(base, tmp_path), add_adapter(tiny_model(dtype=dtype), tmp_path)):
+        changed = (found.get_input_embeddings().weight - plain).float().abs().amax(dim=1)
+        assert changed.nonzero()[:, 0].tolist() == [7, 90]
+        assert (changed[[7, 90]] - 1).abs().max() < 1e-2
+    assert torch.equal(base.get_input_embeddings().weight, plain)
+
+
 def test_new_tokens_that_an_adapter_does_not_store_are_refused(tmp_path: Path) -> None:
     resized = tiny_model()
     resized.resize_token_embeddings(402, mean_resizing=False)
@@ -247,8 +318,44 @@ def test_what_an_adapter_stores_beside_factors_over_tied_weights(
     assert torch.equal(logits(base), plain)
 
 
+def test_a_merge_that_is_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft.tuners.lora.layer import Linear
+
+    adapter = save_adapter(tmp_path / "a", size=5e-2, use_rslora=True)
+    whole = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda layer, name: 2 * whole(layer, name))
+    with pytest.raises(
+        CaryatidError, match=r"\(LORA\) cannot be merged: the merged model's logits differ by"
+    ):
+        add_adapter(tiny_model(), adapter)
+
+
+def test_an_adapter_over_quantised_weights_is_refused(tmp_path: Path) -> None:
+    """As transformers' FP8 layers are: linear layers whose weights mean nothing without their scales."""
+    adapter, model = save_adapter(tmp_path / "a", size=5e-2), tiny_model(dtype=torch.bfloat16)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = torch.nn.Parameter(module.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(CaryatidError, match=r"its base model is quantised.*Set base_model_name_or_path"):
+        add_adapter(model, adapter)
+
+
 def test_a_pickled_adapter_is_not_loaded(tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "a", size=5e-2)
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(CaryatidError, match=r"pickled \(adapter_model\.bin\).*safetensors"):
         add_adapter(tiny_model(), adapter)
+
+
+def test_files_beside_an_adapter_are_no_weights_of_a_model(tmp_path: Path) -> None:
+    """A copy of its base's config.json and a value head, as trainers leave them; and an adapter of another library."""
+    base, adapter = save_tiny(tmp_path / "base"), save_adapter(tmp_path / "a", size=5e-2)
+    expected = peft(adapter)
+    rewrite(adapter, config={"base_model_name_or_path": str(base)})
+    shutil.copy(base / "config.json", adapter)
+    save_file({"v_head.weight": torch.ones(2)}, adapter / "value_head.safetensors")
+    found = logits(load_model(str(adapter), device="cpu").model)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(CaryatidError, match=r"in value_head\.safetensors, not in adapter_model.*MLX"):
+        load_model(str(adapter), device="cpu")

@@ -61,6 +61,7 @@ def not_finite(name: str, value: float):
     return change
 
 
+BNB = {"quant_method": "bitsandbytes"}
 MLP = "model.layers.2.mlp.down_proj.weight"
 
 
@@ -74,11 +75,13 @@ MLP = "model.layers.2.mlp.down_proj.weight"
         (not_finite("model.norm.weight", float("-inf")), {}, 2, "1 of its weights are not finite.*model.norm"),
         (None, {"rope_parameters": {"rope_type": "su", "factor": 2.0}}, 2, "rope_type 'su'.*unknown.*longrope"),
         (None, {"quantization_config": {"quant_method": "gptq", "bits": 4}}, 2, "package.*optimum.*with gptq"),
+        (None, {"quantization_config": {**BNB, "load_in_4bit": True}}, 2, "package.*bitsandbytes"),
+        (None, {"quantization_config": {**BNB, "load_in_8bit": True}}, 2, "package.*bitsandbytes"),
         (None, {"quantization_config": {"quant_method": "quip9"}}, 2, "with quip9, which transformers does not know"),
         (None, {"num_attention_heads": 5}, 2, "cannot be loaded|mismatched|config.json"),
         (None, {"hidden_act": "newact"}, 2, "cannot be loaded: .*newact"),
     ],
-    ids=["scales", "block", "bias", "nan", "inf", "rope", "package", "method", "heads", "activation"],
+    ids=["scales", "block", "bias", "nan", "inf", "rope", "package", "bnb4", "bnb8", "method", "heads", "activation"],
 )  # fmt: skip
 def test_refused_in_one_line(tensors, config: dict, code: int, message: str, tmp_path: Path) -> None:
     folder = edited(save_tiny(tmp_path / "model"), tensors, **config)
@@ -113,6 +116,14 @@ def test_made_to_work_and_said(tensors, config: dict, note: str, tmp_path: Path)
         loaded = load_model(str(folder), device="cpu")
     assert torch.equal(logits(loaded.model), logits(tiny_model()))
     assert len(loaded.notes) == len(check_loaded(load_model(str(folder), device="cpu")).notes) == 1
+
+
+@pytest.mark.parametrize("silent", ["self_attn.o_proj", "mlp.down_proj"])
+def test_a_sublayer_that_puts_out_nothing_is_no_other_layout(silent: str, tmp_path: Path) -> None:
+    """As in pruned models, and in blocks that were added as identities."""
+    name = f"model.layers.2.{silent}.weight"
+    folder = edited(save_tiny(tmp_path / "model"), lambda s: {**s, name: torch.zeros_like(s[name])})
+    assert check_loaded(load_model(str(folder), device="cpu")).stream_error < 1e-5
 
 
 def test_fp8_weights_with_their_scales(tmp_path: Path) -> None:

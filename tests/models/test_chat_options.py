@@ -60,6 +60,32 @@ def test_where_positions_and_answers_stand(template: str) -> None:
         assert one.answer_ids("Sorry")[0] == one.tokenizer.encode("Sorry", add_special_tokens=False)[0]
 
 
+def test_a_template_that_says_whether_to_think_is_taken_at_its_word() -> None:
+    """Granite 3.3's way: without its instruction the model writes no thought, so that an empty one would be foreign."""
+    template = "{% if thinking %}{{ 'First write <think></think>. ' }}{% endif %}" + CHATML
+    assert chat(template).text("Hi") == ChatFormat(tiny_tokenizer()).text("Hi")
+    own = chat(template, "strip", arguments=(("thinking", True),))
+    assert own.asked("Hi").startswith("First write")
+    assert own.text("Hi").endswith(EMPTY)
+
+
+@pytest.mark.parametrize(
+    ("opening", "close"),
+    [
+        ("<thought>", "</thought>"),
+        ("<longcat_think>", "</longcat_think>"),
+        ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ],
+)
+def test_tags_of_other_families(opening: str, close: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = CHATML.replace("message['content'] +", f"message['content'].split('{close}')[-1] +")
+    assert chat(template).text("Hi").endswith(f"assistant\n{opening}\n\n{close}\n\n")
+    assert chat(template, "strip").asked("Hi").endswith("assistant\n")
+    texts = [f"{opening}\nMay I?\n{close}\n\nYes.<|im_end|>", f"{opening}\nI'm sorry"]
+    found = scripted(chat(template, "strip"), texts, monkeypatch)
+    assert [(one.text, one.unfinished) for one in found] == [("Yes.", False), ("<think>\nI'm sorry", True)]
+
+
 def test_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """gpt-oss: the analysis channel is the thought, `<|end|>` ends it and not the answer."""
     off, strip = chat(CHANNELS), chat(CHANNELS, "strip")
@@ -122,6 +148,16 @@ def test_a_prompt_that_opens_the_thought(monkeypatch: pytest.MonkeyPatch) -> Non
         ("<think>May I? No.</think> Yes.", "May I? No.", "Yes.", False),
         ("May I? No.</think> Yes.", "May I? No.", "Yes.", False),
         ("  <think>\nMay I", "May I", "", True),
+        ("<thought>\nMay I?</thought>\nYes.", "May I?", "Yes.", False),
+        ("[THINK]May I?[/THINK]Yes.", "May I?", "Yes.", False),
+        ("[THINK]May I", "May I", "", True),
+        (
+            "<|channel|>analysis<|message|>May I?<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+            "May I?",
+            "Yes.",
+            False,
+        ),
+        ("Use </thought> to end <thought>.", "", "Use </thought> to end <thought>.", False),
         ("Yes. A <think> tag is a marker.", "", "Yes. A <think> tag is a marker.", False),
         ("", "", "", False),
     ],

@@ -234,3 +234,40 @@ def test_an_answers_end_is_tokenised_as_in_the_whole_conversation(answer: str) -
     # On its own the same end gets one space too many.
     assert tokenizer(" </s>", add_special_tokens=False)["input_ids"] != [space, end]
     assert chat.ids("Hi") + chat.answer_ids(answer, end_of_turn=False) == whole[:-2]
+
+
+PARTS = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ':' }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ '<image>' }}{% endif %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}"
+)
+STRICT = "{% if messages[0]['content'] is string %}{{ raise_exception('no parts') }}{% endif %}" + PARTS
+
+
+@pytest.mark.parametrize("template", [PARTS, STRICT], ids=["silent", "strict"])
+def test_a_template_that_takes_messages_in_parts(template: str) -> None:
+    """LLaVA's, Idefics' and SmolVLM's: plain text in its place is passed over without a word, or refused."""
+    chat = ChatFormat(tiny_tokenizer(template=template), "Be short.")
+    assert (
+        chat.text("Hi")
+        == "<|im_start|>system:Be short. <|im_end|><|im_start|>user:Hi <|im_end|><|im_start|>assistant:"
+    )
+    assert chat.tokenizer.decode(chat.answer_ids("Yes")) == "Yes <|im_end|>"
+    assert chat.end_of_turn_ids[-1:] == (chat.tokenizer.eos_token_id,)
+    start = "<|im_start|>system:Be short. <|im_end|><|im_start|>user:"
+    assert chat.text("Hi") == f"{start}Hi <|im_end|><|im_start|>assistant:"
+    assert chat.tokenizer.decode(chat.answer_ids("Yes")) == "Yes <|im_end|>"
+    assert chat.end_of_turn_ids[-1:] == (chat.tokenizer.eos_token_id,)
+
+
+def test_a_template_that_leaves_the_system_message_out_is_refused() -> None:
+    template = CHATML.replace(
+        "{{ '<|im_start|>' + m", "{% if message['role'] != 'system' %}{{ '<|im_start|>' + m"
+    )
+    template = template.replace("<|im_end|>\n' }}{% endfor", "<|im_end|>\n' }}{% endif %}{% endfor")
+    assert ChatFormat(tiny_tokenizer(template=template), "").text("Hi") == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    with pytest.raises(InputError, match="leaves the system message out"):
+        ChatFormat(tiny_tokenizer(template=template), "Be short.")

@@ -50,9 +50,13 @@ def speaking() -> Iterator[None]:
     with warnings.catch_warnings():
         show = warnings.showwarning
 
+        said: set[str] = set()  # a study opens its models again and again
+
         def shown(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
             if issubclass(category, LoadWarning):
-                announce(f"note: {message}")
+                if str(message) not in said:
+                    announce(f"note: {message}")
+                said.add(str(message))
             else:
                 show(message, category, *rest, **named)
 

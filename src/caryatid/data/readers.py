@@ -1,11 +1,13 @@
 """Reading prompt files: the benchmarks' own formats, and files that a user names."""
 
+import ast
 import csv
 import hashlib
 import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +186,11 @@ def _optional_text(values: Mapping[str, Any], name: str, where: str) -> str | No
 
 def _targets(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
     found = values.get("targets", values.get("target"))
+    if isinstance(found, str) and re.fullmatch(
+        r"\s*\[.*\]\s*", found, re.DOTALL
+    ):  # a list, as pandas writes it
+        with suppress(ValueError, SyntaxError):
+            found = ast.literal_eval(found.strip())
     listed = [found] if isinstance(found, str) else found or []
     if not isinstance(listed, list) or not all(isinstance(target, str) for target in listed):
         raise InputError("targets must be text or a list of texts", where=where, remedy="Correct the row.")
@@ -227,7 +234,9 @@ def _request(values: Mapping[str, Any], column: str | None, where: str) -> str:
     """
     found = values.get(column) if column else next((values[n] for n in _MESSAGES if values.get(n)), None)
     if isinstance(found, list):
-        turns = [one.get("content", one.get("value")) if isinstance(one, dict) else one for one in found]
+        turns = [
+            _one_text(one.get("content", one.get("value"))) if isinstance(one, dict) else one for one in found
+        ]
         roles = [str(one.get("role", one.get("from"))) if isinstance(one, dict) else "user" for one in found]
         if len(turns) != 1 or roles[0] not in ("user", "human") or not isinstance(turns[0], str):
             raise InputError(
@@ -248,6 +257,18 @@ def _request(values: Mapping[str, Any], column: str | None, where: str) -> str:
     if given is not None and not isinstance(given, str):
         raise InputError(f"input must be text, not {given!r}", where=where, remedy="Quote it.")
     return f"{found}\n\n{given}" if given and given.strip() else found
+
+
+def _one_text(content: object) -> object:
+    """The text of a turn that is one part of text, as in `[{"type": "text", "text": …}]`; else the content as it is."""
+    if (
+        isinstance(content, list)
+        and len(content) == 1
+        and isinstance(content[0], dict)
+        and set(content[0]) <= {"type", "text"}
+    ):
+        return content[0].get("text")
+    return content
 
 
 def _user_prompt(row: Row, number: int, stem: str, label: Label) -> Prompt:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import DataMissingError, InputError
 
+_LINES = (".jsonl", ".ndjson")
 _LONGEST_CELL = 1 << 28
 _DELIMITERS = ",;\t|"
 _MARKS = "\ufeff\u200b"  # byte-order mark and zero-width space, which editors leave before a header
@@ -36,10 +37,10 @@ def read_user_bytes(path: Path) -> bytes:
         DataMissingError: no such file, or it cannot be read.
     """
     try:
-        return path.read_bytes()
-    except OSError as error:
+        return path.expanduser().read_bytes()
+    except (OSError, RuntimeError) as error:  # no such home folder
         raise DataMissingError(
-            f"cannot be read ({error.strerror})", where=str(path), remedy="Check the path."
+            f"cannot be read ({getattr(error, 'strerror', error)})", where=str(path), remedy="Check the path."
         ) from error
 
 
@@ -89,6 +90,22 @@ def encodable(text: str, where: str) -> str:
     return text
 
 
+class Delimited(NamedTuple):
+    """The text of a CSV file from its header on, what separates its cells, and how many lines stand before it."""
+
+    text: str
+    delimiter: str
+    skipped: int
+
+
+def delimited(text: str) -> Delimited:
+    """Detect what separates a CSV file's cells: comma, semicolon, tab or bar, or what a first line `sep=;` names."""
+    first, _, rest = text.partition("\n")
+    if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:
+        return Delimited(rest, first.strip()[4], 1)
+    return Delimited(text, max(_DELIMITERS, key=lambda mark: len(_cells(first, mark))), 0)
+
+
 def read_csv(path: Path, text: str) -> CsvTable:
     """A CSV file with a header; the delimiter (comma, semicolon, tab, bar) is detected.
 
@@ -97,13 +114,8 @@ def read_csv(path: Path, text: str) -> CsvTable:
     Raises:
         InputError: not CSV, more cells than columns, or a column that stands twice.
     """
-    skipped = 0
-    first, _, rest = text.partition("\n")
-    delimiter = None
-    if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:
-        delimiter, text, skipped = first.strip()[4], rest, 1
+    text, delimiter, skipped = delimited(text)
     first = text.partition("\n")[0]
-    delimiter = delimiter or max(_DELIMITERS, key=lambda mark: len(_cells(first, mark)))
     spaced = any(cell.startswith(" ") for cell in _cells(first, delimiter))
     # Strict: else an open quote would swallow the rest.
     stream = io.StringIO(text, newline="")
@@ -147,17 +159,22 @@ def rows_of(path: Path, content: bytes) -> list[Row]:
     Raises:
         InputError: an unknown kind of file, or a mistake in it, with its place.
     """
-    text, suffix = decode(content, path), path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        table = read_csv(path, text)
-        return [Row(f"{path}:{line}", dict(zip(table.header, row, strict=False))) for line, row in table.rows]
-    if suffix == ".jsonl":
-        return [Row(where, _as_mapping(value, where)) for where, value in _json_lines(path, text)]
-    if suffix != ".json":
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".tsv", ".json", *_LINES):
         raise InputError(
             f"unknown kind of file {suffix!r}", where=str(path), remedy="Use .csv, .json or .jsonl."
         )
-    listed = _listed(parse_json(text, str(path)))
+    text = decode(content, path)
+    if suffix in (".csv", ".tsv"):
+        table = read_csv(path, text)
+        return [Row(f"{path}:{line}", dict(zip(table.header, row, strict=False))) for line, row in table.rows]
+    if suffix in _LINES:
+        lines = list(_json_lines(path, text))
+        if len(lines) != 1 or not isinstance(lines[0][1], list):
+            return [Row(where, _as_mapping(value, where)) for where, value in lines]
+        listed: Sequence[Any] | None = lines[0][1]
+    else:
+        listed = _json_rows(path, text)
     if listed is None:
         remedy = "List strings or objects."
         raise InputError("must be a JSON list", where=str(path), remedy=remedy)
@@ -165,6 +182,17 @@ def rows_of(path: Path, content: bytes) -> list[Row]:
         Row(f"{path}, item {number}", _as_mapping(value, f"{path}, item {number}"))
         for number, value in enumerate(listed, start=1)
     ]
+
+
+def _json_rows(path: Path, text: str) -> Sequence[Any] | None:
+    """The rows of a JSON file, which may hold lines of JSON, as many datasets' files do; None where it has none."""
+    try:
+        return _listed(parse_json(text, str(path)))
+    except InputError:
+        found = _json_values(text)
+        if not found or not all(isinstance(one, dict) for one in found):
+            raise
+        return found
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ Everything here is known before the base model's weights are needed, but for the
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from .quiet import Say, last_line
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX_PARTS = ["base_model", "model"]
 # Modules that training libraries put around a model (torch.compile, DDP, FSDP, Fabric, activation checkpointing), and
 # the text part of a vision-language model. They are left out of a name where the base model has no such module.
 _WRAPPERS = frozenset(
@@ -107,19 +109,60 @@ def _walk(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], list[str],
     return path, [], dropped
 
 
-def _named(model: nn.Module, key: str) -> tuple[str, list[str]]:
-    """A stored name in the base model's terms, and which parts of it were left out."""
+class _Name(NamedTuple):
+    """A stored name in the base model's terms.
+
+    Attributes:
+        key: with `PREFIX`. layer: the adapted module; empty where the tensor is a module's own, or has no place.
+        dropped: what was left out of it.
+    """
+
+    key: str
+    layer: str
+    dropped: list[str]
+
+
+def _named(model: nn.Module, key: str) -> _Name:
     parts, dropped = key.split("."), []
     while parts and parts[0] in _WRAPPERS and parts[0] not in model._modules:
         dropped.append(parts.pop(0))
-    if parts[:2] == PREFIX.split(".")[:2]:
+    while parts[:2] == _PREFIX_PARTS:
+        if len(parts) < len(key.split(".")) - len(dropped):  # a PEFT model in another one
+            dropped.append("base_model.model")
         parts = parts[2:]
     path, rest, inside = _walk(model, parts)
     if not path:
-        return key, []
-    own = [part for part in rest if part in _OWN]
-    named = PREFIX + ".".join([*path, *(part for part in rest if part not in _OWN)])
-    return named, [*dropped, *inside, *own]
+        return _Name(key, "", [])
+    own = [index for index, part in enumerate(rest) if part in _OWN or _adapters_name(rest, index)]
+    kept = [part for index, part in enumerate(rest) if index not in own]
+    dropped += [*inside, *(rest[index] for index in own)]
+    adapted = bool(kept) and kept[0] not in ("weight", "bias", "base_layer", "token_adapter")
+    return _Name(PREFIX + ".".join([*path, *kept]), ".".join(path) if adapted else "", dropped)
+
+
+def _adapters_name(rest: Sequence[str], index: int) -> bool:
+    """Whether a part is the name that a live LoRA adapter has inside its model, which is not saved with it."""
+    return index > 0 and rest[index - 1].startswith("lora_") and rest[index] not in ("weight", "bias")
+
+
+def _renamed_settings(config: dict[str, Any], dropped: set[str], layers: set[str]) -> dict[str, Any]:
+    """The settings that name modules, in the base model's terms; else PEFT would find no modules, or no ranks."""
+    changed = dict(config)
+    for setting in ("rank_pattern", "alpha_pattern", "trainable_token_indices"):
+        if isinstance(config.get(setting), dict):
+            changed[setting] = {_without(name, dropped): value for name, value in config[setting].items()}
+    targets = config.get("target_modules")
+    if isinstance(targets, str) and targets != "all-linear":
+        changed |= {"target_modules": sorted(layers), "exclude_modules": None}
+    elif isinstance(targets, list):
+        changed["target_modules"] = [_without(str(name), dropped) for name in targets]
+    return changed
+
+
+def _without(name: str, dropped: set[str]) -> str:
+    for part in dropped:
+        name = re.sub(rf"(?<![^.]){re.escape(part)}\\?\.", "", name)
+    return name
 
 
 def read_adapter(model: nn.Module, folder: Path, say: Say) -> AdapterFile:
@@ -145,9 +188,11 @@ def read_adapter(model: nn.Module, folder: Path, say: Say) -> AdapterFile:
             where=str(path),
             remedy="Save or download it again.",
         ) from error
-    if not stored:
+    empty = sorted(key for key, value in stored.items() if not value.numel())
+    if empty or not stored:
+        what = f"{len(empty)} of its {len(stored)} tensors are empty, first {empty[0]}" if empty else ""
         raise DataMissingError(
-            "the adapter stores no tensor, so that it would change nothing",
+            what or "the adapter stores no tensor, so that it would change nothing",
             where=str(path),
             remedy="Save it again from the trained model (with ZeRO-3 or FSDP: gather the weights first).",
         )
@@ -158,16 +203,21 @@ def read_adapter(model: nn.Module, folder: Path, say: Say) -> AdapterFile:
             where=str(path),
             remedy="Use a checkpoint from before the training diverged.",
         )
+    names = {key: _named(model, key) for key in stored}
+    unknown = [
+        key for key, one in names.items() if "base_model" in one.key.removeprefix(PREFIX).split(".")[1:]
+    ]
+    refuse_unused(folder, unknown, len(stored))  # inside something whose name is not known
     tensors: dict[str, Tensor] = {}
-    dropped: set[str] = set()
     for key, value in stored.items():
-        name, left_out = _named(model, key)
+        name = names[key].key
         if name in tensors:
             raise DataMissingError(f"two of its tensors are {name}", where=str(path), remedy="Save it again.")
         tensors[name] = value
-        dropped.update(left_out)
+    dropped = {part for one in names.values() for part in one.dropped}
     if dropped:
         say(f"{folder}: its tensors' names were read without {', '.join(sorted(dropped))}")
+        config = _renamed_settings(config, dropped, {one.layer for one in names.values()} - {""})
     return AdapterFile(folder, config, tensors, tensors.keys() != stored.keys())
 
 

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import InputError
+from ..errors import DataMissingError, InputError
 from .adapter_files import PREFIX, AdapterFile, as_folder, read_adapter, refuse_unused
 from .placement import refuse_offloaded
 from .plain_lora import LoraFactors, read_plain_lora, without_factors
 from .quiet import Say, last_line, quiet_transformers, warn
 
+_PROBE = 16  # tokens on which a merged model is compared with the unmerged one
+_MERGE_TOLERANCE = 1e-3  # rounding in float32 stays far below
+STORES_NOTHING = "{folder}: it stores nothing for {count} of the layers that it names, first {first}"
 _ALIGNED = 8  # matrix products on CUDA want inner sizes that are multiples of this
 
 
@@ -127,9 +130,7 @@ def _add_plain(
     """Add plain LoRA; puts new weights in the place of old ones and writes into none."""
     lacking = without_factors(model, adapter, factors)
     if lacking:
-        say(
-            f"{adapter.folder}: it stores nothing for {len(lacking)} of the layers that it names, first {lacking[0]}"
-        )
+        say(STORES_NOTHING.format(folder=adapter.folder, count=len(lacking), first=lacking[0]))
     if not any(bool(value.any()) for key, value in adapter.tensors.items() if "lora_B" in key):
         say(f"{adapter.folder}: it changes nothing: all its B are zero")
     tied = _tied_weights(model)
@@ -168,10 +169,11 @@ def _mark_untied(model: PreTrainedModel) -> None:
 def _add_wrapped(model: PreTrainedModel, adapter: AdapterFile, say: Say) -> PreTrainedModel:
     """Add an adapter of any kind through PEFT; writes into the model's weights."""
     _resize_embeddings(model, adapter, say)
+    notes: list[str] = []
     with quiet_transformers():
-        wrapped = _wrapped(model, adapter)
-        _untie(wrapped)
+        wrapped = _wrapped(model, adapter, notes.append)
         if _narrow(wrapped):
+            _untie(wrapped)
             found = _factors(wrapped, adapter.folder)
             replaced = _replaced(wrapped)
             plain = wrapped.unload()
@@ -180,9 +182,51 @@ def _add_wrapped(model: PreTrainedModel, adapter: AdapterFile, say: Say) -> PreT
             for name, module in replaced.items():
                 plain.set_submodule(name, module)
         else:
-            plain = wrapped.merge_and_unload()
+            plain = _merged(wrapped, adapter.folder)
+    for line in notes:
+        say(line)
     plain.eval().requires_grad_(False)
     return cast(PreTrainedModel, plain)
+
+
+def _merged(wrapped: Any, folder: Path) -> Any:
+    """The base model with the adapter in its weights.
+
+    Raises:
+        InputError: PEFT cannot merge this adapter, or makes another model of it.
+    """
+    kind = wrapped.peft_config["default"].peft_type
+    what = f"this adapter ({getattr(kind, 'value', kind)}) cannot be merged"
+    remedy = "Use LoRA or another mergeable kind, over a base model that is not quantised."
+    try:
+        unmerged = _probed(wrapped)
+        _untie(wrapped)
+        plain = wrapped.merge_and_unload()
+        merged = _probed(plain)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # raised by PEFT for what it can run and cannot merge
+        raise InputError(f"{what}: {last_line(error)}", where=str(folder), remedy=remedy) from error
+    if unmerged is not None and merged is not None and bool(unmerged.isfinite().all()):
+        apart = float((merged - unmerged).norm() / unmerged.norm().clamp_min(1e-30))
+        if not apart <= _MERGE_TOLERANCE:
+            changed = (
+                f"the merged model's logits differ by {apart:.2g} of their size from those beside its base"
+            )
+            raise InputError(f"{what}: {changed}", where=str(folder), remedy=remedy)
+    return plain
+
+
+@torch.no_grad()
+def _probed(model: Any) -> Tensor | None:
+    """Logits of a few tokens; None where there are no weights, only their sizes."""
+    weight = next(model.parameters())
+    if weight.is_meta:
+        return None
+    model.eval()
+    ids = torch.arange(_PROBE, device=weight.device)[None] % model.config.get_text_config().vocab_size
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits.float()
+    return logits
 
 
 @torch.no_grad()
@@ -218,6 +262,8 @@ def _resize_embeddings(model: PreTrainedModel, adapter: AdapterFile, say: Say) -
             remedy="Save it again with save_embedding_layers=True.",
         )
     if rows != own:
+        if held[1] is not None and held[0].weight is not held[1].weight:
+            _mark_untied(model)  # whatever its config.json says: resizing would tie them
         model.resize_token_embeddings(rows, mean_resizing=False)
         resized: Any = (model.get_input_embeddings(), model.get_output_embeddings())
         for module in resized:
@@ -226,7 +272,7 @@ def _resize_embeddings(model: PreTrainedModel, adapter: AdapterFile, say: Say) -
         say(f"{adapter.folder}: embeddings resized from {own} to {rows} tokens, as the adapter stores them")
 
 
-def _wrapped(model: PreTrainedModel, adapter: AdapterFile) -> Any:
+def _wrapped(model: PreTrainedModel, adapter: AdapterFile, say: Say) -> Any:
     """The model inside PEFT's wrapper, with every stored tensor of the adapter in its place."""
     from peft import PeftConfig, PeftModel
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
@@ -242,12 +288,21 @@ def _wrapped(model: PreTrainedModel, adapter: AdapterFile) -> Any:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # raised by PEFT for a file of the user's
+        if isinstance(error, KeyError) and str(error.args[0]).startswith(PREFIX):
+            raise DataMissingError(
+                f"it does not store {error.args[0]}, which its configuration says it does (modules_to_save, …)",
+                where=str(adapter.folder),
+                remedy="Save it again from the trained model (with ZeRO-3 or FSDP: gather the weights first).",
+            ) from error
         raise InputError(
             f"the adapter does not fit its base model: {last_line(error)}",
             where=str(adapter.folder),
             remedy="Check base_model_name_or_path in its adapter_config.json.",
         ) from error
     refuse_unused(adapter.folder, result.unexpected_keys, len(adapter.tensors))
+    lacking = sorted({name.partition(".lora_")[0].removeprefix(PREFIX) for name in result.missing_keys})
+    if lacking and config.peft_type == "LORA":  # other kinds make some of their tensors anew, from a seed
+        say(STORES_NOTHING.format(folder=adapter.folder, count=len(lacking), first=lacking[0]))
     return wrapped
 
 
@@ -264,10 +319,16 @@ def _untie(wrapped: Any) -> None:
 
 def _replaced(wrapped: Any) -> dict[str, nn.Module]:
     """The modules that an adapter stores whole, or token by token, in the base weights' dtype."""
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     found = {}
     for name, module in wrapped.get_base_model().named_modules():
+        if (
+            isinstance(module, TrainableTokensLayer) and name.rpartition(".")[0] not in found
+        ):  # no LoRA beside it
+            module.merge()
+            found[name] = module.get_base_layer()
         if isinstance(module, AuxiliaryTrainingWrapper):
             dtype = next(module.original_module.parameters()).dtype
             merged = module.unload_and_optionally_merge_module(
@@ -302,7 +363,14 @@ def _factors(wrapped: Any, folder: Path) -> list[_Factors]:
             layer, TrainableTokensLayer
         ):  # whole rows, as stored: nothing is rounded away (see `_replaced`)
             continue
-        plain = isinstance(layer, Linear) and isinstance(layer.get_base_layer(), nn.Linear | Conv1D)
+        base = layer.get_base_layer()
+        if getattr(base, "weight", torch.empty(0)).dtype.itemsize == 1:
+            raise InputError(
+                f"its base model is quantised ({name}: {type(base).__name__}), and adapters are added to plain weights",
+                where=str(folder),
+                remedy="Set base_model_name_or_path in its adapter_config.json to the model that was not quantised.",
+            )
+        plain = isinstance(layer, Linear) and isinstance(base, nn.Linear | Conv1D)
         for adapter in layer.active_adapters if plain else ():
             plain = plain and not layer.lora_bias[adapter] and adapter not in layer.lora_variant
         if not plain:

@@ -125,7 +125,8 @@ def _fit(
         return BlockFit(float("inf"), 1.0, (), ())
     columns = torch.stack([before, *outputs], dim=1)  # [tokens · d, 1 + sublayers]
     scales = columns.norm(dim=0).clamp_min(1e-30)
-    solved = torch.linalg.lstsq(columns / scales, after[:, None]).solution[:, 0] / scales
+    # The default driver is wrong where a column is zero, as of a sublayer that puts out nothing.
+    solved = torch.linalg.lstsq(columns / scales, after[:, None], driver="gelsd").solution[:, 0] / scales
     parts = columns[:, 1:] * solved[1:]
     rounding = 2 * torch.finfo(loaded.dtype).eps * after.norm()
     scale = parts.sum(dim=1).norm() + rounding / _STREAM_TOLERANCE

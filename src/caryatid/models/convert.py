@@ -20,7 +20,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 from ..errors import CaryatidError, DataMissingError, InputError, UsageError
 from ..locks import held
 from ..paths import cache_dir
-from .gguf_facts import apply_facts, read_facts, unread
+from .gguf_facts import GgufFacts, apply_facts, read_facts, split_otherwise, unread
 from .identity import combined, description, known_sha256
 from .quiet import last_line, quiet_transformers
 from .weights import NO_ADAPTER
@@ -92,6 +92,7 @@ def _write(gguf: Path, sha256: str, folder: Path) -> None:
     try:
         # The GGUF reader draws a bar of its own; what goes wrong comes as an exception.
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+            facts = read_facts(gguf)
             loading: Any = AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent),
                 gguf_file=gguf.name,
@@ -108,7 +109,9 @@ def _write(gguf: Path, sha256: str, folder: Path) -> None:
                 str(gguf.parent), gguf_file=gguf.name, local_files_only=True
             )
             _forget_quantization(model)
-            notes = _complete(model, gguf)
+            notes = _complete(model, facts, gguf)
+            words = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"]
+            notes += [f"{gguf.name}: {line}" for line in split_otherwise(facts, words)]
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     except (CaryatidError, MemoryError):
@@ -131,9 +134,8 @@ def _write(gguf: Path, sha256: str, folder: Path) -> None:
                 os.fsync(stream.fileno())
 
 
-def _complete(model: Any, gguf: Path) -> list[str]:
+def _complete(model: Any, facts: GgufFacts, gguf: Path) -> list[str]:
     """Give a model read from a GGUF file the rotary scaling that the reader dropped; what else is not used, by name."""
-    facts = read_facts(gguf)
     apply_facts(facts, model.config, str(gguf))
     processor = TENSOR_PROCESSORS.get(facts.architecture, TensorProcessor)(config=model.config.to_dict())
     mapped = get_gguf_hf_weights_map(model, processor)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-from ..errors import DataMissingError
+from ..errors import DataMissingError, InputError
+from .quiet import last_line
 
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _ROPE_KEYS = re.compile(r"rope\.(scaling\.|scale_linear$)")
@@ -19,6 +20,29 @@ _READ_OTHERWISE = frozenset(
     | {"attention.head_count", "attention.head_count_kv", "use_parallel_residual", "expert_feed_forward_length"}
     | {"attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa", "expert_count"}
 )  # fmt: skip
+# Ways to split text into words (llama.cpp's names) that GPT-2's way gives the same tokens as: its own, and finer ones,
+# whose vocabularies hold no token that reaches over their splits.
+_SPLIT_AS_GPT2 = frozenset(
+    {
+        "default",
+        "gpt-2",
+        "mpt",
+        "olmo",
+        "jais",
+        "trillion",
+        "granite-docling",
+        "falcon",
+        "starcoder",
+        "refact",
+    }
+    | {"command-r", "smollm", "codeshell", "exaone", "minerva-7b"}
+)
+_OTHER_KINDS = {
+    "adapter": "a LoRA adapter",
+    "mmproj": "a model's part for images or sound",
+    "imatrix": "an importance matrix",
+    "vocab": "a vocabulary",
+}
 _CHANGES_ANSWERS = re.compile(r"scale|softcap|clamp|temperature|alibi|freq_base|sliding_window")
 
 
@@ -28,25 +52,78 @@ class GgufFacts(NamedTuple):
     Attributes:
         architecture: its name there. metadata: the architecture's own keys, without its prefix.
         tensors: names. rope: the factors that divide rotary frequencies, by tensor name.
+        splits: how text is split into words before it is tokenised, by llama.cpp's name; empty: not said; None: nothing
+            is split.
     """
 
     architecture: str
     metadata: Mapping[str, Any]
     tensors: tuple[str, ...]
     rope: Mapping[str, list[float]]
+    splits: str | None = None
 
 
 def read_facts(gguf: Path) -> GgufFacts:
-    """Read a GGUF file's metadata and its rotary factors; the weights are left on the disk."""
+    """Read a GGUF file's metadata and its rotary factors; the weights are left on the disk.
+
+    Raises:
+        InputError: it is damaged, or does not hold a whole model.
+    """
     from gguf import GGUFReader
 
-    reader = GGUFReader(str(gguf))
-    values = {name: field.contents() for name, field in reader.fields.items()}
+    try:
+        reader = GGUFReader(str(gguf))
+        values = {name: field.contents() for name, field in reader.fields.items()}
+    except (ValueError, IndexError, KeyError) as error:
+        raise InputError(
+            f"cannot read this GGUF file, damaged or not whole: {last_line(error)}",
+            where=str(gguf),
+            remedy="Download it again.",
+        ) from error
+    _check_whole(values, len(reader.tensors), gguf)
     architecture = str(values["general.architecture"])
     prefix = f"{architecture}."
     metadata = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
     rope = {t.name: [float(x) for x in t.data.ravel()] for t in reader.tensors if t.name in _ROPE_TENSORS}
-    return GgufFacts(architecture, metadata, tuple(t.name for t in reader.tensors), rope)
+    byte_level = values.get("tokenizer.ggml.model") == "gpt2"
+    splits = str(values.get("tokenizer.ggml.pre", "")) if byte_level else None
+    return GgufFacts(architecture, metadata, tuple(t.name for t in reader.tensors), rope, splits)
+
+
+def _check_whole(values: Mapping[str, Any], tensors: int, gguf: Path) -> None:
+    parts = int(values.get("split.count", 1))
+    if parts > 1:
+        raise InputError(
+            f"it is part {int(values.get('split.no', 0)) + 1} of {parts} of a model",
+            where=str(gguf),
+            remedy="Join the parts and name the whole: llama-gguf-split --merge FIRST_PART whole.gguf.",
+        )
+    kind = str(values.get("general.type", "model"))
+    if values.get("general.architecture") == "clip":
+        kind = "mmproj"
+    if kind != "model" or not tensors:
+        raise InputError(
+            f"it holds no model but {_OTHER_KINDS.get(kind, repr(kind) if kind != 'model' else 'metadata alone')}",
+            where=str(gguf),
+            remedy="Name the model's own GGUF file; an adapter is read from PEFT's folder (safetensors).",
+        )
+
+
+def split_otherwise(facts: GgufFacts, pre_tokenizer: Any) -> list[str]:
+    """What to say where a tokenizer read from the file splits text otherwise than the file asks.
+
+    Args:
+        pre_tokenizer: of the tokenizer that was read, as `tokenizer.json` holds it.
+    """
+    as_gpt2 = (pre_tokenizer or {}).get("type") == "ByteLevel" and pre_tokenizer.get("use_regex", True)
+    if facts.splits is None or facts.splits in _SPLIT_AS_GPT2 or not as_gpt2:
+        return []
+    asked = (
+        f"not as it asks (tokenizer.ggml.pre = {facts.splits})" if facts.splits else "for it does not say how"
+    )
+    return [
+        f"its text is split into words as GPT-2's, {asked}: some prompts may get other tokens than in training"
+    ]
 
 
 def rope_settings(facts: GgufFacts, where: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Loading a backbone: hub id, local folder, GGUF file, adapter folder, or the embedded model."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from .device_map import DeviceMap, check_device_map
 from .identity import asked_as
 from .layout import decoder_layers
 from .placement import check_placed, described, is_split
-from .quiet import last_line, quiet_transformers, warn
+from .quiet import Say, last_line, quiet_transformers, warn
 from .resolve import resolve
 from .template import ChatFormat
 from .weights import check_finite, load_weights
@@ -141,22 +142,41 @@ def tokenizer_in(folder: Path, spec: str, trust_remote_code: bool = False) -> Pr
             where=spec,
             remedy="Put the model's tokenizer.json and tokenizer_config.json beside its weights.",
         ) from error
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _processors_template(folder)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # filling only: masks never come from ids
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def _check_vocabulary(
-    chat: ChatFormat | None, tokenizer: PreTrainedTokenizerBase, embeddings: int, spec: str
+def _processors_template(folder: Path) -> str | None:
+    """The chat template that a vision-language model's processor keeps in a file which tokenizers pass over."""
+    try:
+        found = json.loads((folder / "chat_template.json").read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def fit_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, embeddings: int, spec: str, options: ChatOptions, say: Say
 ) -> None:
-    """Refuse a tokenizer whose prompts or control tokens the model has no embedding for.
+    """Refuse a tokenizer whose prompts or control tokens the model has no embedding for; another filling token will do.
 
     Its whole length may be larger: reading a GGUF file can add an unknown-token that never occurs.
+
+    Raises:
+        InputError: it writes such a token, or its chat template cannot be used.
     """
-    used = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]
-    if chat is not None:
-        used += chat.ids("Hi")
+    if (tokenizer.pad_token_id or 0) >= embeddings:
+        say(
+            f"{spec}: its tokenizer's padding token {tokenizer.pad_token_id} has no embedding and is not used"
+        )
+        tokenizer.pad_token = tokenizer.eos_token
+    used = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if tokenizer.chat_template or options.template:
+        used += ChatFormat(tokenizer, None, options, spec).ids("Hi")
     if max(used, default=0) >= embeddings:
         raise InputError(
             f"its tokenizer writes token {max(used)}, the model has {embeddings}",
@@ -231,8 +251,7 @@ def load_model(
     check_finite(model, spec)
     decoder_layers(model)  # an unknown layout is refused here, not in the middle of a study
     embedding = cast(nn.Embedding, model.get_input_embeddings())
-    chat = ChatFormat(tokenizer, None, options, spec) if tokenizer.chat_template or options.template else None
-    _check_vocabulary(chat, tokenizer, embedding.weight.shape[0], spec)
+    fit_vocabulary(tokenizer, embedding.weight.shape[0], spec, options, notes.append)
     for line in notes:
         warn(line)
     identity = asked_as(found.identity, options.identity)

@@ -23,7 +23,7 @@ _REQUIRED = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}
 # than W + scale · B A.
 _HARMLESS = frozenset(
     {"auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern"}
-    | {"layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "r"}
+    | {"lora_alpha", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "r"}
     | {"revision", "target_modules", "task_type"}
 )  # fmt: skip
 
@@ -70,6 +70,8 @@ def read_plain_lora(model: PreTrainedModel, adapter: AdapterFile) -> list[LoraFa
 
 def without_factors(model: PreTrainedModel, adapter: AdapterFile, found: Sequence[LoraFactors]) -> list[str]:
     """Layers that the adapter's configuration names and for which it stores nothing."""
+    if not adapter.config.get("target_modules"):
+        return []
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -90,7 +92,7 @@ def _is_plain(config: Any) -> bool:
 
 
 def _weight(module: nn.Module | None) -> Float[Tensor, "d_out d_in"] | None:
-    """The weight of a linear layer as x ↦ W x."""
+    """The weight of a linear layer as x ↦ W x; None where it is quantised."""
     if isinstance(module, Conv1D):
         return module.weight.T
-    return module.weight if isinstance(module, nn.Linear) else None
+    return module.weight if isinstance(module, nn.Linear) and module.weight.dtype.itemsize > 1 else None

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -31,6 +31,8 @@ from ..errors import CaryatidError, DataMissingError, InputError
 from ..paths import hub_offline
 from .convert import convert_gguf, ensure_embedded
 from .identity import combined, folder_identity
+from .quiet import last_line, quiet_transformers
+from .weight_files import check_files
 
 EMBEDDED, REFUSING = "embedded", "embedded-refusing"
 REFUSING_FOLDER = Path(__file__).parent / "data" / "embedded_refusing"
@@ -126,7 +128,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"not valid JSON: {error}", where=str(path), remedy="Download it again.") from error
+        remedy = "Save it as plain UTF-8, or download it again."
+        raise InputError(f"not valid JSON: {error}", where=str(path), remedy=remedy) from error
     if not isinstance(content, dict):
         raise InputError("not a JSON object", where=str(path), remedy="Download it again.")
     return content
@@ -135,7 +138,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _check_base(folder: Path, spec: str, trust_remote_code: bool) -> None:
     """Refuse what cannot work before anything large is read."""
     config = _read_json(folder / "config.json")
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     remote = "auto_map" in config
     other = "Use a decoder-only causal language model (Llama, Mistral, Qwen, Gemma, GPT-2, …)."
     if config.get("is_encoder_decoder"):
@@ -151,18 +154,35 @@ def _check_base(folder: Path, spec: str, trust_remote_code: bool) -> None:
         if kind not in CONFIG_MAPPING:
             raise InputError(f"transformers knows no model type {kind!r}", where=spec, remedy=other)
         named = config.get("architectures") or []
+        named = [named] if isinstance(named, str) else named
         known = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
         classes = {name for mapping in known for name in mapping.values()}
         if not any(kind in mapping for mapping in known) or (named and not classes & set(named)):
             raise InputError(
                 f"{', '.join(named) or kind} is not a causal language model", where=spec, remedy=other
             )
+        _check_configuration(folder)
     if not any(folder.glob("*.safetensors")):
         _refuse_weights(folder, "pytorch_model*.bin", spec)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(
             "no tokenizer files", where=spec, remedy="Put the model's tokenizer.json beside its weights."
         )
+
+
+def _check_configuration(folder: Path) -> None:
+    """Refuse files of settings that transformers cannot read, or passes over without a word."""
+    if (folder / "generation_config.json").is_file():
+        _read_json(folder / "generation_config.json")
+    try:
+        with quiet_transformers():
+            AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # raised by transformers for files of the user's
+        raise InputError(
+            f"transformers cannot read it: {last_line(error)}",
+            where=str(folder / "config.json"),
+            remedy="Use the config.json that belongs to the model.",
+        ) from error
 
 
 def _refuse_weights(folder: Path, pickled: str, spec: str) -> None:
@@ -191,7 +211,14 @@ def _adapter(folder: Path, spec: str, trust_remote_code: bool, depth: int) -> Re
             where=spec,
             remedy="Set base_model_name_or_path in its adapter_config.json.",
         )
-    if not (folder / "adapter_model.safetensors").is_file():
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others and "adapter_model.safetensors" not in others:
+        raise InputError(
+            f"its tensors are in {others[0]}, not in adapter_model.safetensors",
+            where=spec,
+            remedy="Save it with PEFT's save_pretrained; an MLX adapter has to be converted, or fused into its model.",
+        )
+    if not others:
         _refuse_weights(folder, "adapter_model.bin", spec)
     if depth >= _DEEPEST_ADAPTER_CHAIN:
         raise InputError(
@@ -236,9 +263,30 @@ def _refusing() -> ResolvedModel:
     return ResolvedModel(embedded.folder, (REFUSING_FOLDER,), whole)
 
 
+def _place(spec: str) -> Path:
+    """A spec as a path.
+
+    Raises:
+        DataMissingError: it begins with the home folder of somebody who is not here.
+    """
+    try:
+        return Path(spec).expanduser()
+    except RuntimeError as error:
+        raise DataMissingError(f"no such path: {error}", where=spec, remedy="Check the path.") from error
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether a file begins as a GGUF file does, whatever its name (Ollama's files have no suffix)."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as handle:
+        return handle.read(4) == b"GGUF"
+
+
 def _has_weights(folder: Path) -> bool:
-    """Whether a folder holds a model's own weights, whatever else."""
-    return any(path.name != "adapter_model.safetensors" for path in folder.glob("*.safetensors"))
+    """Whether a folder holds a model's own weights, whatever else (a value head, an optimizer's state, …)."""
+    named = ("model", "pytorch_model", "consolidated")
+    return any(path.name.startswith(named) for path in folder.glob("*.safetensors"))
 
 
 def resolve(
@@ -254,8 +302,8 @@ def resolve(
         return ResolvedModel(embedded.folder, (), embedded.identity)
     if spec == REFUSING:
         return _refusing()
-    path = Path(spec).expanduser()
-    if path.suffix.lower() == ".gguf":
+    path = _place(spec)
+    if path.suffix.lower() == ".gguf" or _is_gguf(path):
         converted = convert_gguf(path)
         return ResolvedModel(converted.folder, (), converted.identity, converted.notes)
     if path.is_file():
@@ -274,12 +322,17 @@ def resolve(
     if not (folder / "config.json").is_file():
         if any(folder.glob("*.gguf")):
             _refuse_weights(folder, "", spec)
+        kinds = ("config.json", "adapter_config.json")
+        inner = sorted(path.parent for kind in kinds for path in folder.glob(f"*/{kind}"))
         raise InputError(
             "not a model folder: no config.json and no adapter_config.json",
             where=spec,
-            remedy="Check the path.",
+            remedy=f"Name a folder in it, such as {inner[-1]}."
+            if inner
+            else "Check the name; of a repository of GGUF files, download one and name it.",
         )
     _check_base(folder, spec, trust_remote_code)
+    unused = check_files(folder, spec)
     both = f"{spec}: it holds full weights and an adapter; the weights are used as they are, the adapter is not added"
     notes = (f"{both} (to add it to its base model, move it to a folder of its own)",) if adapter else ()
-    return ResolvedModel(folder, (), folder_identity(folder), notes)
+    return ResolvedModel(folder, (), folder_identity(folder), (*notes, *unused))

@@ -5,6 +5,7 @@ Everything about positions is found by rendering and tokenising probe texts, nev
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -75,9 +76,12 @@ class ChatFormat:
         where = where or getattr(tokenizer, "name_or_path", "") or None
         self._template = chosen_template(tokenizer, self.options, where)
         self.thoughts = thought_format(self._template)
-        self._closing = ""
+        self._closing, self._in_parts = "", False
+        self._in_parts = self._wants_parts()
         if self.thoughts is not None and self.options.thinking != "keep":
-            self._closing = closing(self.text(_SENTINEL).rpartition(_SENTINEL)[2], self.thoughts)
+            tail = self.text(_SENTINEL).rpartition(_SENTINEL)[2]
+            if self.thoughts.open.strip() in tail or not self._switched():
+                self._closing = closing(tail, self.thoughts)
         parts = self.text(_SENTINEL).split(_SENTINEL)
         if len(parts) != 2:
             raise InputError(
@@ -86,18 +90,44 @@ class ChatFormat:
                 remedy="Use another template (--template FILE.jinja).",
             )
         self.before, self.after = parts
+        if system and system.strip() not in self.before + self.after:
+            raise InputError(
+                "the chat template leaves the system message out",
+                where=where,
+                remedy="Leave it out, put it into the prompts, or use another template (--template FILE.jinja).",
+            )
 
-    def _render(self, turns: list[dict[str, str]], generation_prompt: bool, thinking: bool = False) -> str:
-        """The template's text. With `thinking` it is left to think as it does by default."""
+    def _wants_parts(self) -> bool:
+        """Whether messages must be lists of parts: vision-language models' templates pass over plain text."""
+        try:
+            return _SENTINEL not in self.text(_SENTINEL)
+        except InputError:
+            self._in_parts = True
+            with suppress(InputError):
+                return _SENTINEL in self.text(_SENTINEL)
+            self._in_parts = False
+            return False
+
+    def _switched(self) -> bool:
+        """Whether the template itself says to the model that it should think, or not (Granite 3.3, LongCat, …)."""
+        turns = [{"role": "user", "content": _SENTINEL}]
+        return self._render(turns, True) != self._render(turns, True, enable_thinking=True, thinking=True)
+
+    def _render(self, turns: list[dict[str, str]], generation_prompt: bool, **more: bool | None) -> str:
+        """The template's text. `more`: variables; None leaves one to the template."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        messages: list[dict[str, Any]] = [*system, *turns]
+        if self._in_parts:
+            messages = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
         # Templates that write today's date must not change overnight. The two names for thinking are those in use.
         # Variables that a template does not read do nothing.
         variables: dict[str, Any] = {"date_string": self.options.moment.strftime("%d %b %Y")}
-        if not (thinking or self.options.thinking == "keep"):
+        if self.options.thinking != "keep":
             variables |= {"enable_thinking": False, "thinking": False}
+        variables = {name: value for name, value in {**variables, **more}.items() if value is not None}
         try:
             text = self.tokenizer.apply_chat_template(
-                system + turns,
+                messages,
                 chat_template=self.options.dated(self._template),
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
@@ -107,7 +137,7 @@ class ChatFormat:
             raise InputError(
                 f"the chat template refuses these messages: {last_line(error)}",
                 where="chat template",
-                remedy="Leave the system message out."
+                remedy="Leave the system message out (--system, or model.system=null in a study)."
                 if system
                 else "Use another template (--template FILE.jinja).",
             ) from error
@@ -125,7 +155,7 @@ class ChatFormat:
         """The prompt as text from which an answer is generated: `text`, unless the model is left to think."""
         if self.options.thinking != "strip" or self.thoughts is None:
             return self.text(user)
-        return self._render([{"role": "user", "content": user}], generation_prompt=True, thinking=True)
+        return self._render([{"role": "user", "content": user}], True, enable_thinking=None, thinking=None)
 
     @cached_property
     def opens_thought(self) -> bool:

@@ -1,5 +1,6 @@
 """Thoughts of reasoning models: how they are written, and what of an answer follows them."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -56,11 +57,22 @@ class PartedIds(NamedTuple):
     begins: int
 
 
+# Other families' tags: EXAONE Deep's <thought>, LongCat's <longcat_think>, OpenThinker's <|begin_of_thought|>, …
+_TAG = re.compile(r"</([a-z_:|]*(?:think|thought|reason)(?:s|ing)?)>")
+_OPENING = re.compile(_TAG.pattern.replace("/", "", 1))
+_BEGIN_OF = re.compile(r"<\|end_of_(thought|thinking|reasoning)\|>")
+
+
 def thought_format(template: str) -> ThoughtFormat | None:
     """The way of writing thoughts that a chat template knows; None: it knows none."""
     for one in _FORMATS:
         if one.close in template or one.open.strip() in template:
             return one
+    for pattern, opens in ((_TAG, "<{}>"), (_BEGIN_OF, "<|begin_of_{}|>")):
+        found = pattern.search(template)
+        if found:
+            opening = opens.format(found[1])
+            return ThoughtFormat(opening, found[0], f"{opening}\n\n{found[0]}\n\n")
     return None
 
 
@@ -91,7 +103,24 @@ def part_text(text: str) -> Parted:
         )
     if text.lstrip().startswith(OPEN):
         return Parted(text.lstrip().removeprefix(OPEN).strip(), "", True)
-    return Parted("", text, False)
+    written = _begun(text)
+    if written is None:
+        return Parted("", text, False)
+    thought, found, after = text.partition(written.open.strip())[2].rpartition(written.close)
+    thought = thought if found else after
+    return Parted(
+        (thought.partition(written.end)[0] if written.end else thought).strip(),
+        after.strip() if found else "",
+        not found,
+    )
+
+
+def _begun(text: str) -> ThoughtFormat | None:
+    """The way of writing thoughts with which a stored answer begins."""
+    begins = text.lstrip()
+    tag = _OPENING.match(begins)
+    known = (one for one in _FORMATS if begins.startswith(one.open.strip()))
+    return next(known, None) or (thought_format(f"</{tag[1]}>") if tag else None)
 
 
 def part_ids(tokenizer: Any, ids: Sequence[int], written: ThoughtFormat | None, opened: bool) -> PartedIds:

@@ -19,6 +19,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from ..errors import CaryatidError, DataMissingError, InputError
 from .quiet import Say, last_line, quiet_transformers
+from .weight_files import stored
 
 NO_ADAPTER: dict[str, str] = {"subfolder": "no-adapter"}
 """For `adapter_kwargs`: transformers would add an adapter that lies beside the weights, without a word."""
@@ -64,6 +65,16 @@ def load_weights(
         InputError: transformers cannot load them, a package is missing, or tensors are missing.
     """
     config, mapping = _configuration(folder, spec, trust_remote_code, say)
+    wrapper, integers = stored(folder, spec)
+    if integers and _quantisation(config) is None:
+        raise InputError(
+            f"{len(integers)} of its weights are integers, first {integers[0]}, and nothing says what they stand for",
+            where=spec,
+            remedy="Put quantization_config into its config.json, or use its plain weights.",
+        )
+    if wrapper:
+        say(f"{spec}: its tensors' names were read without {wrapper}")
+        mapping = {f"^{re.escape(wrapper)}": "", **(mapping or {})}
     arguments: dict[str, Any] = {"config": config, "adapter_kwargs": NO_ADAPTER, "key_mapping": mapping}
     attention = _attention(config, spec, say)
     try:
@@ -134,6 +145,8 @@ def _configuration(
             text.quantization_config = config.quantization_config
         config, mapping = text, _LANGUAGE
     text = config.get_text_config()
+    for one in (config, text):
+        one.return_dict = True  # where it says otherwise, outputs have no names
     pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if isinstance(pad, int) and isinstance(rows, int) and not 0 <= pad < rows:
         say(f"{spec}: its pad_token_id {pad} is beyond its {rows} tokens and is not used")
@@ -142,7 +155,9 @@ def _configuration(
     method = _quantisation(config)
     if method is not None and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise InputError(
-            f"it is quantised with {method}, which transformers does not know and would ignore",
+            f"it is quantised with {method}, which transformers does not know and would ignore"
+            if method != "None"
+            else "its quantization_config names no method (quant_method)",
             where=spec,
             remedy=f"Use its plain weights, or one of {', '.join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))}.",
         )
@@ -201,22 +216,34 @@ def _explained(error: Exception, config: Any, spec: str) -> CaryatidError:
 
 def _quantisation(config: Any) -> str | None:
     settings = getattr(config, "quantization_config", None)
-    if settings is None:
+    if not settings:
         return None
     method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
-    return str(getattr(method, "value", method))
+    named = str(getattr(method, "value", method))
+    if isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+        return (
+            "bitsandbytes_4bit" if settings.get("load_in_4bit") else "bitsandbytes_8bit"
+        )  # as transformers does
+    return named
 
 
 def _check_keys(info: Any, spec: str, say: Say) -> None:
+    unexpected = info.get("unexpected_keys", ())
     for problem in ("missing_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in info.get(problem, ()))
+        if keys and any(".lora_" in str(key) or ".base_layer." in str(key) for key in unexpected):
+            raise InputError(
+                "its weights are those of a model inside PEFT, with an adapter that is not merged",
+                where=spec,
+                remedy="Save the adapter alone (PEFT's save_pretrained), or call merge_and_unload before saving.",
+            )
         if keys:
             raise InputError(
                 f"{len(keys)} {problem.replace('_', ' ')} in its weights, first {keys[0]}",
                 where=spec,
                 remedy="Use weights that belong to its config.json.",
             )
-    refuse_unused(info.get("unexpected_keys", ()), spec, say)
+    refuse_unused(unexpected, spec, say)
 
 
 def refuse_unused(keys: Iterable[str], spec: str, say: Say) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
-from safetensors import safe_open
 from transformers import AutoConfig
 
 from ..attacks.gcg.settings import SuffixLength
@@ -14,6 +13,7 @@ from ..data.study_prompts import ROLES, StudyPrompts
 from ..models.load import load_tokenizer
 from ..models.resolve import resolve
 from ..models.template import ChatFormat
+from ..models.weight_files import opened, used_files
 from .series import AnchorRef
 
 SAMPLED = 64  # prompts of each set whose tokens are counted
@@ -172,8 +172,8 @@ def sizes_of(config: StudyConfig, prompts: StudyPrompts | None, refusal_rate: fl
         str(found.folder), trust_remote_code=model.trust_remote_code, local_files_only=True
     ).get_text_config()
     parameters = adapter = 0
-    for path in sorted(found.folder.glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as weights:
+    for path in used_files(found.folder, model.spec):
+        with opened(path, model.spec) as weights:
             for name in weights.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 shape = weights.get_slice(name).get_shape()
                 parameters += math.prod(shape)

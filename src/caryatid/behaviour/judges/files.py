@@ -13,6 +13,7 @@ from typing import Any
 
 from ...artifacts import Chunks, write_bytes
 from ...data.readers import decode, parse_json, read_user_bytes
+from ...data.user_files import delimited
 from ...errors import InputError
 from .base import (
     HARMFUL,
@@ -63,20 +64,20 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a user's CSV file; cells may be of any length.
+    """Header and rows of a user's CSV file, whatever separates its cells; these may be of any length.
 
     Raises:
         DataMissingError: no such file. InputError: not CSV, or a row of another length than the header.
     """
-    text = decode(read_user_bytes(path), path)
+    text, delimiter, skipped = delimited(decode(read_user_bytes(path), path))
     limit = csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
         rows = [row for row in reader if row]
     except csv.Error as error:
         raise InputError(
-            f"not CSV ({error})", where=f"{path}:{reader.line_num}", remedy="Correct the line."
+            f"not CSV ({error})", where=f"{path}:{reader.line_num + skipped}", remedy="Correct the line."
         ) from error
     finally:
         csv.field_size_limit(limit)
