@@ -41,7 +41,7 @@ def tables(
     drift = {**PAIR, "site": "first anchor", "lo": 32.0, "hi": 36.0}
     return {
         "verdict": [verdict],
-        "carriers": [{"layer": 23}],
+        "carriers": [{"layer": 18, "depth": 0.75}],
         "carrier_summary": [place("base", 0, 17), place("r2d2", 100, 9)],
         "transfer": [
             removed("base", 0, "transfer", 0.76),
@@ -118,7 +118,7 @@ def test_what_it_cost_tells_changes_from_noise() -> None:
     assert asked == Change("asked directly", "72\u00a0%", "39\u00a0%", "−33")
     refused, passed = story.costs  # gibberish was not measured
     assert refused == Change("harmless look-alikes refused", "–", "13\u00a0%", "–")  # not measured at step 0
-    assert passed == Change("everyday tasks passed", "92\u00a0%", "88\u00a0%", "unclear")
+    assert passed == Change("everyday tasks passed", "92\u00a0%", "88\u00a0%", "within noise")
 
 
 def test_what_would_have_changed_it_counts_labels_and_names_settings() -> None:

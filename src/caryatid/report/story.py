@@ -139,7 +139,8 @@ class _Evidence:
 
     def __init__(self, tables: Tables, verdict: Row) -> None:
         seed, arm, start, end = (verdict[key] for key in ("seed", "arm", "from", "to"))
-        self.layers = 1 + max((row["layer"] for row in tables["carriers"]), default=-1)
+        scored = next((row for row in tables["carriers"] if row["layer"] and row["depth"]), None)
+        self.layers = round(scored["layer"] / scored["depth"]) if scored else 0  # not all layers are scored
         first = "base" if start == 0 else arm
         places = [
             row
@@ -250,10 +251,10 @@ def _certainty(verdict: Row, found: _Evidence) -> Iterator[str]:
                 "a turn."
             )
     if math.isfinite(found.stayed) or math.isfinite(found.moved):
-        shift = float(thresholds.get("depth_shift", 0.25))
+        least = math.ceil(float(thresholds.get("depth_shift", 0.25)) * found.layers)
         yield (
             f"Place: unmoved in {percent(found.stayed)}, moved in {percent(found.moved)} of the draws of prompts; "
-            f"{math.ceil(shift * found.layers)} of {found.layers} layers or more count as a move."
+            f"{least} of {found.layers} layers or more count as a move."
         )
 
 
@@ -307,9 +308,9 @@ def _changes(tables: Tables, verdict: Row, wanted: Sequence[tuple[str, str, str,
 
 
 def _points(difference: Interval) -> str:
-    """`−33`, in percentage points; `unclear` where the interval includes 0; a dash: nothing to compare."""
+    """`−33`, in percentage points; `within noise` where the interval includes 0; a dash: nothing to compare."""
     if not math.isfinite(difference.value):
         return "–"
     if not (difference.lo > 0 or difference.hi < 0):
-        return "unclear"
+        return "within noise"
     return f"{100 * difference.value:+.0f}".replace("-", "−")
