@@ -30,15 +30,15 @@
     };
   }
 
-  // One line of a panel; `middle`: of the panel's x, on whose right labels stand to the left of their points.
-  function trace(line, middle) {
+  // One line of a panel; labels stand to the left of points beyond x = `right`, and below points beyond y = `top`.
+  function trace(line, right, top) {
     const values = line.y || [];
     const bars = line.lo && line.hi;
     const tips = line.tips ? line.tips.map(plain) : undefined;
     const mode = { dots: "markers", path: "lines" }[line.mark] || "lines+markers";
     return {
       type: "scatter", x: line.x || [], y: values, mode: line.labels ? `${mode}+text` : mode, name: plain(line.name),
-      text: line.labels ? line.labels.map(plain) : undefined, textposition: line.labels ? line.x.map((x) => (x > middle ? "top left" : "top right")) : undefined, textfont: { size: 9 },
+      text: line.labels ? line.labels.map(plain) : undefined, textposition: line.labels ? line.x.map((x, i) => `${values[i] > top ? "bottom" : "top"} ${x > right ? "left" : "right"}`) : undefined, textfont: { size: 9 },
       hovertext: tips, hoverinfo: tips ? "text" : "skip",
       marker: { color: line.colour, symbol: line.symbol === "line-ew" ? "line-ew-open" : line.symbol, size: 7, line: { color: line.colour } },
       line: { color: line.colour, width: line.mark === "path" ? 1 : 1.8 },
@@ -79,8 +79,9 @@
     if (!lines.some((line) => (line.y || []).some((v) => v !== null && v !== undefined))) {
       made.annotations = [{ text: plain(panel.empty || "nothing to show"), xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false, font: { color: colours.soft } }];
     }
-    const middle = (places[0] + places.at(-1)) / 2;
-    return { data: lines.map((line) => trace(line, middle)), layout: made };
+    const right = (places[0] + places.at(-1)) / 2;
+    const top = panel.y_range ? panel.y_range[1] - 0.1 * (panel.y_range[1] - panel.y_range[0]) : Infinity;
+    return { data: lines.map((line) => trace(line, right, top)), layout: made };
   }
 
   // Edges of a grid's columns: to scale where they are steps in order, else one apart.
