@@ -10,14 +10,16 @@ from scipy import stats as scipy_stats
 from scipy.optimize import minimize_scalar
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from caryatid.errors import InputError
 from caryatid.stats import (
+    Interval,
     bootstrap_indices,
     bootstrap_interval,
     clustered_rate,
     holm,
+    interval_difference,
     mcnemar_exact,
     paired_bootstrap,
     paired_bootstrap_test,
@@ -248,3 +250,14 @@ def test_paired_difference_is_newcombes_method_10() -> None:
     assert np.isnan(paired_difference([], []).value)
     with pytest.raises(InputError, match="0 or 1"):
         paired_difference([0.5], [1])
+
+
+@pytest.mark.parametrize(
+    ("a", "n", "b", "m"), [(56, 70, 48, 80), (0, 10, 0, 20), (10, 10, 0, 20), (240, 240, 7, 32)]
+)
+def test_the_difference_of_wilson_intervals_is_newcombes(a: int, n: int, b: int, m: int) -> None:
+    one, two = (Interval(r.value, r.lo, r.hi) for r in (wilson(a, n), wilson(b, m)))
+    found = interval_difference(one, two)
+    lo, hi = confint_proportions_2indep(a, n, b, m, method="newcomb", compare="diff")
+    assert found == pytest.approx((a / n - b / m, lo, hi), abs=1e-9)
+    assert math.isnan(interval_difference(one, Interval(math.nan, math.nan, math.nan)).lo)

@@ -1,4 +1,4 @@
-"""Code in docs/: a block is run here, beside a tiny model and the study that ships, or says who runs it, or why nobody.
+"""Code on pages is run here, beside a tiny model and the study that ships, or it says who runs it, or why nobody.
 
     <!-- not run: why -->    <!-- run by tests/FILE.py -->    <!-- all run by tests/FILE.py -->  (of the whole page)
 
@@ -26,8 +26,6 @@ from tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-# The start page and the published results are rendered from elsewhere; their commands are parsed all the same.
-UNMARKED = {ROOT / "README.md", DOCS / "results" / "README.md"}
 MARK = re.compile(r"<!-- (not run: |all run by |run by )(.+?) -->")
 OPERATORS = {"&&", "||", "|", ";", "&", "(", ")"}
 # What stands on a page for what is at hand here.
@@ -65,7 +63,7 @@ def blocks_of(page: Path) -> Iterator[Block]:
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 CODE = [block for block in BLOCKS if block.language in ("bash", "python")]
-RUN = [block for block in CODE if block.mark is None and block.page not in UNMARKED]
+RUN = [block for block in CODE if block.mark is None]
 
 
 def lines_of(code: str) -> Iterator[list[str]]:
@@ -95,7 +93,13 @@ def caryatid_commands(code: str) -> list[list[str]]:
 
 
 def test_blocks_are_found() -> None:
-    assert {block.page.name for block in RUN} >= {"start.md", "model.md", "judge.md", "verdict.md"}
+    assert {block.page.name for block in RUN} >= {
+        "README.md",
+        "start.md",
+        "model.md",
+        "judge.md",
+        "verdict.md",
+    }
     lines = [*lines_of("A=1 caryatid x > y 2>&1 && ls # no\nB=2 \\\n  z")]
     assert lines == [["A=1", "caryatid", "x"], ["ls"], ["B=2", "z"]]
 

@@ -77,6 +77,12 @@ def test_the_first_screen_has_a_sentence_an_arm(run: Path, seen: Seen) -> None:
     )
     assert [text.split(",")[0] for text, _ in cards] == ["Under sft", "Under r2d2"]
     assert max(bottom for _, bottom in cards) < 900
+    ends = seen.page.evaluate(
+        "[...document.querySelectorAll('.card .rates, .card h3 + ul li:first-child')]"
+        ".map((part) => part.getBoundingClientRect().bottom)"
+    )
+    assert len(ends) == 4  # of each arm what it cost, and how sure it is
+    assert max(ends) < 900
 
 
 def test_the_slider_moves_every_mark_and_the_rates(run: Path, seen: Seen) -> None:
@@ -207,6 +213,15 @@ def test_it_prints(run: Path, seen: Seen) -> None:
     pdf = seen.page.pdf(format="A4")
     assert pdf.startswith(b"%PDF-")
     assert 3 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 60
+
+
+def test_on_paper_nothing_is_wider_than_the_page(run: Path, shown: Callable[..., Seen]) -> None:
+    """703 pixels are A4 inside the margins; the browser would shrink all of a page of which one part is wider."""
+    seen = shown(run / "report" / "index.html")
+    seen.drawn()
+    seen.page.emulate_media(media="print")
+    seen.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert seen.page.evaluate("document.querySelector('main').scrollWidth") <= 703
 
 
 def test_no_serious_finding_of_axe(run: Path, shown: Callable[..., Seen], axe: str) -> None:

@@ -170,6 +170,9 @@ def test_the_frontier_of_arms_pairs_cost_with_the_strongest_attack() -> None:
     tasks, safe = frontier_chart({"behaviour": rows}, 0).panels
     line = line_of(tasks, "r2d2")
     assert line.labels == ("0", "4")
+    still = [*rows, *({**row, "arm": "sft", "step": 2} for row in rows if row["arm"] == "base")]
+    labels = [line.labels for line in frontier_chart({"behaviour": still}, 0).panels[0].lines]
+    assert labels == [("0, 2", "4"), ("", "")]  # one label a place, however many points
     assert line.x == (0.9, 0.6)
     assert line.y == pytest.approx((0.2, 0.75))
     assert line_of(safe, "r2d2").x == pytest.approx((0.9, 0.3))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from caryatid.report.story import SENTENCES, percent, sentences, stories
+from caryatid.report.story import SENTENCES, Change, percent, sentences, stories
 
 Row = dict[str, Any]
 PAIR = {"seed": 0, "arm": "r2d2", "from": 0, "to": 100}
@@ -20,7 +20,7 @@ def tables(
 
     def rate(arm: str, step: int, suite: str, attack: str, metric: str, value: float) -> Row:
         row = {"seed": 0, "arm": arm, "step": step, "suite": suite, "attack": attack, "metric": metric}
-        return {**row, "value": value, "group": ""}
+        return {**row, "value": value, "lo": value - 0.05, "hi": value + 0.05, "group": ""}
 
     def place(arm: str, step: int, layer: int) -> Row:
         row = {"seed": 0, "arm": arm, "step": step, "profile": "calibrated", "quantity": "depth"}
@@ -41,7 +41,7 @@ def tables(
     drift = {**PAIR, "site": "first anchor", "lo": 32.0, "hi": 36.0}
     return {
         "verdict": [verdict],
-        "carriers": [{"layer": 23}],
+        "carriers": [{"layer": 18, "depth": 0.75}],
         "carrier_summary": [place("base", 0, 17), place("r2d2", 100, 9)],
         "transfer": [
             removed("base", 0, "transfer", 0.76),
@@ -56,7 +56,9 @@ def tables(
         "behaviour": [
             rate("base", 0, "harmbench", "direct", "compliance", 0.72),
             rate("r2d2", 100, "harmbench", "direct", "compliance", 0.39),
+            rate("base", 0, "utility", "none", "pass", 0.92),
             rate("r2d2", 100, "utility", "none", "pass", 0.88),
+            rate("r2d2", 100, "xstest_safe", "none", "any_refusal", 0.13),
         ],
         "sensitivity": [
             {**PAIR, "setting": setting, "choice": "x", "label": found} for setting, found in sensitivity
@@ -68,17 +70,17 @@ def tables(
     ("label", "said"),
     [
         ("relocation", "refusal moved (layer 17 → 9 of 24): another direction carries it now"),
-        ("replacement in place", "stayed about where it was (layer 17 → 9 of 24), but another direction carries it"),
-        ("re-siting", "refusal can be read elsewhere now (layer 17 → 9 of 24), but the old direction still removes 76"),
-        ("drift only", "but it turned by 34°"),
-        ("no change", "it turned by no more than 34°"),
+        ("replacement in place", "stayed about where it was (layer 17 → 9 of 24), but another direction, 34° away"),
+        ("re-siting", "elsewhere now (layer 17 → 9 of 24), but taking out step 0's direction still removes 76"),
+        ("drift only", "but the direction turned by 34°"),
+        ("no change", "the direction turned by no more than 36°"),
     ],
 )  # fmt: skip
 def test_each_label_has_its_sentence_with_the_measured_numbers(label: str, said: str) -> None:
     (story,) = stories(tables(label))
     assert story.headline.startswith("Under r2d2, ")
     assert said in story.headline
-    assert "76\u00a0% of refusals" in story.headline
+    assert "76\u00a0% of 146 refusals" in story.headline
     assert label in SENTENCES
 
 
@@ -86,44 +88,53 @@ def test_undetermined_says_what_is_missing_and_what_was_measured() -> None:
     (story,) = stories(
         tables("undetermined", "D(0.5) = +0.1. Missing: the corrected angle's interval contains 10°.")
     )
-    assert "cannot be said from this evidence" in story.headline
-    assert "removes 76\u00a0% of refusals" in story.headline
-    assert "but the corrected angle's interval contains 10°." in story.headline
+    assert story.headline.endswith(
+        "cannot be said: the angle cannot be told from 10°, from which on it counts as a turn."
+    )
+    assert "removes 76\u00a0% of 146 refusals" in story.certainty[0]
     bare = tables("undetermined", "The second anchor has no carrier: no refusal. More.")
     bare |= {"transfer": [], "drift": [], "carrier_summary": []}
     (story,) = stories(bare)
     assert story.headline == (
-        "Under r2d2, what happened to refusal cannot be said: the second anchor has no carrier: no refusal."
+        "Under r2d2, what happened to refusal cannot be said: at step 100 the model hardly refuses."
     )
-    assert story.certainty == ()
+    assert [line.split(":")[0] for line in story.certainty] == ["No direction of step 100 qualifies"]
+    bare["verdict"][0]["reachable"] = "No label can be reached: 3 refusals cannot show control."
+    assert stories(bare)[0].headline.endswith("A study of this size could not have settled it.")
 
 
-def test_certainty_and_cost_name_intervals_counts_and_what_was_before() -> None:
+def test_certainty_names_intervals_counts_and_thresholds() -> None:
     (story,) = stories(tables("drift only"))
     control, turn, place = (line.replace("\u00a0", " ") for line in story.certainty)
-    assert "76 % (95 % interval 66 to 86 %) of 146 refusals" in control
-    assert "the new direction removes 93 %; random directions remove 8 %" in control
-    assert "34.0° (95 % interval 32.0° to 36.0°); 10° and more" in turn
-    assert "unmoved in 98 % and moved in 0 %" in place
-    cost = " ".join(story.cost).replace("\u00a0", " ")
-    assert "answers harmful requests: 39 % (before: 72 %) asked directly." in cost
-    assert "passes everyday tasks 88 %." in cost
+    assert "step 0's direction removes 76 % of 146 refusals (66 to 86 %); " in control
+    assert control.endswith("step 100's own 93 %, random directions 8 %.")
+    assert "34.0° (32.0° to 36.0°); 10° or more counts as a turn" in turn
+    assert "unmoved in 98 %, moved in 0 % of the draws of prompts; 6 of 24 layers or more" in place
+
+
+def test_what_it_cost_tells_changes_from_noise() -> None:
+    (story,) = stories(tables("drift only"))
+    (asked,) = story.answered
+    assert asked == Change("asked directly", "72\u00a0%", "39\u00a0%", "−33")
+    refused, passed = story.costs  # gibberish was not measured
+    assert refused == Change("harmless look-alikes refused", "–", "13\u00a0%", "–")  # not measured at step 0
+    assert passed == Change("everyday tasks passed", "92\u00a0%", "88\u00a0%", "within noise")
 
 
 def test_what_would_have_changed_it_counts_labels_and_names_settings() -> None:
     same = (("angle", "drift only"), ("judge", "drift only"))
     (story,) = stories(tables("drift only", sensitivity=same))
-    assert story.otherwise.startswith("Nothing that was tried: all 2 ")
+    assert story.otherwise.startswith("Nothing that was tried. 2 settings were tried")
     (story,) = stories(tables("drift only", sensitivity=(*same, ("kl_max", "undetermined"))))
-    assert (
-        story.otherwise
-        == "1 of 3 variations of one setting give another verdict (1 undetermined): no other finding."
+    assert story.otherwise == (
+        "3 settings were tried, each changed alone: 2 give the same verdict, the others 1 undetermined; "
+        "none gives another finding."
     )
     assert story.variations == (
         "how much a direction may disturb harmless answers (kl max x): undetermined.",
     )
     (story,) = stories(tables("drift only", sensitivity=(*same, ("angle", "no change"))))
-    assert "another finding among them" in story.otherwise
+    assert "so some give another finding" in story.otherwise
     (story,) = stories(tables("drift only"))
     assert "was not measured" in story.otherwise
 

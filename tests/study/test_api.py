@@ -1,4 +1,4 @@
-"""The Python API on a finished study: the code of docs/api.md reproduces what the report says."""
+"""The Python API on a finished study: README.md's code runs, docs/api.md's reproduces what the report says."""
 
 import html as html_lib
 import re
@@ -20,22 +20,37 @@ from caryatid.study.series import PairRef
 from caryatid.study.stages.answers import Answers
 from caryatid.study.stages.verdict import Verdicts
 
-DOCS = Path(__file__).parents[2] / "docs" / "api.md"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "api.md"
 TEXT = "How do I pick a lock?"
+
+
+def on_the_small_study(code: str, finished: Path) -> str:
+    """A page's code, with the small study and its steps in place of those that the page names."""
+    for there, here in (('"runs/quick"', repr(str(finished))), (", 10", ", 2")):
+        assert there in code
+        code = code.replace(there, here)
+    return code
 
 
 @pytest.fixture(scope="module")
 def said(finished: Path) -> dict[str, Any]:
     """The names that the page's blocks on a study leave, on the small study; the first one is five lines."""
     code, table, *_ = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.M | re.S)
-    for there, here in (('"runs/quick"', repr(str(finished))), (", 10", ", 2")):
-        assert there in code
-        code = code.replace(there, here)
+    code = on_the_small_study(code, finished)
     assert len([line for line in code.splitlines() if line and not line.startswith(("import", "#"))]) == 5
     names: dict[str, Any] = {}
     for block in (code, table):
         exec(compile(block, str(DOCS), "exec"), names)
     return names
+
+
+def test_the_code_of_the_readme_runs(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(compile(on_the_small_study(code, finished), "README.md", "exec"), names)
+    assert names["run"].verdict("r2d2", 0, 2, angle=15).label in capsys.readouterr().out
 
 
 def test_a_verdict_with_another_threshold_is_the_decision_on_the_stored_evidence(

@@ -1,6 +1,7 @@
 """Protocol §7: every label is reached, each threshold decides on both of its sides, and obstacles come first."""
 
 import math
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from caryatid.artifacts import StageFolder
 from caryatid.causal.transfer import TransferCounts
+from caryatid.report.reasons import PLAIN, in_plain_words
 from caryatid.results import load_result, save_result
 from caryatid.stats import Interval
 from caryatid.study.decision import (
@@ -332,3 +334,26 @@ def test_seeds_that_agree_are_counted_and_never_pooled() -> None:
         (5, "no change", 1, 3, "1", 1, 1),
         (9, "drift only", 1, 1, "0", 0, 0),
     ]
+
+
+def test_every_obstacle_has_plain_words_in_the_report() -> None:
+    obstructed = [
+        replace(evidence(), no_carrier=("gap too small", "")),
+        replace(evidence(), no_carrier=("", "no refusal")),
+        evidence(transfer=None),
+        evidence(transfer=counts(0, 6)),
+        evidence(transfer=counts(5, 60, random=0.5)),
+        evidence(0, GONE, STILL),
+        replace(evidence(), other_profile=("published", evidence(0, KEPT, TURNED))),
+        evidence(50, HALF, cosine(5, 15)),
+        evidence(0, counts(80, 95), STILL),
+    ]
+    plain = []
+    for given in obstructed:
+        found = decide(given, T)
+        assert found.label == "undetermined"
+        plain.append([words for reason in found.reasons if (words := in_plain_words(reason, 0, 100))])
+    assert [len(words) for words in plain] == [1, 1, 1, 1, 1, 1, 1, 3, 1]
+    every = [one for words in plain for one in words]
+    assert len(set(every)) == len(every) == len(PLAIN)
+    assert not [one for one in every if re.search(r"anchor|carrier|profile|D\(", one)]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ..errors import InputError
-from ..stats import UNDEFINED, Interval, Rate, paired_ratio, wilson, wilson_interval
+from ..stats import UNDEFINED, Interval, Rate, interval_difference, paired_ratio, wilson, wilson_interval
 from .contrast import PairedCounts, paired_contrast
 
 
@@ -99,7 +99,7 @@ class TransferCounts:
         """T* = T − mean T[random, b] of a's carrier or of b's own."""
         removed = self.both + (self.only_a if which == "old" else self.only_b)
         value, _, lo, hi = wilson(removed, self.refusals, confidence)
-        return _minus(Interval(value, lo, hi), 1.0, self.random)
+        return interval_difference(Interval(value, lo, hi), self.random)
 
     def contrast(self, factor: float, confidence: float = 0.95) -> Interval:
         """D(c) = T*[a, b] − c·T*[b, b] of paired prompts = T[a, b] − c·T[b, b] − (1 − c)·mean T[random, b].
@@ -108,17 +108,7 @@ class TransferCounts:
         random subspaces (MOVER, Zou & Donner 2008, as if independent: wider where both depend on the prompt alike).
         """
         counts = PairedCounts(self.both, self.only_a, self.only_b, self.neither)
-        return _minus(paired_contrast(counts, factor, confidence), 1 - factor, self.random)
-
-
-def _minus(a: Interval, factor: float, b: Interval) -> Interval:
-    """a − factor·b with MOVER bounds; b does not matter where the factor is 0."""
-    if factor == 0:
-        return a
-    value = a.value - factor * b.value
-    below = math.hypot(a.value - a.lo, factor * (b.hi - b.value))
-    above = math.hypot(a.hi - a.value, factor * (b.value - b.lo))
-    return Interval(value, value - below, value + above)
+        return interval_difference(paired_contrast(counts, factor, confidence), self.random, 1 - factor)
 
 
 def transfer_counts(

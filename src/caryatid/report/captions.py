@@ -156,16 +156,17 @@ def _causal_figures(tables: Tables, seed: int) -> Iterator[Figure]:
         yield Figure(
             "causal-dose",
             "causal",
-            "Teacher-forced, at the anchors with a dose response: refusal score on harmful prompts (nats) against the "
-            "NLL of benign answers. Grey line: the frontier, less refusal at no more cost.",
+            "Down: less refusal (score on harmful prompts, nats). Left: less cost (NLL of benign answers). A point is "
+            "an intervention of one rank (k) or strength (α); grey line: the frontier, less refusal at no more cost. "
+            "Teacher-forced, at the anchors with a dose response.",
             causal_figures.dose_chart(tables, seed),
         )
     if any(row["seed"] == seed for row in tables.get("localisation", ())):
         yield Figure(
             "causal-layers",
             "causal",
-            "Teacher-forced. Ablation at one block's input and sublayer outputs alone. Bars: 95 % bootstrap over the "
-            "prompts.",
+            "By how much the refusal score on harmful prompts falls when the carrier is ablated at one block alone "
+            "(its input and what its sublayers add). Teacher-forced; bars: 95 % bootstrap over the prompts.",
             causal_figures.layers_chart(tables, seed),
         )
     judge = next((row["judge"] for row in tables["verdict"] if row.get("judge")), "none")
@@ -265,5 +266,5 @@ def no_carrier(tables: Tables, seed: int, arm: str, profile: str) -> str:
     named = ", ".join(f"step {step} ({reasons.get(step, 'no admissible carrier')})" for step in without)
     blank = not NO_GAP.isdisjoint(reasons.values())
     return f" No carrier at {named}." + (
-        " Without a gap there is nothing to normalise by, and the row stays blank." if blank else ""
+        " Without a gap there is nothing to normalise by, and its column stays blank." if blank else ""
     )

@@ -221,7 +221,8 @@ def control_chart(tables: Tables, seed: int) -> Chart:
     panels = []
     for title, chosen, quantity, bounds in shown:
         mine = [{**row, "step": row["to"]} for row in chosen if row["quantity"] == quantity]
-        panels.append(Panel(title, trajectory_of(mine, arms), y="share", y_range=bounds))
+        unit = "ratio" if quantity == "ratio" else "share"
+        panels.append(Panel(title, trajectory_of(mine, arms), y=unit, y_range=bounds))
     return Chart("What is left of step 0's carrier's control", tuple(panels))
 
 

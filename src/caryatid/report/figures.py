@@ -78,12 +78,12 @@ def frontier_chart(tables: Tables, seed: int) -> Chart:
         (name for name in RESISTED if any((r["suite"], r["attack"]) == (SUITE, name) for r in rows)), ""
     )
     costs = (
-        ("Everyday tasks passed", UTILITY, False),
-        ("XSTest safe: not refused", SAFE, True),
+        ("Robustness and everyday tasks", "everyday tasks passed", UTILITY, False),
+        ("Robustness and over-refusal", "XSTest safe: not refused", SAFE, True),
     )
     panels = []
-    for title, key, turned in costs:
-        lines = []
+    for heading, title, key, turned in costs:
+        lines, here = [], dict[tuple[float, float], list[int]]()  # steps at each place, labelled once
         for arm in arms:
             places = [(r["arm"], r["step"]) for r in rows if r["arm"] in ("base", arm)]
             points = []
@@ -92,24 +92,29 @@ def frontier_chart(tables: Tables, seed: int) -> Chart:
                 x, y = value_of(cost), 1 - value_of(hit)
                 points.append((1 - x if turned else x, y, place[1]))
             points = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
+            for x, y, step in points:
+                steps = here.setdefault((x, y), [])
+                steps += [step] if step not in steps else []
             lines.append(
                 Line(
                     arm,
                     colour(arm, arms),
                     tuple(x for x, _, _ in points),
                     tuple(y for _, y, _ in points),
-                    tips=tuple(
-                        f"{arm}, step {s}: {title.lower()} {x:.2f}, withstood {y:.2f}" for x, y, s in points
-                    ),
+                    tips=tuple(f"{arm}, step {s}: {title} {x:.2f}, withstood {y:.2f}" for x, y, s in points),
                     symbol=symbol(arm, arms),
-                    labels=tuple(str(s) for _, _, s in points),
                 )
             )
         withstood = f"{attack.replace('_', '-')} requests not answered"
-        panels.append(
-            Panel(f"Robustness against: {title}", tuple(lines), title, withstood, (0.0, 1.0), steps=False)
-        )
+        labelled = tuple(_with_steps(line, here) for line in lines)
+        panels.append(Panel(heading, labelled, title, withstood, (0.0, 1.0), steps=False))
     return Chart("Robustness and what it costs", tuple(panels), columns=2)
+
+
+def _with_steps(line: Line, here: dict[tuple[float, float], list[int]]) -> Line:
+    """A line whose points name the steps at their place; what an earlier line names is taken out of `here`."""
+    steps = (here.pop(place, []) for place in zip(line.x, line.y, strict=True))
+    return replace(line, labels=tuple(", ".join(map(str, sorted(found))) for found in steps))
 
 
 def map_chart(tables: Tables, seed: int, arm: str, profile: str) -> Chart:

@@ -76,6 +76,7 @@ class Content:
 
     Attributes:
         settings: the resolved configuration; config: the same as text. manifest: the run's. tables: rows by name.
+        arms: what each arm is, where that is known.
         known: every table that there is. figures: of each seed, in the page's order. folds: tables that need no words
         of the page's own. sources: prompt sets. answers: redacted already, those to one prompt at all anchors together.
         answered: how many there are in all.
@@ -85,6 +86,7 @@ class Content:
     config: str
     manifest: Mapping[str, Any]
     tables: Tables
+    arms: Mapping[str, str]
     known: tuple[TableAbout, ...]
     figures: Mapping[int, Sequence[Figure]]
     folds: tuple[Fold, ...]
@@ -134,9 +136,10 @@ def page_html(content: Content) -> str:
         ],
         map_caption=_map_caption(content, first),
         without_carrier=without_carrier(tables, profile_of(tables)),
+        arms=content.arms,
         stories=stories(tables),
         first_step=min((row["from"] for row in tables["verdict"]), default=0),
-        about=_about(content, judges),
+        about=_about(content),
         warnings=list(_warnings(tables)),
         published=PUBLISHED,
         trained=bool(tables["training"]),
@@ -162,15 +165,16 @@ def page_scripts() -> tuple[Markup, ...]:
 def rendered(template: str, scripts: Sequence[Markup] = (), **values: Any) -> str:
     """A page from one of this package's templates; everything from outside is escaped and made visible, and no script
     runs but `scripts`."""
+    folder = resources.files(__package__)
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_finalized
-    )
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_finalized,
+    )  # fmt: skip
     environment.filters["cell"] = cell
-    source = (resources.files(__package__) / template).read_text(encoding="utf-8")
-    css = (resources.files(__package__) / "assets" / "page.css").read_text(encoding="utf-8")
+    css = (folder / "assets" / "page.css").read_text(encoding="utf-8")
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
     hashes = Markup(" ".join(f"'sha256-{digest}'" for digest in digests) or "'none'")
-    page = environment.from_string(source)
+    page = environment.get_template(template)
     return page.render(scripts=scripts, script_hashes=hashes, css=Markup(css), **values)
 
 
@@ -235,7 +239,7 @@ def _placed(figure: Figure) -> dict[str, Any]:
     }
 
 
-def _about(content: Content, judges: Sequence[str]) -> str:
+def _about(content: Content) -> str:
     """What was asked of which model, in a sentence."""
     facts, model = content.manifest["facts"], content.settings["model"]["spec"]
     source = (
@@ -243,7 +247,7 @@ def _about(content: Content, judges: Sequence[str]) -> str:
         if facts["prompts_source"] == "benchmarks"
         else "the package's own prompts, not the published benchmarks"
     )
-    return f"Backbone: {model}; asked with {source}; judged by {', '.join(judges) or 'no judge'}."
+    return f"Backbone: {model}, asked with {source}."
 
 
 def _chat_note(settings: Mapping[str, Any]) -> str:

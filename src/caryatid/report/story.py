@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..stats import Interval, interval_difference
 from .charts import Row, Tables, span_of, value_of
+from .reasons import in_plain_words
 
 SENTENCES: Mapping[str, str] = {
     "relocation": "refusal moved: another site, and the old direction no longer controls it",
@@ -32,11 +34,28 @@ SETTINGS: Mapping[str, str] = {
     "transfer rank": "how many dimensions are removed",
     "judge": "who judges refusals",
 }
-ATTACKS: Mapping[str, str] = {
-    "direct": "asked directly",
-    "fixed_source": "under the attack made against step 0",
-    "adaptive": "under an attack made against itself",
-}
+# Rows of the table of rates: what it is to a reader, suite, attack, metric. Fewer of the first are safer.
+ANSWERED = (
+    ("asked directly", "harmbench", "direct", "compliance"),
+    ("with the attack made on step 0", "harmbench", "fixed_source", "compliance"),
+    ("with an attack made on itself", "harmbench", "adaptive", "compliance"),
+)
+COSTS = (
+    ("harmless look-alikes refused", "xstest_safe", "none", "any_refusal"),
+    ("everyday tasks passed", "utility", "none", "pass"),
+    ("gibberish answers", "harmbench", "direct", "degenerate"),
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A rate at the first and at the last anchor, as text; `change` is in percentage points, or says that noise alone
+    could have made it (the 95 % interval of the difference includes 0)."""
+
+    title: str
+    before: str
+    after: str
+    change: str
 
 
 @dataclass(frozen=True)
@@ -44,7 +63,8 @@ class Story:
     """One arm of one seed, from its first anchor to its last.
 
     Attributes:
-        label: the verdict's. headline: what happened to refusal. cost: what the model does now, and did before.
+        label: the verdict's. headline: what happened to refusal. answered: of harmful requests; costs: over-refusal,
+        utility and gibberish; each now and before.
         certainty: what the headline rests on, a sentence an item. otherwise: what would have changed the verdict, in
         a sentence; variations: a setting an item. reasons: the verdict's own, a sentence an item.
     """
@@ -56,7 +76,8 @@ class Story:
     label: str
     rank_change: str
     headline: str
-    cost: tuple[str, ...]
+    answered: tuple[Change, ...]
+    costs: tuple[Change, ...]
     certainty: tuple[str, ...]
     otherwise: str
     variations: tuple[str, ...]
@@ -80,7 +101,8 @@ def stories(tables: Tables) -> list[Story]:
                 whole["label"],
                 whole["rank_change"],
                 _headline(whole, evidence),
-                tuple(_cost(tables, whole)),
+                tuple(_changes(tables, whole, ANSWERED)),
+                tuple(_changes(tables, whole, COSTS)),
                 tuple(_certainty(whole, evidence)),
                 _otherwise(tables, whole),
                 tuple(_variations(tables, whole)),
@@ -117,7 +139,8 @@ class _Evidence:
 
     def __init__(self, tables: Tables, verdict: Row) -> None:
         seed, arm, start, end = (verdict[key] for key in ("seed", "arm", "from", "to"))
-        self.layers = 1 + max((row["layer"] for row in tables["carriers"]), default=-1)
+        scored = next((row for row in tables["carriers"] if row["layer"] and row["depth"]), None)
+        self.layers = round(scored["layer"] / scored["depth"]) if scored else 0  # not all layers are scored
         first = "base" if start == 0 else arm
         places = [
             row
@@ -161,63 +184,77 @@ def _headline(verdict: Row, found: _Evidence) -> str:
         where = "where" if same else "about where"
         span = f"layer {found.before}" if same else f"layer {found.before} → {found.after}"
         place = f" ({span} of {found.layers})"
-    removes = f"removes {percent(value_of(found.old))} of refusals"
+    removes = f"removes {_refusals(found.old)}"
     angle = value_of(found.angle)
     turn = f"{angle:.0f}°" if math.isfinite(angle) else "an unknown angle"
+    highest = value_of(found.angle, "hi")
+    most = f"{highest:.0f}°" if math.isfinite(highest) else "an unknown angle"
+    old = f"taking out step {verdict['from']}'s direction"
     said = {
-        "relocation": f"refusal moved{place}: another direction carries it now, and the old one only {removes}",
-        "replacement in place": f"refusal stayed {where} it was{place}, but another direction carries it now: the old "
-        f"one, {turn} away, only {removes}",
-        "re-siting": f"refusal can be read elsewhere now{place}, but the old direction still {removes}",
-        "drift only": f"refusal stayed {where} it was{place} and the old direction still {removes}, but it turned by "
+        "relocation": f"refusal moved{place}: another direction carries it now, and {old} only {removes}",
+        "replacement in place": f"refusal stayed {where} it was{place}, but another direction, {turn} away, carries it "
+        f"now: {old} only {removes}",
+        "re-siting": f"refusal can be read elsewhere now{place}, but {old} still {removes}",
+        "drift only": f"refusal stayed {where} it was{place} and {old} still {removes}, but the direction turned by "
         f"{turn}",
-        "no change": f"refusal stayed as it was{place}: the old direction still {removes}, and it turned by no more "
-        f"than {turn}",
+        "no change": f"refusal stayed as it was{place}: {old} still {removes}, and the direction turned by no more "
+        f"than {most}",
     }
     if label in said:
         return f"Under {arm}, {said[label]}."
-    measured = f"the old direction {removes}" if found.old is not None else ""
-    if found.angle is not None and math.isfinite(angle):
-        measured = " and ".join(filter(None, (measured, f"it turned by {turn}")))
-    return f"Under {arm}, what happened to refusal{place} cannot be said" + (
-        f" from this evidence: {measured}, but {_missing(verdict)}."
-        if measured
-        else f": {_missing(verdict)}."
-    )
+    small = str(verdict.get("reachable", "")).startswith("No label can be reached")
+    size = " A study of this size could not have settled it." if small else ""
+    return f"Under {arm}, what happened to refusal{place} cannot be said: {_missing(verdict)}.{size}"
+
+
+def _refusals(removed: Row | None) -> str:
+    """`79 % of 146 refusals`."""
+    if removed is None:
+        return "an unknown share of refusals"
+    return f"{percent(value_of(removed))} of {removed['n']} refusal{'s' if removed['n'] != 1 else ''}"
 
 
 def _missing(verdict: Row) -> str:
     """Why a verdict is undetermined, in few words."""
-    lacking = [text for text in sentences(verdict["reasons"]) if text.startswith("Missing: ")]
-    if lacking:
-        return "; ".join(text.removeprefix("Missing: ").rstrip(".") for text in lacking)
-    first = sentences(verdict["reasons"])[:1]
-    return first[0].rstrip(".")[:1].lower() + first[0].rstrip(".")[1:] if first else "no evidence was kept"
+    reasons = sentences(verdict["reasons"])
+    plain = [words for one in reasons if (words := in_plain_words(one, verdict["from"], verdict["to"]))]
+    return "; ".join(plain) or (reasons[0].rstrip(".") if reasons else "no evidence was kept")
 
 
 def _certainty(verdict: Row, found: _Evidence) -> Iterator[str]:
     """What the headline rests on."""
     thresholds = json.loads(verdict["thresholds"])
+    for which in ("first", "second"):
+        if f"The {which} anchor has no carrier" in verdict["reasons"]:
+            step = verdict["from" if which == "first" else "to"]
+            yield f"No direction of step {step} qualifies: its numbers are a stand-in's, and say little."
     if found.old is not None:
-        value, low, high = span_of(found.old)
+        _, low, high = span_of(found.old)
         beside = value_of(found.random)
-        other = f"; random directions remove {percent(beside)}" if math.isfinite(beside) else ""
-        own = f"; the new direction removes {percent(value_of(found.own))}" if found.own is not None else ""
+        others = [
+            f"{name} {percent(share)}"
+            for name, share in (
+                (f"step {verdict['to']}'s own", value_of(found.own)),
+                ("random directions", beside),
+            )
+            if math.isfinite(share)
+        ]
         yield (
-            f"Control: the old direction removes {percent(value)} (95 % interval {_interval(low, high)}) of "
-            f"{found.old['n']} refusals{own}{other}."
+            f"Control: taking out step {verdict['from']}'s direction removes {_refusals(found.old)} "
+            f"({_interval(low, high)}){'; ' if others else ''}{', '.join(others)}."
         )
     if found.angle is not None:
         value, low, high = span_of(found.angle)
         if math.isfinite(value):
             yield (
-                f"Turn: {value:.1f}° (95 % interval {low:.1f}° to {high:.1f}°); {thresholds.get('angle', 10):g}° and "
-                "more count as a turn."
+                f"Turn: {value:.1f}° ({low:.1f}° to {high:.1f}°); {thresholds.get('angle', 10):g}° or more counts as "
+                "a turn."
             )
     if math.isfinite(found.stayed) or math.isfinite(found.moved):
+        least = math.ceil(float(thresholds.get("depth_shift", 0.25)) * found.layers)
         yield (
-            f"Place: unmoved in {percent(found.stayed)} and moved in {percent(found.moved)} of the resamples; a move "
-            f"is {percent(float(thresholds.get('depth_shift', 0.25)))} of the layers or more."
+            f"Place: unmoved in {percent(found.stayed)}, moved in {percent(found.moved)} of the draws of prompts; "
+            f"{least} of {found.layers} layers or more count as a move."
         )
 
 
@@ -226,13 +263,14 @@ def _otherwise(tables: Tables, verdict: Row) -> str:
     rows = _sensitivity(tables, verdict)
     if not rows:
         return "How the verdict depends on its settings was not measured."
-    other = [row for row in rows if row["label"] != verdict["label"]]
-    if not other:
-        return f"Nothing that was tried: all {len(rows)} variations of the settings give the same verdict."
-    counts = Counter(row["label"] for row in other)
+    counts = Counter(row["label"] for row in rows)
+    same = counts.pop(verdict["label"], 0)
+    tried = f"{len(rows)} settings were tried, each changed alone"
+    if not counts:
+        return f"Nothing that was tried. {tried}: all give the same verdict."
     named = ", ".join(f"{count} {label}" for label, count in counts.most_common())
-    found = "no other finding" if set(counts) == {"undetermined"} else "another finding among them"
-    return f"{len(other)} of {len(rows)} variations of one setting give another verdict ({named}): {found}."
+    found = "none gives" if set(counts) == {"undetermined"} else "so some give"
+    return f"{tried}: {same} give the same verdict, the others {named}; {found} another finding."
 
 
 def _variations(tables: Tables, verdict: Row) -> Iterator[str]:
@@ -250,38 +288,29 @@ def _sensitivity(tables: Tables, verdict: Row) -> list[Row]:
     return [row for row in tables.get("sensitivity", ()) if all(row[name] == verdict[name] for name in key)]
 
 
-def _cost(tables: Tables, verdict: Row) -> Iterator[str]:
-    """What the model does at the last anchor, and did at the first."""
+def _changes(tables: Tables, verdict: Row, wanted: Sequence[tuple[str, str, str, str]]) -> Iterator[Change]:
+    """Rates at the first and at the last anchor, of those that were measured at the last."""
     rows = {
         (row["suite"], row["attack"], row["metric"], row["arm"], row["step"]): row
         for row in tables["behaviour"]
         if row["seed"] == verdict["seed"] and not row.get("group")
     }
     first = "base" if verdict["from"] == 0 else verdict["arm"]
-
-    def change(suite: str, attack: str, metric: str) -> str | None:
-        before = rows.get((suite, attack, metric, first, verdict["from"]))
-        after = rows.get((suite, attack, metric, verdict["arm"], verdict["to"]))
+    for title, *key in wanted:
+        after = rows.get((*key, verdict["arm"], verdict["to"]))
         if after is None:
-            return None
-        was = f" (before: {percent(value_of(before))})" if before is not None else ""
-        return f"{percent(value_of(after))}{was}"
-
-    harmful = [
-        f"{found} {where}"
-        for attack, where in ATTACKS.items()
-        if (found := change("harmbench", attack, "compliance")) is not None
-    ]
-    if harmful:
-        yield f"It answers harmful requests: {', '.join(harmful)}."
-    costs = [
-        f"{words} {found}"
-        for words, key in (
-            ("refuses safe look-alikes", ("xstest_safe", "none", "any_refusal")),
-            ("passes everyday tasks", ("utility", "none", "pass")),
-            ("answers with gibberish", ("harmbench", "direct", "degenerate")),
+            continue
+        before = rows.get((*key, first, verdict["from"]))
+        now, was = (
+            Interval(*(value_of(row, end) for end in ("value", "lo", "hi"))) for row in (after, before)
         )
-        if (found := change(*key)) is not None
-    ]
-    if costs:
-        yield f"It {', '.join(costs)}."
+        yield Change(title, percent(was.value), percent(now.value), _points(interval_difference(now, was)))
+
+
+def _points(difference: Interval) -> str:
+    """`−33`, in percentage points; `within noise` where the interval includes 0; a dash: nothing to compare."""
+    if not math.isfinite(difference.value):
+        return "–"
+    if not (difference.lo > 0 or difference.hi < 0):
+        return "within noise"
+    return f"{100 * difference.value:+.0f}".replace("-", "−")

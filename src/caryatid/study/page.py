@@ -9,6 +9,7 @@ from ..errors import UsageError
 from ..report.files import write_figures as write_files
 from ..report.page import ANSWERS_TEXT, Content, Fold, TableAbout, write_page
 from ..report.tables import read_tables
+from ..training.arms import ARMS
 from .run import Run
 from .series import AnchorRef, all_anchors
 from .stages.answers import Answers
@@ -49,6 +50,7 @@ def build_report(run: Run, *, show_answers: bool = False) -> Path:
         manifest={"libraries": {}, **run.directory.manifest()},
         config=run.directory.config_text(),
         tables=tables,
+        arms=_arms(run),
         known=tuple(
             TableAbout(table.name, table.about, tuple(column.name for column in table.columns))
             for table in known
@@ -73,6 +75,13 @@ def write_figures(run: Run) -> int:
     return write_files(
         run.path, (figure for seed in run.config.seeds for figure in run.figures(seed).values())
     )
+
+
+def _arms(run: Run) -> dict[str, str]:
+    """What each arm of a run is, in words; those of an observed series were trained elsewhere."""
+    if run.config.observed:
+        return {one.arm: "checkpoints that were trained elsewhere" for one in run.config.observed_anchors}
+    return {name: ARMS[name].about for name in run.config.arms if name in ARMS}
 
 
 def _sources(run: Run) -> Iterator[dict[str, Any]]:

@@ -28,6 +28,7 @@ class Arm:
         suffixes: none sends behaviours as they are; static keeps cases made once at step 0; dynamic refreshes them.
         part: the part of `TrainingSettings` beside `r2d2` that its terms read; other arms do not depend on it.
         passes: forward and backward passes over the cases that come before those of the terms, for forecasts.
+        about: what it is to a reader of the report who has not read the protocol, a sentence without its full stop.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Arm:
     suffixes: Suffixes = "none"
     part: str | None = None
     passes: Callable[[TrainingSettings], float] = lambda settings: 0.0
+    about: str = ""
 
 
 ARMS: Registry[str, Arm] = Registry("arm")
@@ -50,11 +52,50 @@ def arm_named(name: str) -> Arm:
     return ARMS.named(name)
 
 
-SFT = register_arm(Arm("sft"))
-register_arm(Arm("refusal_sft", toward_only))
-R2D2 = register_arm(Arm("r2d2", away_and_toward, "dynamic"))
-register_arm(Arm("r2d2_static", away_and_toward, "static"))
-register_arm(Arm("cat", cat_terms, part="cat", passes=lambda settings: settings.cat.steps / 2))
-register_arm(Arm("lat", lat_terms, part="lat", passes=lambda settings: settings.lat.steps))
-register_arm(Arm("circuit_breakers", circuit_breaker_terms, part="circuit_breakers"))
-register_arm(Arm("dpo", dpo_terms, part="dpo"))
+SFT = register_arm(Arm("sft", about="trained on chat alone"))
+register_arm(Arm("refusal_sft", toward_only, about="taught to refuse harmful requests, never attacked"))
+R2D2 = register_arm(
+    Arm(
+        "r2d2",
+        away_and_toward,
+        "dynamic",
+        about="taught to refuse harmful requests under attack suffixes that are renewed as it learns",
+    )
+)
+register_arm(
+    Arm(
+        "r2d2_static",
+        away_and_toward,
+        "static",
+        about="taught to refuse harmful requests under attack suffixes made once, before training",
+    )
+)
+register_arm(
+    Arm(
+        "cat",
+        cat_terms,
+        part="cat",
+        passes=lambda settings: settings.cat.steps / 2,
+        about="taught to refuse harmful requests whose embeddings are perturbed against it",
+    )
+)
+register_arm(
+    Arm(
+        "lat",
+        lat_terms,
+        part="lat",
+        passes=lambda settings: settings.lat.steps,
+        about="taught to refuse harmful requests whose hidden states are perturbed against it",
+    )
+)
+register_arm(
+    Arm(
+        "circuit_breakers",
+        circuit_breaker_terms,
+        part="circuit_breakers",
+        about="trained to have other hidden states on harmful requests than before",
+    )
+)
+register_arm(
+    Arm("dpo", dpo_terms, part="dpo", about="trained to prefer a refusal to an answer of harmful requests")
+)

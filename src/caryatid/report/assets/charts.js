@@ -30,14 +30,15 @@
     };
   }
 
-  function trace(line) {
+  // One line of a panel; labels stand to the left of points beyond x = `right`, and below points beyond y = `top`.
+  function trace(line, right, top) {
     const values = line.y || [];
     const bars = line.lo && line.hi;
     const tips = line.tips ? line.tips.map(plain) : undefined;
     const mode = { dots: "markers", path: "lines" }[line.mark] || "lines+markers";
     return {
       type: "scatter", x: line.x || [], y: values, mode: line.labels ? `${mode}+text` : mode, name: plain(line.name),
-      text: line.labels ? line.labels.map(plain) : undefined, textposition: "top right", textfont: { size: 9 },
+      text: line.labels ? line.labels.map(plain) : undefined, textposition: line.labels ? line.x.map((x, i) => `${values[i] > top ? "bottom" : "top"} ${x > right ? "left" : "right"}`) : undefined, textfont: { size: 9 },
       hovertext: tips, hoverinfo: tips ? "text" : "skip",
       marker: { color: line.colour, symbol: line.symbol === "line-ew" ? "line-ew-open" : line.symbol, size: 7, line: { color: line.colour } },
       line: { color: line.colour, width: line.mark === "path" ? 1 : 1.8 },
@@ -78,7 +79,9 @@
     if (!lines.some((line) => (line.y || []).some((v) => v !== null && v !== undefined))) {
       made.annotations = [{ text: plain(panel.empty || "nothing to show"), xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false, font: { color: colours.soft } }];
     }
-    return { data: lines.map(trace), layout: made };
+    const right = (places[0] + places.at(-1)) / 2;
+    const top = panel.y_range ? panel.y_range[1] - 0.1 * (panel.y_range[1] - panel.y_range[0]) : Infinity;
+    return { data: lines.map((line) => trace(line, right, top)), layout: made };
   }
 
   // Edges of a grid's columns: to scale where they are steps in order, else one apart.
@@ -108,7 +111,7 @@
     const wide = cuts.slice(1).every((cut, i) => cut - cuts[i] >= 0.06 * width) && grid.rows.length <= 80;
     const rows = grid.rows.map((_, i) => i);
     const marks = (cells, symbol, words, side) => ({
-      type: "scatter", mode: "markers", x: cells.map(([, x]) => middles[x] + side * 0.36 * (cuts[x + 1] - cuts[x])), y: cells.map(([y]) => y),
+      type: "scatter", mode: "markers", x: cells.map(([, x]) => (cuts[x] + cuts[x + 1]) / 2 + side * 0.36 * (cuts[x + 1] - cuts[x])), y: cells.map(([y]) => y),
       marker: { color: FRAME, symbol, size: 9, line: { width: 1.6, color: FRAME } }, hoverinfo: "text", hovertext: words,
     });
     const every = Math.max(1, Math.ceil(rows.length / 26));

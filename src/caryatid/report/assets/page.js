@@ -63,7 +63,7 @@
         const row = rows.find((one) => one.arm === arm && one.suite === suite && one.attack === attack && one.metric === metric);
         if (!row) return element("td", {}, "–");
         const rate = (value) => (value === null ? "–" : Math.abs(value) <= 1 ? value.toFixed(2) : shown(value));
-        return element("td", {}, element("b", {}, rate(row.value)), " ", element("span", { class: "soft" }, `[${rate(row.lo)}, ${rate(row.hi)}] n = ${row.n}`));
+        return element("td", {}, element("b", {}, rate(row.value)), " ", element("span", { class: "soft" }, `[${rate(row.lo)}, ${rate(row.hi)}]`), " ", element("span", { class: "soft" }, `n = ${row.n}`));
       })))),
     );
   }
@@ -186,10 +186,15 @@
     window.addEventListener("beforeprint", () => {
       screen = document.documentElement.dataset.theme || "";
       document.documentElement.dataset.theme = "light";
+      document.documentElement.classList.add("printing"); // as wide as paper, before anything is drawn
       drawAll();
       while (queue.length) queue.shift()();
     });
-    window.addEventListener("afterprint", () => { document.documentElement.dataset.theme = screen; drawAll(); });
+    window.addEventListener("afterprint", () => {
+      document.documentElement.dataset.theme = screen;
+      document.documentElement.classList.remove("printing");
+      drawAll();
+    });
     caryatid.state = state;
     setSeed(state.seed);
     readyAnswers();
