@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from caryatid.cli import ENVIRONMENT, main, run
+from caryatid.cli import ENVIRONMENT, SHARED, main, run
 from tiny import save_tiny
 
 
@@ -29,21 +29,28 @@ def _fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: str, lines
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [("TRANSFORMERS_VERBOSITY", "error"), ("OMP_WAIT_POLICY", "PASSIVE"), ("OPENBLAS_NUM_THREADS", "1")],
+    ("name", "load", "expected"),
+    [
+        ("TRANSFORMERS_VERBOSITY", 0.0, "error"),
+        ("OPENBLAS_NUM_THREADS", 0.0, "1"),
+        ("OMP_WAIT_POLICY", 0.0, None),
+        ("OMP_WAIT_POLICY", 1.0, "PASSIVE"),
+    ],
 )
 def test_the_command_sets_what_libraries_read_unless_the_user_has(
-    name: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    name: str, load: float, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    busy = load * (os.cpu_count() or 1)
     monkeypatch.setattr("sys.argv", ["caryatid", "--version"])
-    for other in ENVIRONMENT:
+    monkeypatch.setattr(os, "getloadavg", lambda: (busy, 0.0, 0.0))
+    for other in (*ENVIRONMENT, *SHARED):
         monkeypatch.setenv(other, "of the user")
     for given in ("of the user", None):
         if given is None:
             monkeypatch.delenv(name)
         with pytest.raises(SystemExit):
             main()
-        assert os.environ[name] == (given or expected)
+        assert os.environ.get(name) == (given or expected)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

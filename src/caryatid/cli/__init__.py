@@ -121,15 +121,23 @@ def run(arguments: list[str] | None = None) -> int:
 # Read by libraries when they are imported, which is later; a setting of the user's stays.
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",  # its advice is about its own options
-    # Threads that wait for each other sleep, instead of taking the cores from other processes (docs/performance.md).
-    "OMP_WAIT_POLICY": "PASSIVE",
     "OPENBLAS_NUM_THREADS": "1",  # numpy's and scipy's: what they solve here is small
 }
+# Threads that wait for each other sleep: some 15 % slower on free cores, several times as fast on cores that others use
+# (docs/performance.md).
+SHARED = {"OMP_WAIT_POLICY": "PASSIVE"}
+BUSY = 0.25  # processes that run or wait, per core
+
+
+def _cores_are_shared() -> bool:
+    """Whether others have kept the cores busy in the last minute; False where the system does not say."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return load > BUSY * (os.cpu_count() or 1)
 
 
 def main() -> None:
     """Entry point of the `caryatid` command."""
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT | (SHARED if _cores_are_shared() else {})).items():
         os.environ.setdefault(name, value)
     heed_sigterm()
     sys.exit(run())
