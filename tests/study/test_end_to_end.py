@@ -230,10 +230,8 @@ def test_a_changed_setting_reruns_only_what_depends_on_it(place: Path, finished:
     assert back.executed == 0
 
 
-@pytest.mark.parametrize(
-    "until",
-    ["candidates", *(pytest.param(one, marks=pytest.mark.slow) for one in ("training.log", "answers"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("until", ["candidates", "training.log", "answers"])
 def test_killed_runs_resume_to_the_same_tables(
     place: Path, finished: Path, tmp_path: Path, until: str
 ) -> None:
@@ -305,6 +303,7 @@ def test_run_directory_of_another_version_is_refused(place: Path, finished: Path
         run_study(small_config(place), run.path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("CARYATID_DATA" not in os.environ, reason="needs CARYATID_DATA with the real benchmarks")
 def test_real_benchmarks_play_their_roles_and_drops_are_listed(tmp_path: Path) -> None:
     config = small_config(tmp_path, "prompts.source=auto", "anchors=[0, 1]", "arms=[sft]")

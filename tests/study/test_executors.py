@@ -97,6 +97,7 @@ def test_parts_of_a_stage_come_to_what_the_whole_comes_to(
     assert "one part only" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failure_elsewhere_ends_the_study_as_it_would_here(
     place: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

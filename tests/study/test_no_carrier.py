@@ -183,6 +183,7 @@ def test_step_0_without_a_carrier_still_gives_every_table(place: Path, planted: 
     assert (run / "report" / "index.html").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_study_can_choose_its_carriers_by_cosmic(place: Path, planted: Path, tmp_path: Path) -> None:
     run, config = tmp_path / "run", small_config(place, *CHEAP, "geometry.selector=cosmic")
     shutil.copytree(planted, run)
