@@ -14,7 +14,7 @@ import torch
 
 from caryatid.behaviour.judges.base import FULL_COMPLIANCE, FULL_REFUSAL, Exchange, Judgement
 from caryatid.cli import run
-from caryatid.data.prompts import Prompt, PromptSet
+from caryatid.data.prompts import Prompt, PromptSet, spread
 from caryatid.data.study_prompts import StudyPrompts, build_study_prompts
 from caryatid.errors import UsageError
 from caryatid.geometry.profiles import PROFILES
@@ -186,6 +186,13 @@ def test_a_first_pass_that_leaves_out_candidates_finds_as_good_a_carrier(known: 
     assert left_out
     places = {row["layer"] for row in left_out}
     assert all(row["bypass_effect"] < 0.9 for row in known.candidates if row["layer"] in places)
+
+
+def test_controls_are_asked_prompts_from_all_over_a_list() -> None:
+    rows = list(build_study_prompts(source="embedded").xstest_safe)
+    assert [rows.index(row) for row in spread(rows[:10], 4)] == [0, 2, 5, 7]
+    assert spread(rows[:3], 4) == rows[:3]
+    assert spread([], 4) == []
 
 
 def test_without_refusal_it_says_so(tmp_path: Path) -> None:

@@ -292,3 +292,9 @@ def resolve_overlaps(sets: Sequence[PromptSet], strict: bool = False) -> Overlap
         )
     cleaned = tuple(replace(one, prompts=tuple(kept[i])) for i, one in enumerate(sets))
     return OverlapResult(cleaned, tuple(dropped))
+
+
+def spread(rows: Sequence[Prompt], most: int) -> list[Prompt]:
+    """At most so many of some prompts, evenly spaced, since they stand suite by suite."""
+    count = min(most, len(rows))
+    return [rows[number * len(rows) // count] for number in range(count)]

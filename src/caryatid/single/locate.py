@@ -36,7 +36,7 @@ from ..causal.locate import (
     selection_prompts,
 )
 from ..causal.readouts import refusal_scores
-from ..data.prompts import Prompt
+from ..data.prompts import Prompt, spread
 from ..data.study_prompts import StudyPrompts, build_study_prompts
 from ..geometry.bootstrap import CarrierBootstrap, bootstrap_carrier, bootstrap_reextracted, most_likely
 from ..geometry.carrier_rows import candidate_table
@@ -60,7 +60,7 @@ from .intervene import TOWARD_TEXT
 from .located import HARMFUL, HARMLESS, NAN, REMEDIES, Located, LocateSettings
 from .steps import Steps, kept_steps
 
-VERSION = 2  # raise it when what is computed changes
+VERSION = 3  # raise it when what is computed changes
 SELECTION_TOKENS = 10  # enough to judge a refusal, and for the KL along the first answer tokens
 RANK = 3
 
@@ -374,7 +374,7 @@ class _Locating:
         ablations = ablation_conditions(own, drawn)
         additions = addition_conditions(carrier.direction, carrier.site.layer, [1.0], drawn)
         most = max(len(answered) // 4, 8)  # controls that are added cost as much as the carrier itself
-        few = answered[: min(most, self.settings.control_prompts or most)]
+        few = spread(answered, min(most, self.settings.control_prompts or most))
 
         def part(name: str, rows: Sequence[Prompt], conditions: Sequence[Condition]) -> list[Answered]:
             found = self.steps.of(
@@ -388,7 +388,7 @@ class _Locating:
 
         (ablated,) = part("refusals with the carrier ablated", self._harmful, ablations[:1])
         (utility,) = part("utility with the carrier ablated", self._prompts("utility"), ablations[:1])
-        asked = refused[: self.settings.control_prompts or None]
+        asked = spread(refused, self.settings.control_prompts or len(refused))
         controls = part("refusals with random subspaces ablated", asked, ablations[1:])
         own_removed = chosen_rows(ablated, plain.harmful.refused)
         induced = part("harmless prompts with directions added", few, additions)
