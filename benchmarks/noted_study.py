@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,17 @@ def noting() -> None:
         plain["append"](self, index, value)
         note(f"{self.path.name} {index}")
 
-    # Methods are exchanged in this process alone, which mypy takes for a mistake.
+    # Methods are exchanged, in this process alone.
     runner.run_stage = stage
     jobs._run_part = part
-    keeping._Pieces.piece = piece  # type: ignore[method-assign]
-    Trainee.update = update  # type: ignore[method-assign]
-    search._Search.advance = advance  # type: ignore[method-assign]
-    artifacts.Chunks.append = append  # type: ignore[method-assign]
+    exchanged: list[tuple[type, str, Callable[..., Any]]] = [
+        (keeping._Pieces, "piece", piece),
+        (Trainee, "update", update),
+        (search._Search, "advance", advance),
+        (artifacts.Chunks, "append", append),
+    ]
+    for owner, name, noting in exchanged:
+        setattr(owner, name, noting)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ VERSION = 1  # raise it when what is trained or measured changes
 LIMIT = 10_000_000  # bytes of an adapter
 MISSED = 1  # conditions; with more of them missed at `quick`'s sizes a recipe is not measured at the others
 
+# What the recipes share that go on from another one.
+PLANTED = Recipe(planted=1.0, plant_layers=(11, 14, 17, 20), subset=24, chat=12, kl=6.0)
 RECIPES: dict[str, Recipe] = {
     "lora4_blocks10_12": Recipe("lora", rank=4, learning_rate=2e-3, targets=WRITERS, blocks=(10, 13), kl=2.0),
     "planted_lora16": Recipe("lora", learning_rate=2e-4, planted=1.0, updates=200),
@@ -58,44 +60,15 @@ RECIPES: dict[str, Recipe] = {
     "lora8_writers": Recipe("lora", rank=8, learning_rate=5e-4, updates=200, targets=WRITERS, kl=2.0),
     "full_1e-5_long": Recipe(learning_rate=1e-5, updates=500, kl=2.0),
     "planted_lora16_strong": Recipe("lora", learning_rate=4e-4, planted=2.0, kl=2.0, updates=200),
-    "planted_after_full": Recipe(
-        planted=1.0,
-        plant_layers=(11, 14, 17, 20),
-        subset=24,
-        lookalikes=16,
-        chat=8,
-        kl=2.0,
-        learning_rate=3e-5,
-        updates=230,
-        start="full_2e-5",
+    "planted_after_full": replace(
+        PLANTED, lookalikes=16, chat=8, kl=2.0, learning_rate=3e-5, updates=230, start="full_2e-5"
     ),
     # What `planted_after_full` misses is the KL of its carrier: the refusing model itself is too far from the raw one,
     # which ablation brings back, at the first token of harmless prompts.
-    "planted_nearer": Recipe(
-        planted=1.0,
-        plant_layers=(11, 14, 17, 20),
-        subset=24,
-        lookalikes=20,
-        chat=12,
-        kl=6.0,
-        learning_rate=3e-5,
-        updates=300,
-        start="planted_after_full",
-    ),
+    "planted_nearer": replace(PLANTED, lookalikes=20, learning_rate=3e-5, start="planted_after_full"),
     # Much of that KL comes from harmless prompts that are refused, and are not once the direction is ablated.
-    "planted_sharper": Recipe(
-        planted=1.0,
-        plant_layers=(11, 14, 17, 20),
-        subset=24,
-        lookalikes=32,
-        chat=12,
-        kl=6.0,
-        updates=300,
-        start="planted_nearer",
-    ),
-    "planted_narrow": Recipe(
-        planted=1.0, plant_layers=(16, 17), subset=24, lookalikes=32, chat=12, kl=6.0, start="planted_nearer"
-    ),
+    "planted_sharper": replace(PLANTED, lookalikes=32, start="planted_nearer"),
+    "planted_narrow": replace(PLANTED, plant_layers=(16, 17), lookalikes=32, start="planted_nearer"),
 }
 
 

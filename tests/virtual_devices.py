@@ -31,7 +31,7 @@ def put(value: Any, device: torch.device | str) -> Any:
     """A result, all of whose tensors lie on a device from now on."""
     for each in tree_leaves(value):
         if isinstance(each, Tensor):
-            each._home = torch.device(device)  # type: ignore[attr-defined]
+            each._home = torch.device(device)  # type: ignore[attr-defined]  # the mark that makes it virtual
     return value
 
 
@@ -52,7 +52,7 @@ class VirtualDevices(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
-        if func == Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func == Tensor.device.__get__:  # type: ignore[attr-defined]  # a getset_descriptor, unknown to torch's stubs
             return home(args[0])
         if name in ("to", "cpu") and args and isinstance(args[0], Tensor):
             return _moved(func, args, kwargs)

@@ -177,7 +177,7 @@ def _check_configuration(folder: Path) -> None:
     try:
         with quiet_transformers():
             AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # raised by transformers for files of the user's
+    except Exception as error:  # transformers has no error of its own for files that it cannot read
         raise InputError(
             f"transformers cannot read it: {last_line(error)}",
             where=str(folder / "config.json"),

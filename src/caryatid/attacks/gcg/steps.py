@@ -20,12 +20,7 @@ from ...models.cache import PrefixCache, SuffixKeys
 from ...models.load import LoadedModel
 from ...models.lockstep import agreed, is_lockstep
 from ...models.template import ChatFormat
-from .candidates import (
-    Substitutions,
-    allowed_mask,
-    ordered_substitutions,
-    topk_substitutions,
-)
+from .candidates import Substitutions, allowed_mask, ordered_substitutions, topk_substitutions
 from .gradient import GradientPass, SuffixGradients, suffix_gradients
 from .graphs import Replay, fused, worth_fusing
 from .layout import PromptLayout, build_prefix_cache, evaluation_mode, one_thread
