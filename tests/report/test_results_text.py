@@ -46,7 +46,16 @@ def test_the_start_page_quotes_the_tables() -> None:
         return publish.share(row["value"])
 
     text = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    static = published.row(
+        "behaviour",
+        arm="r2d2_static",
+        step=500,
+        suite="harmbench",
+        metric="compliance",
+        attack="fixed_source",
+    )
     for quoted in (
+        f"{static['value'] * static['n']:.0f} of {static['n']} on a control",
         f"R2D2 gets harder with training ({adaptive('r2d2', 50)} → {adaptive('r2d2', 500)} answered)",
         f"the control easier ({adaptive('r2d2_static', 50)} → {adaptive('r2d2_static', 500)})",
         f"only taught to refuse stays open ({adaptive('refusal_sft', 500)})",
