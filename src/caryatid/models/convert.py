@@ -21,6 +21,7 @@ from ..errors import CaryatidError, DataMissingError, InputError, UsageError
 from ..locks import held
 from ..paths import cache_dir
 from .gguf_facts import GgufFacts, apply_facts, read_facts, split_otherwise, unread
+from .gguf_open import parsed_once
 from .identity import combined, description, known_sha256
 from .quiet import last_line, quiet_transformers
 from .weights import NO_ADAPTER
@@ -91,7 +92,7 @@ def _write(gguf: Path, sha256: str, folder: Path) -> None:
     """Convert `gguf` into the existing empty `folder`, written through to the disk."""
     try:
         # The GGUF reader draws a bar of its own; what goes wrong comes as an exception.
-        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()), parsed_once():
             facts = read_facts(gguf)
             loading: Any = AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent),
