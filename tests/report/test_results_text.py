@@ -1,11 +1,14 @@
 """The published results: the text follows from the tables, and the tables are those that were published."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 import publish
 from caryatid.artifacts import file_sha256
+from caryatid.attacks.gcg.settings import GcgSettings
 
 RUNS = sorted(path.parent for path in publish.RESULTS.glob("*/provenance.json"))
 
@@ -93,3 +96,17 @@ def test_what_the_text_says_of_both_seeds_holds() -> None:
             assert rows["r2d2", step, *safe]["value"] <= base[safe]["value"]
             for arm in ("sft", "r2d2"):
                 assert rows[arm, step, *useful]["hi"] > base[useful]["lo"]
+
+
+def test_the_page_on_speed_quotes_how_many_winners_are_kept() -> None:
+    """And the defaults follow from them: at least .95 at the width that was measured."""
+    root = publish.RESULTS.parents[1]
+    file = root / "benchmarks" / "results" / "gcg-precision-cuda.json"
+    found, page = json.loads(file.read_text()), (root / "docs" / "performance.md").read_text(encoding="utf-8")
+    for name, own, low in (("winners", "float32", "bfloat16"), ("winners8", "bfloat16", "float8")):
+        part = found[f"{name}-by-number"]["winners"]
+        assert part["case_steps"] == 200
+        (row,) = re.findall(rf"^\| {own} → {low} \|(.*)\|$", page, re.MULTILINE)
+        cells = [float(cell) for cell in row.split("|")]
+        assert cells == [*part["kept"].values(), part["lowest_rank"]]
+        assert part["kept"][str(GcgSettings(width=128).decided(low))] >= 0.95  # type: ignore[arg-type]
