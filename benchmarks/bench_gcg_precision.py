@@ -176,8 +176,8 @@ def part_winners(args: argparse.Namespace) -> dict[str, Any]:
     loaded, ranks = real_model(args), list[int]()
     decided = engine._decided
 
-    def watched(state: Any, layouts: Any, candidates: Any, ranked: Any, suffix: Any) -> Any:
-        found = decided(state, layouts, candidates, ranked, suffix)
+    def watched(state: Any, layouts: Any, candidates: Any, ranked: Any, suffix: Any, again: int) -> Any:
+        found = decided(state, layouts, candidates, ranked, suffix, again)
         own = engine._start(state, layouts, candidates, suffix, None).result().losses
         for low, exact in zip(ranked, own, strict=True):
             ranks.append(int((low < low[exact.argmin()]).sum()))

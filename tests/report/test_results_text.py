@@ -1,11 +1,14 @@
 """The published results: the text follows from the tables, and the tables are those that were published."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 import publish
 from caryatid.artifacts import file_sha256
+from caryatid.attacks.gcg.settings import GcgSettings
 
 RUNS = sorted(path.parent for path in publish.RESULTS.glob("*/provenance.json"))
 
@@ -61,3 +64,49 @@ def test_the_start_page_quotes_the_tables() -> None:
         f"only taught to refuse stays open ({adaptive('refusal_sft', 500)})",
     ):
         assert quoted in text
+
+
+def test_the_start_page_quotes_the_second_seed() -> None:
+    text = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    run = publish.Published("qwen-0.5b-seed1")
+    wanted = {"step": 500, "suite": "harmbench", "metric": "compliance", "attack": "fixed_source"}
+    closed, plain = (run.row("behaviour", arm=arm, **wanted) for arm in ("r2d2", "sft"))
+    assert closed["value"] == 0
+    assert (
+        f"none of {closed['n']} fixed-source cases succeeds on R2D2, {publish.share(plain['value'])} on SFT"
+        in text
+    )
+
+
+def test_what_the_text_says_of_both_seeds_holds() -> None:
+    seeds = [publish.Published(name) for name in ("qwen-0.5b-seed0-four-arms", "qwen-0.5b-seed1")]
+    for run in seeds:
+        rows = {
+            (row["arm"], row["step"], row["suite"], row["metric"], row["attack"]): row
+            for row in run.rows("behaviour")
+            if row["metric"] in ("compliance", "any_refusal", "pass")
+        }
+        direct, fixed = ("harmbench", "compliance", "direct"), ("harmbench", "compliance", "fixed_source")
+        safe, useful = ("xstest_safe", "any_refusal", "none"), ("utility", "pass", "none")
+        base = {name: rows["base", 0, *name] for name in (direct, safe, useful)}
+        assert rows["sft", 500, *direct]["value"] > base[direct]["value"]
+        for step in (50, 100, 250, 500):
+            assert rows["r2d2", step, *fixed]["hi"] < 0.1 < 0.8 < rows["sft", step, *fixed]["lo"]
+            assert rows["r2d2", step, *direct]["hi"] < base[direct]["lo"]
+            assert rows["r2d2", step, *safe]["value"] <= base[safe]["value"]
+            for arm in ("sft", "r2d2"):
+                assert rows[arm, step, *useful]["hi"] > base[useful]["lo"]
+
+
+def test_the_page_on_speed_quotes_how_many_winners_are_kept() -> None:
+    """And the defaults follow from them: at least .95 at the width that was measured."""
+    root = publish.RESULTS.parents[1]
+    file = root / "benchmarks" / "results" / "gcg-precision-cuda.json"
+    found, page = json.loads(file.read_text()), (root / "docs" / "performance.md").read_text(encoding="utf-8")
+    for name, own, low in (("winners", "float32", "bfloat16"), ("winners8", "bfloat16", "float8")):
+        part = found[f"{name}-by-number"]["winners"]
+        assert part["case_steps"] == 200
+        (row,) = re.findall(rf"^\| {own} → {low} \|(.*)\|$", page, re.MULTILINE)
+        cells = [float(cell) for cell in row.split("|")]
+        assert cells == [*part["kept"].values(), part["lowest_rank"]]
+        assert part["kept"][str(GcgSettings(width=128).decided(low))] >= 0.95  # type: ignore[arg-type]

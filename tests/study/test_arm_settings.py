@@ -9,7 +9,8 @@ from caryatid.study.costs import ModelSizes, Sizes
 from caryatid.study.facts import Facts
 from caryatid.study.plan import Plan, build_plan
 from caryatid.study.stage import Study
-from caryatid.training.settings import TrainingSettings
+from caryatid.study.stages.train import Train
+from caryatid.training.settings import R2D2Settings, TrainingSettings
 
 ARMS = ("sft", "r2d2", "cat", "lat", "circuit_breakers", "dpo")
 BATCH = {"forward": 16, "generate": 32, "gcg": 32, "train": 8}
@@ -41,6 +42,25 @@ def test_arms_depend_on_what_they_always_did() -> None:
     for name in ARMS:
         settings = plan_of()[f"train/{name}/seed0"].inputs["settings"]["training"]
         assert set(settings) == (set(asdict(TrainingSettings())) - PARTS - {"shard"}) | ({name} & PARTS)
+        assert set(settings["r2d2"]) == set(asdict(R2D2Settings())) - {"rescored"}
+
+
+def test_the_inner_attack_rescores_more_where_float8_ranks_and_as_many_as_are_asked_for() -> None:
+    def train(float8: bool, *overrides: str) -> Train:
+        config = load_config(preset="quick", overrides=["training.r2d2.width=300", *overrides])
+        facts = Facts("model", "bfloat16", "cuda", "embedded", "", "prompts", BATCH, float8=float8)
+        stage = build_plan(Study(config, facts))["train/r2d2/seed0"].stage
+        assert isinstance(stage, Train)
+        return stage
+
+    def of_key(stage: Train) -> object:
+        return stage.settings()["training"]["r2d2"].get("rescored")
+
+    own, eight, named = train(False), train(True), train(True, "training.r2d2.rescored=20")
+    assert [one.trained.r2d2.rescored for one in (own, eight, named)] == [8, 150, 20]
+    assert [of_key(one) for one in (own, eight, named)] == [None, 150, 20]
+    assert [one.trained.r2d2.gcg(1).rescored for one in (own, eight, named)] == [8, 150, 20]
+    assert train(True, "training.r2d2.rescored=8").settings() == own.settings()
 
 
 def test_forecasts_count_the_passes_of_inner_attacks() -> None:

@@ -69,6 +69,50 @@ def test_how_many_go_together_is_planned_and_part_of_the_key() -> None:
     assert two["cases/seed0"].inputs["settings"]["attack"]["together"] == 2
 
 
+FLOAT8 = ("bfloat16", "cuda", True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "float8", "overrides", "rescored"),
+    [
+        ("float32", "cuda", False, (), 8),
+        ("bfloat16", "cuda", False, (), 8),  # a card without it, or a run begun before it was recorded
+        ("bfloat16", "cpu", True, (), 8),  # `auto` ranks nothing there
+        ("bfloat16", "cpu", True, ("search_precision=float8",), 64),
+        (*FLOAT8, (), 64),
+        (*FLOAT8, ("width=300",), 150),
+        (*FLOAT8, ("search_precision=model",), 8),
+        (*FLOAT8, ("rescored=8",), 8),
+        (*FLOAT8, ("rescored=100",), 100),
+        ("float32", "cuda", False, ("rescored=9",), 9),
+    ],
+)
+def test_how_many_are_rescored_follows_the_precision_and_is_part_of_the_key(
+    dtype: str, device: str, float8: bool, overrides: tuple[str, ...], rescored: int
+) -> None:
+    batch = vars(QWEN_500M)
+    facts = Facts("model", dtype, device, "embedded", "", "prompts", batch, float8=float8)
+    named = [f"attacks.fixed_source.{one}" for one in overrides]
+    study = Study(load_config(preset="quick", overrides=named), facts)
+    stage = build_plan(study)["cases/seed0"]
+    assert stage.inputs["settings"]["attack"]["rescored"] == rescored
+    assert isinstance(stage.stage, Cases)
+    assert stage.stage.searched.rescored == rescored  # type: ignore[attr-defined]  # of GCG
+    explicit = load_config(preset="quick", overrides=[*named, f"attacks.fixed_source.rescored={rescored}"])
+    assert build_plan(Study(explicit, facts))["cases/seed0"].key == stage.key
+
+
+def test_another_attack_keeps_its_key_where_float8_is() -> None:
+    config = load_config(preset="quick", overrides=["attacks.fixed_source.method=templates"])
+    keys = set()
+    for float8 in (False, True):
+        facts = Facts("model", "bfloat16", "cuda", "embedded", "", "", vars(QWEN_500M), float8=float8)
+        entry = build_plan(Study(config, facts))["cases/seed0"]
+        assert entry.inputs["settings"]["attack"]["rescored"] == 8
+        keys.add(entry.key)
+    assert len(keys) == 1
+
+
 def attacked(config: StudyConfig, out: Path) -> Run:
     """A run directory with the study's attacks, and what they need, done."""
     with opened(config, out, NO_PROGRESS, lambda _line: None) as session:

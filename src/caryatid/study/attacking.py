@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from ..artifacts import StageFolder
 from ..attacks.base import AttackResult
+from ..attacks.gcg.settings import GcgSettings
 from ..attacks.goals import goals_of
 from ..attacks.run import AttackPlan, goals_together, run_attack
 from ..attacks.saved import TestCase, load_cases, save_cases
@@ -14,6 +15,7 @@ from ..behaviour.answering import answered_by
 from ..config.schema import AttackConfig
 from ..models.sizes import BatchSizes
 from ..models.turns import Sent
+from ..settings import Settings
 from .costs import Sizes, WorkUnits
 from .series import AnchorRef
 from .stage import Stage
@@ -67,7 +69,17 @@ class AttackStage(Stage[Attacked]):
         """What cases depend on besides the model and the seed, as plain JSON values."""
         settings = self.study.settings["attacks"][self.name]
         kept = {key: value for key, value in settings.items() if key not in _WHERE}
-        return {**kept, "together": self.together}
+        rescored = getattr(self.searched, "rescored", self.attack.rescored or 8)
+        return {**kept, "rescored": rescored, "together": self.together}
+
+    @property
+    def searched(self) -> Settings:
+        """The settings of the attack, with the number of rescored candidates that the device's precision asks for."""
+        settings = self.attack.settings
+        if not isinstance(settings, GcgSettings):
+            return settings
+        ranking = self.study.facts.ranking(settings.search_precision)
+        return replace(settings, rescored=settings.decided(ranking))
 
     def size(self) -> str:
         attack = self.attack
@@ -100,7 +112,7 @@ class AttackStage(Stage[Attacked]):
         loaded, attack, seed = work.open(self.target), self.attack, self.target.seed
         behaviours = judged_requests(work.of(Prompts, None), attack.behaviours, seed)
         goals = tuple(goals_of(behaviours))
-        plan = AttackPlan(attack.method, attack.settings, goals, seed, work.batch.gcg, self.together)
+        plan = AttackPlan(attack.method, self.searched, goals, seed, work.batch.gcg, self.together)
         folder, chat = work.folder.work_dir, work.chat(loaded)
         if shard[0] >= len(plan.blocks()):  # there are fewer behaviours than were asked for
             return plan, []

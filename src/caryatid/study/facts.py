@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..artifacts import content_key, file_sha256
+from ..attacks.gcg.precision import ranking
 from ..config import StudyConfig
 from ..data.chat import load_chat_jsonl, refuse_overlaps
 from ..data.study_prompts import StudyPrompts, build_study_prompts, user_fields
@@ -68,6 +69,9 @@ def settle_facts(config: StudyConfig, earlier: Facts | None) -> Settled:
         batch=batch,
         observed_identities=observed,
         chat_sha256=chat_sha256,
+        float8=earlier.float8
+        if earlier and earlier.dtype == dtype
+        else ranking(getattr(torch, dtype), device, "float8") == "float8",
     )
     return Settled(facts, prompts)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from ..artifacts import DAMAGED_RUN, RunDirectory
+from ..attacks.gcg.settings import Ranking, SearchPrecision
 from ..errors import CaryatidError, InputError
 from ..models.sizes import BatchSizes
 
@@ -17,7 +18,8 @@ class Facts:
 
     Attributes:
         batch: sizes by use. observed_identities: of somebody else's checkpoints, in order. chat_sha256: of the user's
-            chat file, empty without one.
+            chat file, empty without one. float8: whether the device can rank the backbone's GCG candidates in float8;
+            False in runs begun before this was recorded, which go on with 8 rescored.
     """
 
     model_identity: str
@@ -29,6 +31,13 @@ class Facts:
     batch: Mapping[str, int]
     observed_identities: tuple[str, ...] = ()
     chat_sha256: str = ""
+    float8: bool = False
+
+    def ranking(self, wanted: SearchPrecision) -> Ranking:
+        """The precision by which a search decides how many candidates it rescores; where none ranks them it does not
+        matter."""
+        asked = wanted == "float8" or (wanted == "auto" and self.device.startswith("cuda"))
+        return "float8" if self.float8 and asked else "bfloat16"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the manifest."""

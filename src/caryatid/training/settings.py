@@ -48,6 +48,9 @@ class R2D2Settings(Settings):
     search_precision: SearchPrecision = setting(
         "auto", "Precision in which the inner attack's candidates are ranked (attacks/gcg/settings.py)."
     )
+    rescored: int | None = setting(
+        None, "Best of them that are decided in the model's own precision; null: as for GCG.", gt=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,7 +59,12 @@ class R2D2Settings(Settings):
     def gcg(self, steps: int) -> GcgSettings:
         """The inner attack."""
         return GcgSettings(
-            steps, self.width, self.top_k, self.suffix_length, search_precision=self.search_precision
+            steps,
+            self.width,
+            self.top_k,
+            self.suffix_length,
+            search_precision=self.search_precision,
+            rescored=self.rescored,
         )
 
 

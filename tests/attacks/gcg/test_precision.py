@@ -52,8 +52,8 @@ def test_the_winner_is_decided_in_the_models_own_precision(
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     decided = steps._decided
 
-    def recording(engine: Any, layouts: Any, candidates: Any, ranked: Any, suffix: Any) -> Any:
-        found = decided(engine, layouts, candidates, ranked, suffix)
+    def recording(engine: Any, layouts: Any, candidates: Any, ranked: Any, suffix: Any, again: int) -> Any:
+        found = decided(engine, layouts, candidates, ranked, suffix, again)
         own = steps._start(engine, layouts, candidates, suffix, None).result()
         for low, chosen, exact in zip(ranked, found[0], own.losses, strict=True):
             finite = chosen.isfinite()
@@ -68,7 +68,7 @@ def test_the_winner_is_decided_in_the_models_own_precision(
 
     monkeypatch.setattr(steps, "_decided", recording)
     low = low_precision(loaded, wanted)  # type: ignore[arg-type]
-    results = searched(loaded, search_precision=wanted)
+    results = searched(loaded, search_precision=wanted, rescored=8)
     if low is None:  # a model without linear layers of a usable shape
         assert results[0].scored.endswith(str(dtype).removeprefix("torch."))
         assert not seen
@@ -89,9 +89,31 @@ def test_off_is_the_search_without_it_to_the_bit(dtype: torch.dtype, monkeypatch
     low = {torch.float32: "bfloat16", torch.bfloat16: "float8"}[dtype]
     assert facts(searched(loaded, search_precision=low, rescored=24)) == off  # nothing to rank
     before = logits(loaded)
-    searched(loaded, search_precision=low)
+    assert "again" in searched(loaded, search_precision=low, rescored=8)[0].scored
     assert torch.equal(logits(loaded), before)
     assert facts(searched(loaded)) == off
+
+
+def test_float8_decides_half_of_the_candidates_again_and_bfloat16_eight() -> None:
+    """By default; a given number holds in both, and the record names it."""
+    numbers = [GcgSettings(width=width).decided("float8") for width in (16, 128, 131, 512)]
+    assert numbers == [64, 64, 66, 256]
+    assert {GcgSettings(width=width).decided("bfloat16") for width in (16, 128, 512)} == {8}
+    assert {GcgSettings(rescored=8).decided(name) for name in ("bfloat16", "float8")} == {8}  # type: ignore[arg-type]
+    loaded = tiny_loaded("llama", dtype=torch.bfloat16)
+    wide = {"search_precision": "float8", "width": 70, "top_k": 70, "steps": 1}
+    assert searched(loaded, **wide)[0].scored.endswith("float8, the best 64 again in bfloat16")
+    assert searched(loaded, **wide, rescored=8)[0].scored.endswith("float8, the best 8 again in bfloat16")
+    assert searched(loaded, search_precision="float8")[0].scored.endswith(", bfloat16")  # all would be
+    single = searched(tiny_loaded("llama"), search_precision="bfloat16", steps=1)
+    assert single[0].scored.endswith("bfloat16, the best 8 again in float32")
+
+
+def test_float8_tokens_count_those_decided_again() -> None:
+    loaded = tiny_loaded("llama", dtype=torch.bfloat16)
+    wide = {"search_precision": "float8", "width": 70, "top_k": 70, "steps": 1}
+    few, many = (searched(loaded, **wide, rescored=number)[0] for number in (8, 64))
+    assert many.forward_tokens > few.forward_tokens
 
 
 def test_all_candidates_decided_is_the_exact_search() -> None:
@@ -116,7 +138,7 @@ def test_other_models_and_devices_fall_back(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(precision, "float8_product", unsupported)
     loaded = tiny_loaded("llama", dtype=torch.bfloat16)
     assert low_precision(loaded, "float8") is None
-    assert searched(loaded, search_precision="float8")[0].scored.endswith(", bfloat16")
+    assert searched(loaded, search_precision="float8", rescored=8)[0].scored.endswith(", bfloat16")
 
 
 def test_float8_rows_are_scaled_each_to_the_largest_value() -> None:

@@ -23,7 +23,7 @@ from ...models.adapters import AdaptedLinear
 from ...models.layout import decoder_layers
 from ...models.load import LoadedModel
 from .graphs import compiled
-from .settings import SearchPrecision
+from .settings import Ranking, SearchPrecision
 
 log = logging.getLogger(__name__)
 _FLOAT8 = torch.float8_e4m3fn
@@ -35,28 +35,35 @@ _MULTIPLE = 16  # of both sides of a weight, for float8 products
 class LowPrecision:
     """How candidates are ranked: `name` of the precision, the model to run, and a context to run it in."""
 
-    name: str
+    name: Ranking
     loaded: LoadedModel
     opened: Callable[[], AbstractContextManager[None]]
 
 
-def low_precision(loaded: LoadedModel, wanted: SearchPrecision) -> LowPrecision | None:
-    """The lower precision for a search with the present weights; None where candidates are scored in the model's own.
+def ranking(dtype: torch.dtype, device: torch.device, wanted: SearchPrecision) -> Ranking | None:
+    """The precision in which candidates of a model are ranked; None: its own.
 
     `auto` takes what the device computes faster: bfloat16 for float32 models on CUDA, float8 for bfloat16 models on
-    cards that have it. Under autocast, and for other models, there is none.
+    cards that have it. For other models there is none.
     """
-    cuda = loaded.device.type == "cuda"
-    if wanted == "model" or torch.is_autocast_enabled(loaded.device.type):
-        return None
-    if loaded.dtype == torch.float32 and (wanted == "bfloat16" or (wanted == "auto" and cuda)):
-        model = _copied(loaded.model)
-        return LowPrecision("bfloat16", replace(loaded, model=model, dtype=torch.bfloat16), nullcontext)
-    asked = wanted == "float8" or (wanted == "auto" and cuda)
-    if loaded.dtype == torch.bfloat16 and asked and _float8_works(loaded.device):
-        places = _float8_places(loaded.model)
-        return LowPrecision("float8", loaded, partial(_in_float8, places)) if places else None
+    automatic = wanted == "auto" and device.type == "cuda"
+    if dtype == torch.float32 and (wanted == "bfloat16" or automatic):
+        return "bfloat16"
+    if dtype == torch.bfloat16 and (wanted == "float8" or automatic) and _float8_works(device):
+        return "float8"
     return None
+
+
+def low_precision(loaded: LoadedModel, wanted: SearchPrecision) -> LowPrecision | None:
+    """That precision for a search with the present weights; None also under autocast."""
+    name = ranking(loaded.dtype, loaded.device, wanted)
+    if name is None or torch.is_autocast_enabled(loaded.device.type):
+        return None
+    if name == "bfloat16":
+        model = _copied(loaded.model)
+        return LowPrecision(name, replace(loaded, model=model, dtype=torch.bfloat16), nullcontext)
+    places = _float8_places(loaded.model)
+    return LowPrecision(name, loaded, partial(_in_float8, places)) if places else None
 
 
 @dataclass

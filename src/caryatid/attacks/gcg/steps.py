@@ -24,7 +24,7 @@ from .candidates import Substitutions, allowed_mask, ordered_substitutions, topk
 from .gradient import GradientPass, SuffixGradients, suffix_gradients
 from .graphs import Replay, fused, worth_fusing
 from .layout import PromptLayout, build_prefix_cache, evaluation_mode, one_thread
-from .precision import LowPrecision, low_precision
+from .precision import LowPrecision, low_precision, ranking
 from .scoring import PendingScores, default_scoring, start_scoring, usable_scoring
 from .settings import GcgSettings, Scoring
 from .slot import SuffixSlot, Survival, place_suffix, surviving_candidates
@@ -67,7 +67,8 @@ class GcgEngine:
         own = str(self.loaded.dtype).removeprefix("torch.")
         if self.low is None:
             return f"{self.scoring}, {own}" + (", blocks on several devices" if self.loaded.split else "")
-        return f"{self.scoring}, {self.low.name}, the best {self.settings.rescored} again in {own}"
+        again = self.settings.decided(self.low.name)
+        return f"{self.scoring}, {self.low.name}, the best {again} again in {own}"
 
     def prefix_tokens(self, layout: PromptLayout) -> int:
         """Tokens that were run forward for a case's prefix."""
@@ -128,7 +129,8 @@ def gcg_engine(
     layouts, wanted = engine.layouts(states), settings.scoring or default_scoring(loaded.device)
     prefix = None if wanted == "plain" else build_prefix_cache(loaded, layouts)
     scoring, low = usable_scoring(loaded, layouts, prefix, wanted), None
-    if settings.width > settings.rescored and not plain:
+    name = None if plain else ranking(loaded.dtype, loaded.device, settings.search_precision)
+    if name is not None and settings.width > settings.decided(name):
         low = low_precision(loaded, settings.search_precision)
     low_prefix = prefix.to(low.loaded.dtype) if low is not None and prefix is not None else None
     return replace(engine, prefix=prefix, scoring=scoring, low=low, low_prefix=low_prefix)
@@ -266,7 +268,8 @@ def _score(
             tokens[case] += spent
             losses[case] = values if len(values) else losses[case]
     if engine.low is not None:
-        losses, spent_again = _decided(engine, layouts, candidates, losses, found.suffix)
+        again = engine.settings.decided(engine.low.name)
+        losses, spent_again = _decided(engine, layouts, candidates, losses, found.suffix, again)
         tokens = [sum(pair) for pair in zip(tokens, spent_again, strict=True)]
     return [
         _Scored(case.loss, rows, values, spent)
@@ -306,9 +309,11 @@ def _decided(
     candidates: Sequence[Int[Tensor, "_ _"]],
     ranked: Sequence[Float[Tensor, "_"]],
     suffix: SuffixKeys | None,
+    again: int,
 ) -> tuple[list[Float[Tensor, "_"]], tuple[int, ...]]:
-    """Losses in the model's own precision of each case's best candidates, infinite for the others; and their tokens."""
-    best = [losses.argsort(stable=True)[: engine.settings.rescored] for losses in ranked]
+    """Losses in the model's own precision of each case's `again` best candidates, infinite for the others; and their
+    tokens."""
+    best = [losses.argsort(stable=True)[:again] for losses in ranked]
     chosen = [rows[index] for rows, index in zip(candidates, best, strict=True)]
     exact = _start(engine, layouts, chosen, suffix, None).result()
     decided = []

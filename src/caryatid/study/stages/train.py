@@ -11,6 +11,7 @@ from ...attacks.goals import default_target
 from ...data.prompts import Prompt
 from ...training.arms import ARMS, arm_named
 from ...training.loop import ArmJob, train_arm
+from ...training.settings import TrainingSettings
 from ...training.terms import toward_only
 from ..costs import ANSWER_TOKENS, Sizes, WorkUnits, scoring, suffix_tokens
 from ..finished import Results
@@ -45,11 +46,23 @@ class Train(Stage[Trained]):
         # The parts of other arms than this one leave its anchors as they are, and so does where its weights lie.
         others = {arm.part for arm in ARMS.values()} - {arm_named(self.place.arm).part} | {"shard"}
         settings = {k: v for k, v in self.study.settings["training"].items() if k not in others}
+        if "r2d2" in settings:  # named where it is not what it was before it could be set
+            rescored = self.trained.r2d2.rescored
+            rest = {k: v for k, v in settings["r2d2"].items() if k != "rescored"}
+            settings["r2d2"] = rest | ({} if rescored == 8 else {"rescored": rescored})
         steps = list(self.config.steps)
         arm = {"arm": self.place.arm, "steps": steps, "training": settings, "seed": self.place.seed}
         return arm | (
             {"gcg": self.study.facts.batch["gcg"]} if arm_named(self.place.arm).suffixes != "none" else {}
         )
+
+    @property
+    def trained(self) -> TrainingSettings:
+        """The settings of training, with the number of rescored candidates that the device's precision asks for."""
+        config = self.config.training
+        search = config.r2d2.gcg(config.r2d2.gcg_steps)
+        rescored = search.decided(self.study.facts.ranking(search.search_precision))
+        return replace(config, r2d2=replace(config.r2d2, rescored=rescored))
 
     def size(self) -> str:
         steps = self.config.steps[1:]
@@ -90,7 +103,7 @@ class Train(Stage[Trained]):
         folder = work.folder.file("anchors")
         job = ArmJob(
             arm=arm,
-            settings=config,
+            settings=self.trained,
             examples=chat.train,
             benign=chat.heldout,
             behaviours=[_with_target(row) for row in prompts.pool],

@@ -1,0 +1,96 @@
+"""The table of attacks on step 0: what it is made from, and that the page quotes the committed file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import attacks_table
+from caryatid.behaviour.answers import AnswerRow, Attack
+from caryatid.behaviour.files import write_answers
+from caryatid.behaviour.judges.base import Verdict
+from caryatid.errors import InputError
+from caryatid.study.series import AnchorRef
+
+ROOT = Path(__file__).parents[2]
+STEP0 = AnchorRef(0, "base", 0)
+
+
+def answer(name: str, attack: Attack, text: str, verdict: Verdict, judge: str = "rules@1") -> AnswerRow:
+    return AnswerRow(
+        name, "set", "harmbench", attack, "harmful", None, None, "Do it", None, "Do it", text, 3, True,
+        verdict, judge, None, harmful=int(verdict == "full_compliance"), harm_judge="harm@1",
+    )  # fmt: skip
+
+
+def written(folder: Path, names: str, text: str = "SURE, here", judge: str = "rules@1") -> None:
+    """Results of an attack that is answered on every behaviour."""
+    case = {
+        "target": "Sure", "losses": [3.0, 2.0], "loss": 1.0, "forward_tokens": 10, "backward_tokens": 4, "steps": 1,
+        "candidates": 2, "seconds": 0.5, "details": {}, "begun_text": "",
+    }  # fmt: skip
+    cases = {
+        "cases": [case | {"behavior_id": name, "forward_tokens": 10 + i} for i, name in enumerate(names)]
+    }
+    (folder / "frames.json").write_text(json.dumps(cases))
+    write_answers(
+        folder / "frames.ev",
+        [answer(name, "fixed_source", text, "full_compliance", judge) for name in names],
+    )
+
+
+DIRECT = [
+    answer(name, "direct", "No.", "full_refusal" if name in "ab" else "full_compliance") for name in "abcde"
+]
+
+
+def test_rates_difference_and_budget_are_of_the_same_behaviours(tmp_path: Path) -> None:
+    written(tmp_path, "abcd")
+    facts, same = attacks_table.attacked("frames", tmp_path, STEP0, DIRECT)
+    assert [row.prompt_id for row in same] == list("abcd")
+    assert (facts["compliance"]["value"], facts["compliance"]["n"]) == (1.0, 4)
+    difference = facts["minus_direct"]
+    assert difference["value"] == 0.5
+    assert difference["lo"] < 0.5 < difference["hi"]
+    assert facts["begins_with_target"] == 4
+    spent = facts["budget"]
+    assert (spent["forward_tokens"], spent["loss_before"], spent["loss_after"]) == (11.5, 3.0, 1.0)
+    assert spent["answered_in_search"] == 0
+    shown = attacks_table.table(
+        {"attacks": {"frames": facts | {"command_seconds": 7.0}}, "direct": attacks_table.rates(same)}
+    )
+    assert "| `frames` | 1.00 [" in shown
+    assert "| 4 of 4 | 3.0000 → 1.0000 | 12 + 4 | 7 |" in shown
+    assert "| asked directly | .50 [" in shown
+
+
+def test_other_behaviours_or_judges_are_refused(tmp_path: Path) -> None:
+    written(tmp_path, "abx")
+    with pytest.raises(InputError, match="3 answers, 2 direct ones"):
+        attacks_table.attacked("frames", tmp_path, STEP0, DIRECT)
+    written(tmp_path, "ab", judge="rules@2")
+    with pytest.raises(InputError, match="rules@2"):
+        attacks_table.attacked("frames", tmp_path, STEP0, DIRECT)
+
+
+def test_the_page_quotes_the_committed_file() -> None:
+    file = ROOT / "benchmarks" / "results" / "attacks-step0-cuda.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+    assert attacks_table.table(content) in page
+    assert content["unfinished"].keys() == {"random_search"}
+    assert (
+        f"`random_search` has no figure: stopped after 240 s with {content['unfinished']['random_search']}"
+        in page
+    )
+    count, found = len(content["behaviours"]), content["attacks"]
+    assert f"{count} HarmBench behaviours" in page
+    assert found["best_of_n"]["budget"]["answered_in_search"] == count
+    assert found["best_of_n"]["any_refusal"]["value"] > 0.5
+    assert found["best_of_n"]["minus_direct"]["hi"] < 0
+    assert found["embedding"]["begins_with_target"] == count
+    assert found["embedding"]["degenerate"]["value"] > 0.25
+    assert found["embedding"]["minus_direct"]["lo"] < 0 < found["embedding"]["minus_direct"]["hi"]
+    assert min(found, key=lambda name: found[name]["budget"]["loss_after"] or 9) == "embedding"
+    assert found["templates"]["compliance"]["value"] == found["prefill"]["compliance"]["value"]
+    assert found["autodan"]["compliance"]["value"] < found["templates"]["compliance"]["value"]
