@@ -45,9 +45,12 @@ def test_arms_depend_on_what_they_always_did() -> None:
         assert set(settings["r2d2"]) == set(asdict(R2D2Settings())) - {"rescored"}
 
 
+FLOAT8 = ("training.r2d2.width=300", "training.r2d2.search_precision=float8")
+
+
 def test_the_inner_attack_rescores_more_where_float8_ranks_and_as_many_as_are_asked_for() -> None:
     def train(float8: bool, *overrides: str) -> Train:
-        config = load_config(preset="quick", overrides=["training.r2d2.width=300", *overrides])
+        config = load_config(preset="quick", overrides=[*FLOAT8, *overrides])
         facts = Facts("model", "bfloat16", "cuda", "embedded", "", "prompts", BATCH, float8=float8)
         stage = build_plan(Study(config, facts))["train/r2d2/seed0"].stage
         assert isinstance(stage, Train)

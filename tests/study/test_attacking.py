@@ -79,11 +79,11 @@ FLOAT8 = ("bfloat16", "cuda", True)
         ("bfloat16", "cuda", False, (), 8),  # a card without it, or a run begun before it was recorded
         ("bfloat16", "cpu", True, (), 8),  # `auto` ranks nothing there
         ("bfloat16", "cpu", True, ("search_precision=float8",), 64),
-        (*FLOAT8, (), 64),
-        (*FLOAT8, ("width=300",), 150),
-        (*FLOAT8, ("search_precision=model",), 8),
-        (*FLOAT8, ("rescored=8",), 8),
-        (*FLOAT8, ("rescored=100",), 100),
+        (*FLOAT8, (), 8),  # float8 must be named
+        (*FLOAT8, ("search_precision=float8",), 64),
+        (*FLOAT8, ("search_precision=float8", "width=300"), 150),
+        (*FLOAT8, ("search_precision=float8", "rescored=8"), 8),
+        (*FLOAT8, ("search_precision=float8", "rescored=100"), 100),
         ("float32", "cuda", False, ("rescored=9",), 9),
     ],
 )

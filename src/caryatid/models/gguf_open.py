@@ -36,7 +36,7 @@ def parsed_once() -> Iterator[None]:
 
     readers: dict[Path, Any] = {}
 
-    def reader(path: str | Path, mode: str = "r") -> Any:
+    def reader(path: str | Path, mode: Any = "r") -> Any:
         place = Path(path).absolute()
         if mode != "r":
             return original(path, mode)

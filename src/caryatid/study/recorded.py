@@ -36,8 +36,7 @@ class Facts:
     def ranking(self, wanted: SearchPrecision) -> Ranking:
         """The precision by which a search decides how many candidates it rescores; where none ranks them it does not
         matter."""
-        asked = wanted == "float8" or (wanted == "auto" and self.device.startswith("cuda"))
-        return "float8" if self.float8 and asked else "bfloat16"
+        return "float8" if self.float8 and wanted == "float8" else "bfloat16"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the manifest."""

@@ -43,13 +43,12 @@ class LowPrecision:
 def ranking(dtype: torch.dtype, device: torch.device, wanted: SearchPrecision) -> Ranking | None:
     """The precision in which candidates of a model are ranked; None: its own.
 
-    `auto` takes what the device computes faster: bfloat16 for float32 models on CUDA, float8 for bfloat16 models on
-    cards that have it. For other models there is none.
+    `auto` takes bfloat16 for float32 models on CUDA. float8, for bfloat16 models on cards that have it, must be asked
+    for: it needs so many candidates decided again that it hardly pays (docs/performance.md).
     """
-    automatic = wanted == "auto" and device.type == "cuda"
-    if dtype == torch.float32 and (wanted == "bfloat16" or automatic):
+    if dtype == torch.float32 and (wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")):
         return "bfloat16"
-    if dtype == torch.bfloat16 and (wanted == "float8" or automatic) and _float8_works(device):
+    if dtype == torch.bfloat16 and wanted == "float8" and _float8_works(device):
         return "float8"
     return None
 

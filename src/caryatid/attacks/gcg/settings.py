@@ -35,8 +35,8 @@ class GcgSettings(Settings):
     )
     search_precision: SearchPrecision = setting(
         "auto",
-        "Precision in which candidates are ranked; model: the model's own; auto: bfloat16 for float32 models and float8"
-        " for bfloat16 ones, where the device is faster in it.",
+        "Precision in which candidates are ranked; model: the model's own; auto: bfloat16 for float32 models on"
+        " CUDA; float8, for bfloat16 models, must be named.",
     )
     rescored: int | None = setting(
         None,
