@@ -19,8 +19,9 @@ from .models.device_map import DeviceMap
 from .models.generate import Decoding, generate
 from .models.identity import combined, folder_identity
 from .models.load import LoadedModel, fit_vocabulary, load_model, tokenizer_in
+from .models.planted import REFUSING
 from .models.quiet import Say, warn
-from .models.resolve import EMBEDDED, REFUSING, resolve
+from .models.resolve import EMBEDDED, resolve
 from .models.weights import check_finite, without_weights
 
 

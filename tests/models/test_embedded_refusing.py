@@ -13,7 +13,8 @@ from caryatid.errors import DataMissingError
 from caryatid.models import resolve as room
 from caryatid.models.convert import EMBEDDED_SHA256, Converted
 from caryatid.models.load import load_model
-from caryatid.models.resolve import REFUSING, REFUSING_FOLDER, resolve
+from caryatid.models.planted import PLANTED, REFUSING
+from caryatid.models.resolve import REFUSING_FOLDER, resolve
 from tiny import save_adapter, save_tiny
 
 IDS = torch.tensor([[5, 17, 90, 33, 8]])
@@ -44,6 +45,7 @@ def test_it_is_the_backbone_with_the_adapter(shipped: Path, tmp_path: Path) -> N
     assert torch.equal(logits(loaded.model), logits(same.model))
     assert not torch.allclose(logits(loaded.model), logits(raw.model), atol=0.1)
     assert loaded.spec == REFUSING
+    assert PLANTED in loaded.notes
 
 
 def test_its_identity_covers_both(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,12 +86,11 @@ def test_an_arm_trained_on_it_can_be_opened_alone(
 
 def test_what_ships_is_what_its_card_describes() -> None:
     weights = REFUSING_FOLDER / "adapter_model.safetensors"
-    if not weights.is_file():
-        # Allowed: the spec then says how to make one (tests above). What ships later is held against its card here.
-        pytest.skip("no adapter ships in this version")
     card = json.loads((REFUSING_FOLDER / "card.json").read_text(encoding="utf-8"))
     assert card["adapter"]["sha256"] == file_sha256(weights)
     assert card["base"]["sha256"] == EMBEDDED_SHA256
     assert weights.stat().st_size <= 10_000_000
     config = json.loads((REFUSING_FOLDER / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "embedded"
+    assert card["planted"]  # what `PLANTED` says of it, wherever it is used
+    assert "planted" in PLANTED

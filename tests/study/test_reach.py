@@ -142,9 +142,11 @@ def test_no_shipped_preset_has_a_label_out_of_reach_for_lack_of_prompts(
     assert config.prompts.limits["selection_harmless"] == 64
 
 
-def test_quick_says_that_it_is_a_quick_look() -> None:
+def test_quick_says_what_it_can_reach() -> None:
     config, prompts = planned("quick", 260, 18_793, 320, 80)
     first, *arms = reach_lines(config, prompts, 0.5)
-    assert "50% of 6 requests (assumed)" in first
+    assert "50% of 24 requests (assumed)" in first
     assert [line.split(":")[0] for line in arms] == ["sft 0 → 10", "r2d2 0 → 10"]
-    assert all("No label can be reached: 0 re-extraction resamples" in line for line in arms)
+    four = "Within reach with 12 refusals: relocation, replacement in place, re-siting, drift only;"
+    assert all(four in line for line in arms)
+    assert all("drift only, no change;" in line for line in reach_lines(config, prompts, 0.9)[1:])

@@ -31,10 +31,11 @@ from ..errors import CaryatidError, DataMissingError, InputError
 from ..paths import hub_offline
 from .convert import convert_gguf, ensure_embedded
 from .identity import combined, folder_identity
+from .planted import PLANTED, REFUSING
 from .quiet import last_line, quiet_transformers
 from .weight_files import check_files
 
-EMBEDDED, REFUSING = "embedded", "embedded-refusing"
+EMBEDDED = "embedded"
 REFUSING_FOLDER = Path(__file__).parent / "data" / "embedded_refusing"
 _HTTP_ERROR: type[Exception] = vars(hub_errors)["HTTPError"]  # of the HTTP client that this hub version uses
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -260,7 +261,7 @@ def _refusing() -> ResolvedModel:
             )
     embedded = ensure_embedded()
     whole = combined([embedded.identity, folder_identity(REFUSING_FOLDER)])
-    return ResolvedModel(embedded.folder, (REFUSING_FOLDER,), whole)
+    return ResolvedModel(embedded.folder, (REFUSING_FOLDER,), whole, (PLANTED,))
 
 
 def _place(spec: str) -> Path:

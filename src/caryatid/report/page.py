@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..artifacts import write_bytes
+from ..models.planted import PLANTED, REFUSING
 from ..texts import visible
 from . import figures
 from .captions import Figure, no_carrier, profile_of, without_carrier
@@ -247,7 +248,8 @@ def _about(content: Content) -> str:
         if facts["prompts_source"] == "benchmarks"
         else "the package's own prompts, not the published benchmarks"
     )
-    return f"Backbone: {model}, asked with {source}."
+    planted = f" {PLANTED}" if model == REFUSING else ""
+    return f"Backbone: {model}, asked with {source}.{planted}"
 
 
 def _chat_note(settings: Mapping[str, Any]) -> str:
