@@ -12,7 +12,7 @@ from small import table_columns
 
 from caryatid.errors import ConfigError, InputError, UsageError
 from caryatid.report.embed import columns_of, script_json
-from caryatid.report.page import cell
+from caryatid.report.page import about, cell
 from caryatid.report.tables import read_tables, write_table
 from caryatid.study.page import build_report, write_figures
 from caryatid.study.run import open_run
@@ -208,3 +208,10 @@ def test_damaged_files_are_one_line_with_a_remedy(
 def test_cells() -> None:
     values = (None, float("nan"), True, 0.123456, 3, "a")
     assert [cell(value) for value in values] == ["–", "–", "yes", "0.123", "3", "a"]
+
+
+@pytest.mark.parametrize(("spec", "said"), [("embedded-refusing", True), ("embedded", False)])
+def test_a_planted_backbone_is_said_where_the_backbone_is_named(spec: str, said: bool) -> None:
+    line = about(spec, "embedded")
+    assert f"Backbone: {spec}" in line
+    assert ("planted" in line) == said

@@ -140,7 +140,7 @@ def page_html(content: Content) -> str:
         arms=content.arms,
         stories=stories(tables),
         first_step=min((row["from"] for row in tables["verdict"]), default=0),
-        about=_about(content),
+        about=about(settings["model"]["spec"], manifest["facts"]["prompts_source"]),
         warnings=list(_warnings(tables)),
         published=PUBLISHED,
         trained=bool(tables["training"]),
@@ -240,12 +240,11 @@ def _placed(figure: Figure) -> dict[str, Any]:
     }
 
 
-def _about(content: Content) -> str:
+def about(model: str, prompts_source: str) -> str:
     """What was asked of which model, in a sentence."""
-    facts, model = content.manifest["facts"], content.settings["model"]["spec"]
     source = (
         "the published benchmarks"
-        if facts["prompts_source"] == "benchmarks"
+        if prompts_source == "benchmarks"
         else "the package's own prompts, not the published benchmarks"
     )
     planted = f" {PLANTED}" if model == REFUSING else ""
