@@ -1,16 +1,20 @@
 """GGUF files: converted once, whole, and as the model they hold; the embedded backbone's errors."""
 
 import json
+import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
 from transformers import Gemma3TextConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils import logging as hf_logging
 
 from caryatid.errors import DataMissingError, InputError, UsageError
 from caryatid.models import convert
@@ -33,8 +37,6 @@ def write_gguf(path: Path, without: str = "nothing", add: Callable[[Any], None] 
 
     `add` writes more into it.
     """
-    import gguf
-
     model, tokenizer = tiny_model(), tiny_tokenizer()
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -237,6 +239,21 @@ def test_two_conversions_at_once_agree(tmp_path: Path) -> None:
         logits(load_model(str(path), device="cpu").model),
         logits(load_model(str(found[0].folder), device="cpu").model),
     )
+
+
+def test_two_files_converted_at_once_leave_the_process_as_it_was(tmp_path: Path) -> None:
+    """gguf's reader, the standard error and transformers' verbosity belong to all threads."""
+    before = (gguf.GGUFReader, sys.stderr, hf_logging.get_verbosity(), list(warnings.filters))
+    names = ("a", "bc", "def")
+    paths = [write_gguf(tmp_path / f"{one}.gguf", add=lambda w, n=one: w.add_name(n)) for one in names]
+    found: list[convert.Converted] = []
+    threads = [threading.Thread(target=lambda p=path: found.append(convert.convert_gguf(p))) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({one.folder for one in found}) == len(paths)
+    assert (gguf.GGUFReader, sys.stderr, hf_logging.get_verbosity(), list(warnings.filters)) == before
 
 
 def test_an_unwritable_cache_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

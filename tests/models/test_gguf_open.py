@@ -1,6 +1,9 @@
 """A GGUF file's header is parsed once, and says the same."""
 
 import contextlib
+import gc
+import threading
+import weakref
 from pathlib import Path
 
 import gguf
@@ -43,3 +46,35 @@ def test_one_reader_a_file_within_and_the_librarys_own_after(small: Path) -> Non
         assert gguf.GGUFReader(small) is first
         raise RuntimeError("inside")
     assert gguf.GGUFReader is original
+
+
+def test_another_thread_waits_and_the_librarys_own_reader_is_left(small: Path) -> None:
+    original, entered, inside = gguf.GGUFReader, threading.Event(), list[bool]()
+
+    def second() -> None:
+        entered.set()
+        with parsed_once():
+            inside.append(first_left.is_set())
+
+    first_left, thread = threading.Event(), threading.Thread(target=second)
+    with parsed_once():
+        thread.start()
+        assert entered.wait(10)
+        thread.join(0.2)
+        first_left.set()
+    thread.join(10)
+    assert inside == [True]
+    assert gguf.GGUFReader is original
+
+
+def test_no_reader_outlives_and_a_file_that_was_replaced_is_read_anew(small: Path) -> None:
+    with parsed_once():
+        first = gguf.GGUFReader(str(small))
+        kept, names = weakref.ref(first), [tensor.name for tensor in first.tensors]
+    del first
+    gc.collect()
+    assert kept() is None
+    written = small.read_bytes()
+    small.write_bytes(written.replace(b"one", b"ONE"))
+    with parsed_once():
+        assert [tensor.name for tensor in gguf.GGUFReader(str(small)).tensors] == ["ONE", *names[1:]]

@@ -1,9 +1,13 @@
 """A GGUF file's header, parsed once for all who read it: a vocabulary of 150,000 words takes several seconds a time."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+_ALONE = threading.RLock()  # what `parsed_once` replaces belongs to the whole process
 
 
 def open_gguf(gguf: str | Path) -> Any:
@@ -31,7 +35,10 @@ def open_gguf(gguf: str | Path) -> Any:
 
 @contextlib.contextmanager
 def parsed_once() -> Iterator[None]:
-    """Within it, whoever imports gguf's `GGUFReader`, transformers above all, is given one reader a file."""
+    """Within it, whoever imports gguf's `GGUFReader`, transformers above all, is given one reader a file.
+
+    One thread at a time; others wait until it is left.
+    """
     import gguf
 
     readers: dict[Path, Any] = {}
@@ -44,9 +51,10 @@ def parsed_once() -> Iterator[None]:
             readers[place] = open_gguf(place)
         return readers[place]
 
-    original = gguf.GGUFReader
-    vars(gguf)["GGUFReader"] = reader
-    try:
-        yield
-    finally:
-        vars(gguf)["GGUFReader"] = original
+    with _ALONE:
+        original = gguf.GGUFReader
+        vars(gguf)["GGUFReader"] = reader
+        try:
+            yield
+        finally:
+            vars(gguf)["GGUFReader"] = original
