@@ -247,7 +247,9 @@ def test_two_files_converted_at_once_leave_the_process_as_it_was(tmp_path: Path)
     names = ("a", "bc", "def")
     paths = [write_gguf(tmp_path / f"{one}.gguf", add=lambda w, n=one: w.add_name(n)) for one in names]
     found: list[convert.Converted] = []
-    threads = [threading.Thread(target=lambda p=path: found.append(convert.convert_gguf(p))) for path in paths]
+    threads = [
+        threading.Thread(target=lambda p=path: found.append(convert.convert_gguf(p))) for path in paths
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -8,16 +8,29 @@ import torch
 
 from caryatid.anchors import Anchor, name_base, open_anchor
 from caryatid.artifacts import file_sha256
+from caryatid.behaviour.evaluate import Judges, Wanted, evaluate
+from caryatid.behaviour.judges.rules import RefusalRules
+from caryatid.behaviour.suites import Asking
 from caryatid.cli import run
+from caryatid.config import load_config
 from caryatid.errors import DataMissingError
 from caryatid.models import resolve as room
 from caryatid.models.convert import EMBEDDED_SHA256, Converted
 from caryatid.models.load import load_model
 from caryatid.models.planted import PLANTED, REFUSING
 from caryatid.models.resolve import REFUSING_FOLDER, resolve
+from caryatid.report.location import write_location
+from caryatid.single.located import LocateSettings
+from caryatid.single.model import load
+from caryatid.study.facts import settle_facts
+from caryatid.study.recorded import Facts
 from tiny import save_adapter, save_tiny
 
 IDS = torch.tensor([[5, 17, 90, 33, 8]])
+FEW = {
+    **{"extraction": 4, "selection": 4, "evaluation": 4, "utility": 2, "positions": 1, "resamples": 2},
+    **{"likely": 1, "controls": 2, "max_new_tokens": 2},
+}
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
@@ -82,6 +95,54 @@ def test_an_arm_trained_on_it_can_be_opened_alone(
     assert resolve(str(arm)).adapters == (shipped, arm)
     whole = open_anchor(Anchor("sft", 2, REFUSING, adapters=(str(arm),)), device="cpu")
     assert torch.allclose(logits(load_model(str(arm), device="cpu").model), logits(whole.model), atol=1e-5)
+
+
+def test_results_on_it_and_on_what_was_trained_from_it_say_so(shipped: Path, tmp_path: Path) -> None:
+    arm = save_adapter(tmp_path / "arm", size=0.05, seed=2)
+    name_base(arm, Anchor("base", 0, REFUSING), tmp_path)
+    asking, judges = Asking(max_new_tokens=2, batch_size=4), Judges(RefusalRules())
+    for spec in (REFUSING, str(arm)):
+        model = load(spec, device="cpu")
+        evaluated = evaluate(model.loaded, Wanted(("xstest_safe",), "embedded", limit=2), asking, judges)
+        assert evaluated.to_json()["notes"].count(PLANTED) == 1
+        located = model.locate(settings=LocateSettings(source="embedded", **FEW), out=tmp_path / "located")
+        page = write_location(tmp_path / "page", located).read_text()
+        assert page.count(PLANTED) == 1
+        assert f"{PLANTED}." not in page
+        assert located.to_json()["notes"] == [PLANTED]
+
+
+def test_a_command_says_it_once(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["evaluate", REFUSING, "--suite", "xstest", "--limit", "2", "--max-new-tokens", "2"]
+    assert run([*line, "--source", "embedded"]) == 0
+    assert capsys.readouterr().err.replace("\n", " ").count(PLANTED) == 1
+
+
+@pytest.mark.parametrize(
+    ("backbone", "observed", "said"),
+    [
+        ("embedded", None, False),
+        (REFUSING, None, True),
+        ("arm", None, True),
+        ("embedded", REFUSING, True),
+        ("embedded", "arm", True),
+        ("embedded", "base", False),
+    ],
+)
+def test_a_study_records_it_of_its_backbone_and_of_every_checkpoint(
+    shipped: Path, tmp_path: Path, backbone: str, observed: str | None, said: bool
+) -> None:
+    arm = save_adapter(tmp_path / "arm", size=0.05, seed=2)
+    name_base(arm, Anchor("base", 0, REFUSING), tmp_path)
+    places = {"arm": str(arm), "base": str(tmp_path / "base")}
+    named = [f"model.spec={places.get(backbone, backbone)}", "model.device=cpu", "prompts.source=embedded"]
+    if observed is not None:
+        named += [f"anchors=[{{arm: theirs, step: 1, model: {places.get(observed, observed)}}}]"]
+    facts = settle_facts(load_config(preset="quick", overrides=named), None).facts
+    assert facts.planted == said
+    before = facts.to_json()
+    del before["planted"]  # as an earlier version wrote it
+    assert Facts.from_json(before) == facts
 
 
 def test_what_ships_is_what_its_card_describes() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,8 @@ import pytest
 from hostile_texts import SECRET
 
 from caryatid.cli import run as command
-from caryatid.study.inspect_log import scores_of
+from caryatid.models.planted import PLANTED
+from caryatid.study.inspect_log import metadata_of, scores_of
 from caryatid.study.run import open_run
 from caryatid.study.series import all_anchors
 from caryatid.study.stages.answers import Answers
@@ -63,3 +65,13 @@ def test_every_table_is_a_data_frame(run: Path) -> None:
     frames = here.to_pandas()
     assert set(frames) == {file.stem for file in (run / "tables").glob("*.parquet")}
     pd.testing.assert_frame_equal(frames["verdict"], here.table("verdict"))
+
+
+def test_a_log_names_a_planted_backbone(run: Path) -> None:
+    here = open_run(run)
+    ref = all_anchors(here.config)[0]
+    row = here.of(Answers, ref).rows[0]
+    plain = metadata_of(here.study.facts, ref, row)
+    planted = metadata_of(replace(here.study.facts, planted=True), ref, row)
+    assert planted == {**plain, "note": PLANTED}
+    assert plain["suite"] == row.suite

@@ -210,8 +210,18 @@ def test_cells() -> None:
     assert [cell(value) for value in values] == ["–", "–", "yes", "0.123", "3", "a"]
 
 
-@pytest.mark.parametrize(("spec", "said"), [("embedded-refusing", True), ("embedded", False)])
-def test_a_planted_backbone_is_said_where_the_backbone_is_named(spec: str, said: bool) -> None:
-    line = about(spec, "embedded")
+@pytest.mark.parametrize(
+    ("spec", "facts", "said"),
+    [
+        ("embedded-refusing", {}, True),  # a run from before it was recorded
+        ("embedded", {}, False),
+        ("runs/mine/anchors/step-000010", {"planted": True}, True),
+        ("embedded", {"planted": False}, False),
+    ],
+)
+def test_a_planted_backbone_is_said_where_the_backbone_is_named(
+    spec: str, facts: dict[str, bool], said: bool
+) -> None:
+    line = about(spec, {"prompts_source": "embedded", **facts})
     assert f"Backbone: {spec}" in line
     assert ("planted" in line) == said

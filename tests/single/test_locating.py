@@ -33,7 +33,7 @@ SETTINGS = LocateSettings(
 )  # fmt: skip
 KEYS = (
     "model", "identity", "layers", "profile", "refusal", "gap", "carrier", "reason", "ablation", "addition", "utility",
-    "seconds",
+    "notes", "seconds",
 )  # fmt: skip
 
 

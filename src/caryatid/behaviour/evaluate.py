@@ -51,12 +51,14 @@ class Evaluation:
         answers: every judged answer.
         sets: what was asked, by suite.
         notes: what a reader should know: where the prompts come from, what a judge's rates stand for.
+        model_notes: the same of the model; a warning when it was loaded, too.
     """
 
     rows: tuple[Row, ...]
     answers: tuple[AnswerRow, ...]
     sets: Mapping[str, PromptSet]
     notes: tuple[str, ...]
+    model_notes: tuple[str, ...] = ()
 
     def to_pandas(self) -> "pd.DataFrame":
         """The rates as a data frame, with the columns of the `behaviour` table that say something here."""
@@ -80,7 +82,7 @@ class Evaluation:
                 name: {"n": len(one), "source": one.source, "sha256": one.sha256, "licence": one.licence}
                 for name, one in self.sets.items()
             },
-            "notes": list(self.notes),
+            "notes": [*self.notes, *self.model_notes],
         }
         return {**found, "answers": [row.to_json() for row in self.answers]} if answers else found
 
@@ -228,6 +230,7 @@ def evaluate(
         )
         progress.done()
     found = evaluated(answers, chosen, judges, seed=wanted.seed, by=wanted.by, chunks=chunks)
+    found = replace(found, model_notes=loaded.notes)
     if not perplexity:
         return found
     chatted = heldout_perplexity(

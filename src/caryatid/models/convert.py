@@ -91,8 +91,8 @@ def _forget_quantization(model: Any) -> None:
 def _write(gguf: Path, sha256: str, folder: Path) -> None:
     """Convert `gguf` into the existing empty `folder`, written through to the disk."""
     try:
-        # The GGUF reader draws a bar of its own; what goes wrong comes as an exception. `parsed_once` lets one thread in
-        # at a time, and stands first: the others belong to the whole process, too.
+        # The GGUF reader draws a bar of its own; what goes wrong comes as an exception. `parsed_once`, which lets one
+        # thread in at a time, stands first: the others change the whole process, too.
         with parsed_once(), quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
             facts = read_facts(gguf)
             loading: Any = AutoModelForCausalLM.from_pretrained(

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
 _ALONE = threading.RLock()  # what `parsed_once` replaces belongs to the whole process
 
 

@@ -140,7 +140,7 @@ def page_html(content: Content) -> str:
         arms=content.arms,
         stories=stories(tables),
         first_step=min((row["from"] for row in tables["verdict"]), default=0),
-        about=about(settings["model"]["spec"], manifest["facts"]["prompts_source"]),
+        about=about(settings["model"]["spec"], manifest["facts"]),
         warnings=list(_warnings(tables)),
         published=PUBLISHED,
         trained=bool(tables["training"]),
@@ -240,14 +240,14 @@ def _placed(figure: Figure) -> dict[str, Any]:
     }
 
 
-def about(model: str, prompts_source: str) -> str:
-    """What was asked of which model, in a sentence."""
+def about(model: str, facts: Mapping[str, Any]) -> str:
+    """What was asked of which model, in a sentence; `facts` as the manifest has them."""
     source = (
         "the published benchmarks"
-        if prompts_source == "benchmarks"
+        if facts["prompts_source"] == "benchmarks"
         else "the package's own prompts, not the published benchmarks"
     )
-    planted = f" {PLANTED}" if model == REFUSING else ""
+    planted = f" {PLANTED}" if facts.get("planted", model == REFUSING) else ""
     return f"Backbone: {model}, asked with {source}.{planted}"
 
 

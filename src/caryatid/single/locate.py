@@ -113,7 +113,8 @@ def locate(
         model = Measured(loaded, loaded.chat(system), batch.forward, progress)
         found = _Locating(model, settings, sets, used, steps, batch.generate).run()
     progress.done()
-    return replace(found, facts={**found.facts, "seconds": round(time.monotonic() - started, 1)})
+    facts = {**found.facts, "notes": list(loaded.notes), "seconds": round(time.monotonic() - started, 1)}
+    return replace(found, facts=facts, notes=(*found.notes, *loaded.notes))
 
 
 @dataclass

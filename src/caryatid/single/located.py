@@ -105,7 +105,7 @@ class Located:
         effects: rows: intervention, control, read_out, value, lo, hi, n.
         places: shares of bootstrap draws in which the best candidate is at a layer, by layer.
         remedy: what to try where there is no carrier.
-        notes: where prompts come from, and the like.
+        notes: where prompts come from, and what a user should know about the model.
     """
 
     facts: dict[str, Any]

@@ -15,6 +15,7 @@ from ..models.batch import plan_batch_sizes
 from ..models.check import check_loaded
 from ..models.identity import asked_as, folder_identity
 from ..models.load import choose_device, load_model
+from ..models.planted import PLANTED
 from ..models.resolve import resolve
 from ..models.sizes import BatchSizes
 from ..paths import hub_offline
@@ -46,17 +47,17 @@ def settle_facts(config: StudyConfig, earlier: Facts | None) -> Settled:
         _check_trained_whole(config)
         if config.training.shard != "none":
             check_shards(config.training.mode, getattr(torch, dtype))
-    weights = resolve(
+    backbone = resolve(
         config.model.spec, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
-    ).identity
-    identity = asked_as(weights, config.model.chat_options.identity)
+    )
+    identity = asked_as(backbone.identity, config.model.chat_options.identity)
     prompts = _prompts(config, earlier)
     if earlier and prompts is None:
         source, note, digest = earlier.prompts_source, earlier.prompts_note, earlier.prompts_sha256
     else:
         assert prompts is not None
         source, note, digest = prompts.source, prompts.note, content_key(prompts.to_json())
-    observed, chat_sha256 = _observed_identities(config), _chat_file(config)
+    (observed, noted), chat_sha256 = _observed(config), _chat_file(config)
     known = earlier is not None and earlier.model_identity == identity
     batch = dict(earlier.batch) if earlier and known else vars(_batch_sizes(config, str(device), dtype))
     facts = Facts(
@@ -72,6 +73,7 @@ def settle_facts(config: StudyConfig, earlier: Facts | None) -> Settled:
         float8=earlier.float8
         if earlier and earlier.dtype == dtype
         else ranking(getattr(torch, dtype), device, "float8") == "float8",
+        planted=PLANTED in (*backbone.notes, *noted),
     )
     return Settled(facts, prompts)
 
@@ -144,13 +146,16 @@ def _batch_sizes(config: StudyConfig, device: str, dtype: str) -> BatchSizes:
     return BatchSizes(**{key: value or getattr(planned, key) for key, value in named.items()})
 
 
-def _observed_identities(config: StudyConfig) -> tuple[str, ...]:
-    found = []
+def _observed(config: StudyConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Identities of somebody else's checkpoints, and what is said of their models."""
+    found, notes = [], list[str]()
     for anchor in config.observed_anchors:
         parts = []
         if anchor.model or anchor.revision:
             spec, code = anchor.model or config.model.spec, config.model.trust_remote_code
-            parts.append(resolve(spec, revision=anchor.revision, trust_remote_code=code).identity)
+            model = resolve(spec, revision=anchor.revision, trust_remote_code=code)
+            parts.append(model.identity)
+            notes += model.notes
         if anchor.adapter:
             folder = Path(anchor.adapter)
             if not (folder / "adapter_config.json").is_file():
@@ -161,4 +166,4 @@ def _observed_identities(config: StudyConfig) -> tuple[str, ...]:
                 )
             parts.append(folder_identity(folder))
         found.append(content_key(parts))
-    return tuple(found)
+    return tuple(found), tuple(notes)

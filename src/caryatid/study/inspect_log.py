@@ -8,8 +8,10 @@ from typing import Any
 
 from ..behaviour.answers import AnswerRow
 from ..errors import DataMissingError
+from ..models.planted import PLANTED
 from ..texts import visible
 from .page import hidden
+from .recorded import Facts
 from .run import Run
 from .series import AnchorRef, all_anchors
 from .stages.answers import Answers
@@ -60,6 +62,12 @@ def scores_of(row: AnswerRow) -> dict[str, int]:
     return found
 
 
+def metadata_of(facts: Facts, ref: AnchorRef, row: AnswerRow) -> dict[str, Any]:
+    """What a log says of itself: anchor, suite, attack and judge, and what must be said of a planted backbone."""
+    found = {**ref.columns, "suite": row.suite, "attack": row.attack, "judge": row.judge}
+    return {**found, "note": PLANTED} if facts.planted else found
+
+
 def _log(run: Run, ref: AnchorRef, rows: Sequence[AnswerRow], name: str, show: bool) -> Any:
     from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalMetric, EvalResults, EvalScore, EvalSpec
 
@@ -87,7 +95,7 @@ def _log(run: Run, ref: AnchorRef, rows: Sequence[AnswerRow], name: str, show: b
         dataset=EvalDataset(name=rows[0].set_name, samples=len(rows)),
         model=f"{run.config.model.spec}/{ref.label}",
         config=EvalConfig(),
-        metadata={**ref.columns, "suite": rows[0].suite, "attack": rows[0].attack, "judge": rows[0].judge},
+        metadata=metadata_of(run.study.facts, ref, rows[0]),
     )
     found = EvalResults(total_samples=len(rows), completed_samples=len(rows), scores=results)
     return EvalLog(status="success", eval=spec, results=found, samples=[_sample(row, show) for row in rows])

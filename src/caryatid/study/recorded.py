@@ -1,7 +1,7 @@
 """What is settled when a study is planned, as its run directory records it; read without any model library."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,7 +19,8 @@ class Facts:
     Attributes:
         batch: sizes by use. observed_identities: of somebody else's checkpoints, in order. chat_sha256: of the user's
             chat file, empty without one. float8: whether the device can rank the backbone's GCG candidates in float8;
-            False in runs begun before this was recorded, which go on with 8 rescored.
+            False in runs begun before this was recorded, which go on with 8 rescored. planted: whether the backbone
+            or a checkpoint is, or builds on, `embedded-refusing`; not compared, as it follows from their identities.
     """
 
     model_identity: str
@@ -32,6 +33,7 @@ class Facts:
     observed_identities: tuple[str, ...] = ()
     chat_sha256: str = ""
     float8: bool = False
+    planted: bool = field(default=False, compare=False)
 
     def ranking(self, wanted: SearchPrecision) -> Ranking:
         """The precision by which a search decides how many candidates it rescores; where none ranks them it does not
