@@ -11,6 +11,7 @@ from hostile_texts import Seen
 from small import table_columns
 
 from caryatid.cli import run as command
+from caryatid.models.planted import PLANTED
 from caryatid.report.tables import read_tables, write_table
 
 
@@ -64,6 +65,18 @@ def test_the_page_holds_a_sentence_a_study_and_arm(compared: Path) -> None:
     assert html.count('class="headline"') == 4
     assert "Under r2d2, refusal moved" in html
     assert "1 of 2" in html
+
+
+def test_a_planted_refusal_is_said_of_its_study_alone(two: list[Path], tmp_path: Path) -> None:
+    planted = tmp_path / "planted"
+    shutil.copytree(two[1] / "tables", planted / "tables")
+    manifest = json.loads((two[0] / "manifest.json").read_text(encoding="utf-8"))
+    changed = manifest | {"facts": manifest["facts"] | {"planted": True}}
+    (planted / "manifest.json").write_text(json.dumps(changed))
+    assert command(["compare", str(two[0]), str(planted), "--out", str(tmp_path / "page")]) == 0
+    html = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert html.count(PLANTED) == 1
+    assert f"<bdi>planted</bdi>: {PLANTED}" in html
 
 
 @pytest.mark.browser

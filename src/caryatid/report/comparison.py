@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from ..artifacts import write_bytes
+from ..artifacts import RunDirectory, write_bytes
 from ..errors import UsageError
+from ..models.planted import PLANTED
 from .charts import (
     SYMBOLS,
     Chart,
@@ -45,11 +46,12 @@ _KINDS: Mapping[pa.DataType, type] = {
 
 @dataclass(frozen=True)
 class Compared:
-    """A study: a name that no other one has here, its folder, its tables."""
+    """A study: a name that no other one has here, its folder, its tables, whether it is about a planted refusal."""
 
     name: str
     folder: Path
     tables: Tables
+    planted: bool = False
 
 
 def opened(folders: Sequence[Path]) -> list[Compared]:
@@ -68,8 +70,14 @@ def opened(folders: Sequence[Path]) -> list[Compared]:
             raise UsageError("no tables of a finished study", where=str(folder), remedy=remedy)
         base = folder.resolve().name
         names[base] += 1
-        found.append(Compared(base if names[base] == 1 else f"{base} ({names[base]})", folder, tables))
+        name = base if names[base] == 1 else f"{base} ({names[base]})"
+        found.append(Compared(name, folder, tables, _is_planted(RunDirectory(folder))))
     return found
+
+
+def _is_planted(run: RunDirectory) -> bool:
+    facts = run.manifest().get("facts") if run.manifest_path.exists() else None
+    return isinstance(facts, dict) and bool(facts.get("planted"))
 
 
 def write_comparison(out: Path, runs: Sequence[Compared]) -> Path:
@@ -91,6 +99,7 @@ def write_comparison(out: Path, runs: Sequence[Compared]) -> Path:
         agreement=agreement(told),
         tables=list(joined),
         runs=runs,
+        planted=PLANTED,
     )
     write_bytes(out / "index.html", html.encode())
     return out / "index.html"

@@ -113,8 +113,8 @@ def locate(
         model = Measured(loaded, loaded.chat(system), batch.forward, progress)
         found = _Locating(model, settings, sets, used, steps, batch.generate).run()
     progress.done()
-    facts = {**found.facts, "notes": list(loaded.notes), "seconds": round(time.monotonic() - started, 1)}
-    return replace(found, facts=facts, notes=(*found.notes, *loaded.notes))
+    ended = {"notes": list(loaded.notes), "seconds": round(time.monotonic() - started, 1)}
+    return replace(found, facts={**found.facts, **ended}, notes=(*found.notes, *loaded.notes))
 
 
 @dataclass
