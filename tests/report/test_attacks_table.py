@@ -93,4 +93,7 @@ def test_the_page_quotes_the_committed_file() -> None:
     assert found["embedding"]["minus_direct"]["lo"] < 0 < found["embedding"]["minus_direct"]["hi"]
     assert min(found, key=lambda name: found[name]["budget"]["loss_after"] or 9) == "embedding"
     assert found["templates"]["compliance"]["value"] == found["prefill"]["compliance"]["value"]
+    assert found["templates"]["harm"]["lo"] > found["prefill"]["harm"]["hi"]
+    harms = [f"{found[name]['harm']['value']:.2f}".lstrip("0") for name in ("templates", "prefill")]
+    assert f"judged harmful more often ({harms[0]}, prefilling's {harms[1]})" in page
     assert found["autodan"]["compliance"]["value"] < found["templates"]["compliance"]["value"]

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +98,20 @@ def test_what_the_text_says_of_both_seeds_holds() -> None:
             assert rows["r2d2", step, *safe]["value"] <= base[safe]["value"]
             for arm in ("sft", "r2d2"):
                 assert rows[arm, step, *useful]["hi"] > base[useful]["lo"]
+
+
+def test_what_the_text_says_of_refused_look_alikes_differs_between_the_seeds() -> None:
+    def at(name: str, arm: str, step: int, suite: str) -> Mapping[str, Any]:
+        wanted = {"arm": arm, "step": step, "suite": suite, "metric": "any_refusal"}
+        return publish.Published(name).row("behaviour", **wanted)
+
+    for suite in ("xstest_safe", "xstest_unsafe"):
+        for name, below in (("qwen-0.5b-seed0-four-arms", True), ("qwen-0.5b-seed1", False)):
+            ended, before = at(name, "r2d2", 500, suite), at(name, "base", 0, suite)
+            assert (ended["hi"] < before["lo"]) == below
+            assert below or ended["hi"] > before["value"]
+    unsafe = "qwen-0.5b-seed1", "xstest_unsafe"
+    assert at(unsafe[0], "r2d2", 500, unsafe[1])["value"] >= at(unsafe[0], "base", 0, unsafe[1])["value"]
 
 
 def test_the_page_on_speed_quotes_how_many_winners_are_kept() -> None:
