@@ -1,6 +1,7 @@
 """`embedded-refusing`: the embedded backbone with the adapter that ships, here a tiny stand-in for both."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from caryatid.models import resolve as room
 from caryatid.models.convert import EMBEDDED_SHA256, Converted
 from caryatid.models.load import load_model
 from caryatid.models.planted import PLANTED, REFUSING
+from caryatid.models.quiet import said_once
 from caryatid.models.resolve import REFUSING_FOLDER, resolve
 from caryatid.report.location import write_location
 from caryatid.single.located import LocateSettings
@@ -116,6 +118,18 @@ def test_a_command_says_it_once(shipped: Path, capsys: pytest.CaptureFixture[str
     line = ["evaluate", REFUSING, "--suite", "xstest", "--limit", "2", "--max-new-tokens", "2"]
     assert run([*line, "--source", "embedded"]) == 0
     assert capsys.readouterr().err.replace("\n", " ").count(PLANTED) == 1
+
+
+def test_python_hears_it_once_in_a_study_and_again_outside(
+    shipped: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    warnings.simplefilter("always")
+    with said_once():
+        for _ in range(2):
+            load_model(REFUSING, device="cpu")
+    assert [str(one.message) for one in recwarn.list].count(PLANTED) == 1
+    load_model(REFUSING, device="cpu")
+    assert [str(one.message) for one in recwarn.list].count(PLANTED) == 2
 
 
 @pytest.mark.parametrize(

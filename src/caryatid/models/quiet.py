@@ -4,12 +4,13 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from transformers.utils import logging as hf_logging
 
 from ..errors import LoadWarning
 
-__all__ = ["LoadWarning", "Say", "last_line", "quiet_transformers", "warn"]
+__all__ = ["LoadWarning", "Say", "last_line", "quiet_transformers", "said_once", "warn"]
 
 _LONGEST = 300  # characters: some errors list everything that they know
 
@@ -17,8 +18,26 @@ Say = Callable[[str], None]
 """Takes one line that a user should read."""
 
 
+_said: ContextVar[set[str] | None] = ContextVar("said", default=None)
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Each line is issued once within it; a study opens its models again and again."""
+    token = _said.set(set())
+    try:
+        yield
+    finally:
+        _said.reset(token)
+
+
 def warn(line: str) -> None:
     """Issue one `LoadWarning`."""
+    said = _said.get()
+    if said is not None:
+        if line in said:
+            return
+        said.add(line)
     warnings.warn(line, LoadWarning, stacklevel=2)
 
 

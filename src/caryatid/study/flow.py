@@ -50,6 +50,7 @@ from typing import Any
 
 from ..config import StudyConfig
 from ..errors import UsageError
+from ..models.quiet import said_once
 from ..progress import NO_PROGRESS, Progress
 from .executors.base import Executor
 from .exports import write_answers
@@ -72,6 +73,7 @@ class RunResult:
     main: bool = True
 
 
+@said_once()
 def run_study(
     config: StudyConfig,
     out: Path,
