@@ -1,4 +1,4 @@
-"""What ranking candidates in lower precision buys, and whether it costs: `search_precision` auto beside `model`.
+"""What ranking candidates in lower precision (bfloat16 for float32 models, float8 for bfloat16) buys, and costs.
 
     python benchmarks/bench_gcg_precision.py --device cuda --parts 7b small r2d2 --out precision.json
     python benchmarks/bench_gcg_precision.py --device cuda --parts winners losses --model FOLDER --out precision.json
@@ -32,7 +32,7 @@ import transformers
 import bench_r2d2
 from bench_gcg import CASE, SUFFIX, device_name, random_model, several
 from caryatid.attacks.base import Goal
-from caryatid.attacks.gcg import steps as engine
+from caryatid.attacks.gcg import steps as stepping
 from caryatid.attacks.gcg.settings import GcgSettings, SearchPrecision
 from caryatid.attacks.gcg.state import GcgState, start_state
 from caryatid.models.batch import RowLimit
@@ -74,6 +74,11 @@ def goals(count: int) -> list[Goal]:
     ]
 
 
+def lower(loaded: LoadedModel) -> SearchPrecision:
+    """The precision below the model's own."""
+    return "bfloat16" if loaded.dtype == torch.float32 else "float8"
+
+
 def searching(steps: int, width: int, top_k: int, precision: SearchPrecision) -> GcgSettings:
     """A search that nothing ends early."""
     return GcgSettings(
@@ -99,7 +104,7 @@ def search(
             raise OutOfTime
 
     tick()
-    states = engine.gcg_steps(
+    states = stepping.gcg_steps(
         loaded,
         chat,
         [start_state(chat, goal, length=SUFFIX) for goal in chosen],
@@ -115,7 +120,7 @@ def search(
 def timed(loaded: LoadedModel, args: argparse.Namespace, cases: int, width: int) -> dict[str, Any]:
     """Medians per case and step, both ways."""
     found: dict[str, Any] = {}
-    for precision in ("model", "auto"):
+    for precision in ("model", lower(loaded)):
         settings = searching(args.steps + WARM_UP, width, min(256, 2 * width), precision)
         if loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(loaded.device)
@@ -145,8 +150,9 @@ def part_small(args: argparse.Namespace) -> dict[str, Any]:
 def part_r2d2(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     shape = "tiny" if args.shape == "tiny" else "mistral-7b"
-    for precision in ("model", "auto"):
+    for low in (False, True):
         loaded = random_model(shape, choose_device(args.device))
+        precision = lower(loaded) if low else "model"
         sizes = {"cases": 8, "steps": 5, "width": 512, "top_k": 256, "max_length": 512}
         if shape == "tiny":
             sizes = {"cases": 2, "steps": 1, "width": 16, "top_k": 32, "max_length": 64}
@@ -174,17 +180,17 @@ def real_model(args: argparse.Namespace) -> LoadedModel:
 def part_winners(args: argparse.Namespace) -> dict[str, Any]:
     """Every step's candidates are also all scored in the model's own precision, beside the search."""
     loaded, ranks = real_model(args), list[int]()
-    decided = engine._decided
+    decided = stepping._decided
 
     def watched(state: Any, layouts: Any, candidates: Any, ranked: Any, suffix: Any, again: int) -> Any:
         found = decided(state, layouts, candidates, ranked, suffix, again)
-        own = engine._start(state, layouts, candidates, suffix, None).result().losses
+        own = stepping._start(state, layouts, candidates, suffix, None).result().losses
         for low, exact in zip(ranked, own, strict=True):
             ranks.append(int((low < low[exact.argmin()]).sum()))
         return found
 
-    engine._decided = watched
-    settings = searching(args.steps, args.width, 256, args.search_precision)
+    stepping._decided = watched
+    settings = searching(args.steps, args.width, 256, lower(loaded))
     scored = ""
     try:
         states, _ = search(loaded, goals(args.cases), settings, args.seconds, exact=False)
@@ -192,7 +198,7 @@ def part_winners(args: argparse.Namespace) -> dict[str, Any]:
     except OutOfTime:
         pass
     finally:
-        engine._decided = decided
+        stepping._decided = decided
     kept = {rescored: float(np.mean(np.array(ranks) < rescored)) for rescored in RESCORED} if ranks else None
     return {"scored": scored, "case_steps": len(ranks), "kept": kept, "lowest_rank": max(ranks, default=0)}
 
@@ -200,7 +206,7 @@ def part_winners(args: argparse.Namespace) -> dict[str, Any]:
 def part_losses(args: argparse.Namespace) -> dict[str, Any]:
     loaded, finals = real_model(args), dict[str, list[float]]()
     scored, seconds = {}, {}
-    for precision in ("model", args.search_precision):
+    for precision in ("model", lower(loaded)):
         settings = searching(args.steps, args.width, 256, precision)
         began, best = time.perf_counter(), list[float]()
         chosen = goals(args.cases)
@@ -210,7 +216,7 @@ def part_losses(args: argparse.Namespace) -> dict[str, Any]:
             best += [state.best_loss for state in states]
             scored[precision] = states[0].scored
         finals[precision], seconds[precision] = best, time.perf_counter() - began
-    differences = np.array(finals[args.search_precision]) - np.array(finals["model"])
+    differences = np.array(finals[lower(loaded)]) - np.array(finals["model"])
     draws = np.random.default_rng(0).choice(differences, (10_000, len(differences))).mean(axis=1)
     interval = np.quantile(draws, (0.025, 0.975)).tolist()
     mean = float(differences.mean())
@@ -226,7 +232,6 @@ def main() -> int:
     parser.add_argument("--shape", choices=("full", "tiny"), default="full", help="tiny: to try the script")
     parser.add_argument("--model", default="embedded", help="of winners and losses: folder, .gguf or hub id")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of that model")
-    parser.add_argument("--search-precision", choices=("auto", "bfloat16", "float8"), default="auto")
     parser.add_argument(
         "--steps", type=int, default=7, help="timed steps; steps per case of winners and losses"
     )

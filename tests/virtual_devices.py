@@ -3,6 +3,7 @@
 What a GPU would refuse is refused here. Values are plain CPU tensors, so that results can be compared bit for bit.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 HOST = torch.device("cpu")
 FIRST, SECOND = "cpu:1", "cpu:2"
 _INDEXING = {"__getitem__", "__setitem__", "index_put", "index_put_"}  # these take indices from the host
+_DEVICE = inspect.getattr_static(Tensor, "device").__get__  # what asking a tensor for its device calls
 
 
 class OverTwoDevices(AssertionError):
@@ -31,7 +33,7 @@ def put(value: Any, device: torch.device | str) -> Any:
     """A result, all of whose tensors lie on a device from now on."""
     for each in tree_leaves(value):
         if isinstance(each, Tensor):
-            each._home = torch.device(device)  # type: ignore[attr-defined]  # the mark that makes it virtual
+            vars(each)["_home"] = torch.device(device)  # the mark that makes it virtual
     return value
 
 
@@ -52,7 +54,7 @@ class VirtualDevices(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
-        if func == Tensor.device.__get__:  # type: ignore[attr-defined]  # a getset_descriptor, unknown to torch's stubs
+        if func == _DEVICE:
             return home(args[0])
         if name in ("to", "cpu") and args and isinstance(args[0], Tensor):
             return _moved(func, args, kwargs)

@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_flatten_with_path, tree_map
 
 from caryatid.attacks.base import BlockRun, Goal
 from caryatid.attacks.embedding import embedding_search
+from caryatid.attacks.gcg.engine import gcg_engine
 from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache
 from caryatid.attacks.gcg.scoring import SCORINGS
 from caryatid.attacks.gcg.settings import GcgSettings
 from caryatid.attacks.gcg.state import start_state, text_loss
-from caryatid.attacks.gcg.steps import gcg_engine
 from caryatid.attacks.settings import EmbeddingSettings
 from caryatid.causal.attribution import ablate_sublayers, attribute
 from caryatid.causal.cone import ConeLoss

@@ -10,7 +10,7 @@ import pytest
 
 import publish
 from caryatid.artifacts import file_sha256
-from caryatid.attacks.gcg.settings import GcgSettings
+from caryatid.attacks.gcg.settings import GcgSettings, Ranking
 
 RUNS = sorted(path.parent for path in publish.RESULTS.glob("*/provenance.json"))
 
@@ -119,10 +119,14 @@ def test_the_page_on_speed_quotes_how_many_winners_are_kept() -> None:
     root = publish.RESULTS.parents[1]
     file = root / "benchmarks" / "results" / "gcg-precision-cuda.json"
     found, page = json.loads(file.read_text()), (root / "docs" / "performance.md").read_text(encoding="utf-8")
-    for name, own, low in (("winners", "float32", "bfloat16"), ("winners8", "bfloat16", "float8")):
+    measured: tuple[tuple[str, str, Ranking], ...] = (
+        ("winners", "float32", "bfloat16"),
+        ("winners8", "bfloat16", "float8"),
+    )
+    for name, own, low in measured:
         part = found[f"{name}-by-number"]["winners"]
         assert part["case_steps"] == 200
         (row,) = re.findall(rf"^\| {own} → {low} \|(.*)\|$", page, re.MULTILINE)
         cells = [float(cell) for cell in row.split("|")]
         assert cells == [*part["kept"].values(), part["lowest_rank"]]
-        assert part["kept"][str(GcgSettings(width=128).decided(low))] >= 0.95  # type: ignore[arg-type]
+        assert part["kept"][str(GcgSettings(width=128).decided(low))] >= 0.95

@@ -97,7 +97,9 @@ def test_how_many_are_rescored_follows_the_precision_and_is_part_of_the_key(
     stage = build_plan(study)["cases/seed0"]
     assert stage.inputs["settings"]["attack"]["rescored"] == rescored
     assert isinstance(stage.stage, Cases)
-    assert stage.stage.searched.rescored == rescored  # type: ignore[attr-defined]  # of GCG
+    searched = stage.stage.searched
+    assert isinstance(searched, GcgSettings)
+    assert searched.rescored == rescored
     explicit = load_config(preset="quick", overrides=[*named, f"attacks.fixed_source.rescored={rescored}"])
     assert build_plan(Study(explicit, facts))["cases/seed0"].key == stage.key
 

@@ -205,7 +205,7 @@ def _merged(wrapped: Any, folder: Path) -> Any:
         merged = _probed(plain)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # PEFT has no error of its own for kinds that it can run and cannot merge
+    except Exception as error:  # PEFT raises other errors for every kind that it cannot merge
         raise InputError(f"{what}: {last_line(error)}", where=str(folder), remedy=remedy) from error
     if unmerged is not None and merged is not None and bool(unmerged.isfinite().all()):
         apart = float((merged - unmerged).norm() / unmerged.norm().clamp_min(1e-30))

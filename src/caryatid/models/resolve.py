@@ -175,10 +175,12 @@ def _check_configuration(folder: Path) -> None:
     """Refuse files of settings that transformers cannot read, or passes over without a word."""
     if (folder / "generation_config.json").is_file():
         _read_json(folder / "generation_config.json")
+    # Nothing but transformers' reading of a user's file stands in the `try`. What it raises there depends on the file
+    # (OSError, KeyError, TypeError, ValueError, the validators of a configuration class); the cause is chained.
     try:
         with quiet_transformers():
             AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers has no error of its own for files that it cannot read
+    except Exception as error:
         raise InputError(
             f"transformers cannot read it: {last_line(error)}",
             where=str(folder / "config.json"),

@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from caryatid.attacks.base import AttackResult, BlockRun, Goal
 from caryatid.attacks.gcg import precision, steps
 from caryatid.attacks.gcg.precision import Float8Linear, float8_product, low_precision, quantised_rows
 from caryatid.attacks.gcg.search import gcg_search
-from caryatid.attacks.gcg.settings import GcgSettings
+from caryatid.attacks.gcg.settings import GcgSettings, Ranking, SearchPrecision
 from caryatid.models.adapters import AdaptedLinear
 from caryatid.models.batch import RowLimit
 from caryatid.models.load import LoadedModel
@@ -45,7 +45,7 @@ def logits(loaded: LoadedModel) -> torch.Tensor:
 @pytest.mark.parametrize(("dtype", "wanted"), [(torch.float32, "bfloat16"), (torch.bfloat16, "float8")])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_winner_is_decided_in_the_models_own_precision(
-    arch: str, dtype: torch.dtype, wanted: str, monkeypatch: pytest.MonkeyPatch
+    arch: str, dtype: torch.dtype, wanted: SearchPrecision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every move's loss is the own-precision loss, the smallest of the re-scored, which are the best of the ranking."""
     loaded = tiny_loaded(arch, dtype=dtype)
@@ -67,7 +67,7 @@ def test_the_winner_is_decided_in_the_models_own_precision(
         return found
 
     monkeypatch.setattr(steps, "_decided", recording)
-    low = low_precision(loaded, wanted)  # type: ignore[arg-type]
+    low = low_precision(loaded, wanted)
     results = searched(loaded, search_precision=wanted, rescored=8)
     if low is None:  # a model without linear layers of a usable shape
         assert results[0].scored.endswith(str(dtype).removeprefix("torch."))
@@ -99,7 +99,7 @@ def test_float8_decides_half_of_the_candidates_again_and_bfloat16_eight() -> Non
     numbers = [GcgSettings(width=width).decided("float8") for width in (16, 128, 131, 512)]
     assert numbers == [64, 64, 66, 256]
     assert {GcgSettings(width=width).decided("bfloat16") for width in (16, 128, 512)} == {8}
-    assert {GcgSettings(rescored=8).decided(name) for name in ("bfloat16", "float8")} == {8}  # type: ignore[arg-type]
+    assert {GcgSettings(rescored=8).decided(name) for name in get_args(Ranking)} == {8}
     loaded = tiny_loaded("llama", dtype=torch.bfloat16)
     wide = {"search_precision": "float8", "width": 70, "top_k": 70, "steps": 1}
     assert searched(loaded, **wide)[0].scored.endswith("float8, the best 64 again in bfloat16")
@@ -172,17 +172,17 @@ def turn(trainee: Trainee, seed: int) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "wanted"), [(torch.float32, "bfloat16"), (torch.bfloat16, "float8")])
-def test_it_follows_the_weights_of_a_model_in_training(dtype: torch.dtype, wanted: str) -> None:
+def test_it_follows_the_weights_of_a_model_in_training(dtype: torch.dtype, wanted: SearchPrecision) -> None:
     """Adapters put on a model that was ranked before, and each change of theirs."""
     plain = tiny_loaded("llama", dtype=dtype)
-    assert low_precision(plain, wanted) is not None  # type: ignore[arg-type]
+    assert low_precision(plain, wanted) is not None
     trainee = trainee_of(dtype)
-    assert low_precision(trainee.loaded, wanted) is not None  # type: ignore[arg-type]
+    assert low_precision(trainee.loaded, wanted) is not None
     base = logits(plain)
     for seed in (1, 2):
         turn(trainee, seed)
         with trainee.attacked():
-            low = low_precision(trainee.loaded, wanted)  # type: ignore[arg-type]
+            low = low_precision(trainee.loaded, wanted)
             assert low is not None
             exact = logits(trainee.loaded)
             with low.opened():

@@ -11,10 +11,11 @@ from ...models.forward import check_context
 from ...models.load import LoadedModel
 from ...models.template import ChatFormat
 from ..base import AttackResult, BlockRun, Goal
+from .engine import GcgEngine, gcg_engine
 from .layout import evaluation_mode
 from .settings import GcgSettings, SuffixLength
 from .state import GcgState, start_state
-from .steps import GcgEngine, begin_records, gcg_engine, gcg_step
+from .steps import begin_records, gcg_step
 
 KEEP_EVERY = 60.0  # seconds between two states that are kept of an unfinished search
 
