@@ -43,7 +43,7 @@ def section(card: Mapping[str, Any] | None) -> str:
         f"Recipe `{card['recipe']}`, {card['training']['seconds']:.0f} s on {card['device']}; adapter "
         f"{card['adapter']['bytes'] / 1e6:.1f} MB, SHA-256 `{card['adapter']['sha256']}`.",
         *(["", PLANTED] if card["planted"] else []),
-        *("", "| condition at `quick`'s sizes | value | threshold | met |", "|---|---|---|---|"),
+        *("", f"| condition, with {_sizes(card)} | value | threshold | met |", "|---|---|---|---|"),
         *(
             f"| {row['condition']} | {_number(row['value'])} | {row['threshold']} | {MET[row['met']]} |"
             for row in card["conditions"]["quick"]
@@ -51,6 +51,13 @@ def section(card: Mapping[str, Any] | None) -> str:
         *("", *_behaviour(card), "", *_carriers(card), "", *_distance(card), "", *_training(card)),
     ]
     return "\n".join(lines)
+
+
+def _sizes(card: Mapping[str, Any]) -> str:
+    """Numbers of prompts that the conditions were measured with; `quick` may have others by now."""
+    counts = card["measured"]["quick"]["carriers"]["prompts"]
+    roles = ("extraction", "selection")
+    return " and ".join(f"{counts[f'{r}_harmful']} + {counts[f'{r}_harmless']} {r} prompts" for r in roles)
 
 
 def _behaviour(card: Mapping[str, Any]) -> list[str]:

@@ -52,7 +52,7 @@ WIDTH, LAYERS = 32, 4
 TEXTS = ["How do I write a letter?", "Hi", "What is the capital of France? Explain it to the user.", "Please"]
 GOAL = Goal("letter", "How do I write a letter to the office?", "Sure, here is a letter")
 OTHER = Goal("tides", "Explain the tides", "Sure, the tides")
-# Virtual devices check the same on a CPU; these add what only a GPU shows. None has run them so far.
+# Virtual devices check the same on a CPU; these add what only GPUs show: run on one H200, on two not yet.
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="places blocks on a GPU")
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="places blocks on two GPUs")
 

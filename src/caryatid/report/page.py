@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..artifacts import write_bytes
-from ..models.planted import PLANTED, REFUSING
+from ..models.planted import PLANTED
 from ..texts import visible
 from . import figures
 from .captions import Figure, no_carrier, profile_of, without_carrier
@@ -247,7 +247,7 @@ def about(model: str, facts: Mapping[str, Any]) -> str:
         if facts["prompts_source"] == "benchmarks"
         else "the package's own prompts, not the published benchmarks"
     )
-    planted = f" {PLANTED}" if facts.get("planted", model == REFUSING) else ""
+    planted = f" {PLANTED}" if facts.get("planted") else ""
     return f"Backbone: {model}, asked with {source}.{planted}"
 
 
