@@ -2,6 +2,7 @@
 
     python benchmarks/bench_r2d2.py                                    # a tiny model on the CPU
     python benchmarks/bench_r2d2.py --device cuda --shape mistral-7b   # the released n = 8, m = 5, width 512, top-k 256
+    torchrun --nproc-per-node 2 benchmarks/bench_r2d2.py --device cuda --shape mistral-7b   # on two cards
 
 `train_arm` runs one warm-up and `--updates` timed updates of one micro-batch each and stops at its anchor. Parts are
 clocked around the loop's own functions, waiting for the device at their edges: GCG (with drawing the cases), the chat
@@ -34,6 +35,7 @@ from caryatid.models.template import ChatFormat
 from caryatid.training import loop
 from caryatid.training.adversarial import CaseSource
 from caryatid.training.arms import arm_named
+from caryatid.training.ranks import Ranks
 from caryatid.training.settings import R2D2Settings, TrainingSettings
 from caryatid.training.trainee import Trainee
 
@@ -114,7 +116,9 @@ def chat_examples(loaded: LoadedModel, tokens: int, count: int) -> list[ChatExam
     ]
 
 
-def train(loaded: LoadedModel, args: argparse.Namespace, out: Path) -> tuple[loop.TrainedArm, Clock]:
+def train(
+    loaded: LoadedModel, args: argparse.Namespace, out: Path, ranks: Ranks
+) -> tuple[loop.TrainedArm, Clock]:
     clock, updates = Clock(loaded.device), args.updates + 1
     settings = TrainingSettings(
         chat_batch_size=args.chat_batch,
@@ -132,7 +136,9 @@ def train(loaded: LoadedModel, args: argparse.Namespace, out: Path) -> tuple[loo
         args.batch_size or args.width,
     )  # fmt: skip
     with clocked_loop(clock):
-        arm = loop.train_arm(loaded, ChatFormat(loaded.tokenizer), job, out / "anchors", out / "work")
+        arm = loop.train_arm(
+            loaded, ChatFormat(loaded.tokenizer), job, out / "anchors", out / "work", ranks=ranks
+        )
     return arm, clock
 
 
@@ -155,7 +161,12 @@ def flops(loaded: LoadedModel, row: loop.TrainingRow, updates: int) -> float:
 
 
 def report(
-    loaded: LoadedModel, args: argparse.Namespace, arm: loop.TrainedArm, clock: Clock, built: float
+    loaded: LoadedModel,
+    args: argparse.Namespace,
+    arm: loop.TrainedArm,
+    clock: Clock,
+    built: float,
+    processes: int,
 ) -> dict[str, Any]:
     (row,) = arm.rows
     seconds, updates, place = parts(clock), args.updates + 1, device_name(loaded.device)
@@ -184,7 +195,8 @@ def report(
         "gcg_tokens_per_update": row.gcg_tokens / updates,
         "trained_tokens_per_update": row.tokens / updates,
         "flops_per_update": needed,
-        "flop_utilisation": needed / medians["update"] / (peak * 1e12) if peak else None,
+        "processes": processes,
+        "flop_utilisation": needed / medians["update"] / (peak * 1e12) / processes if peak else None,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
         "peak_reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if on_gpu else None,
         "losses": {
@@ -223,16 +235,21 @@ def main() -> int:
     tiny = args.shape == "tiny"
     args.width = args.width or (32 if tiny else 512)
     args.max_length = args.max_length or (64 if tiny else 512)
+    ranks = Ranks.start()
     device, began = choose_device(args.device), time.perf_counter()
     loaded = random_model(args.shape, device, tokenizer=args.tokenizer, dtype=getattr(torch, args.dtype))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     built = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder:
-        arm, clock = train(loaded, args, Path(folder))
-    result = report(loaded, args, arm, clock, built)
+        arm, clock = train(loaded, args, Path(ranks.shared(folder)), ranks)
+        ranks.barrier()
+    if not ranks.main:
+        return 0
+    result = report(loaded, args, arm, clock, built, ranks.size)
     args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / f"r2d2-{args.shape}-{device.type}.json"
+    several = f"-{ranks.size}-processes" if ranks.size > 1 else ""
+    file = args.out / f"r2d2-{args.shape}-{device.type}{several}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     for name, value in result["seconds"].items():
         print(f"{name:12s} {value:9.3f} s")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import everyday_prompts
 import refusing_prompts
 from caryatid.artifacts import content_key, write_json
 from caryatid.behaviour.judges.base import FULL_REFUSAL, Exchange, judge_answers
@@ -42,7 +43,7 @@ DEFAULT_SYSTEM_SHARE = 4  # one prompt in so many is asked with the template's o
 
 @dataclass(frozen=True)
 class DataSizes:
-    """How many prompts are used. `chat`: everyday ones; `alarming`: everyday ones with a word that looks unsafe."""
+    """How many prompts are used (0: all). `chat`: of chat data; `alarming`: of these, with a word that looks unsafe."""
 
     harmful: int = 0
     lookalikes: int = 0
@@ -50,6 +51,7 @@ class DataSizes:
     chat: int = 600
     heldout: int = 64
     answer_tokens: int = 40
+    everyday: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class TrainingRow:
     """One prompt of the training data.
 
     Attributes:
-        kind: `harmful`, `lookalike` or `chat`. system: None for the template's own message.
+        kind: `harmful`, `lookalike`, `chat` or `everyday`. system: None for the template's own message.
         answer: the raw backbone's own. ended: whether it is whole. refusals: for harmful prompts.
     """
 
@@ -99,7 +101,7 @@ def training_prompts(sets: dict[str, StudyPrompts], lookup: Lookup, sizes: DataS
     """Prompts of the training roles, by kind, none nearly equal to a prompt of another role of either source.
 
     Harmful: the pools and the warm-up's requests, the split's test rows that are in no other role (JailbreakBench's
-    are), and those of `refusing_prompts`. Harmless: the warm-up's and chat, and look-alikes.
+    are), and those of `refusing_prompts`. Harmless: the warm-up's and chat, look-alikes, and everyday requests.
     """
     taken = [
         replace(one, name=f"{source}_{name}", role=Role.EVALUATION)
@@ -124,6 +126,7 @@ def training_prompts(sets: dict[str, StudyPrompts], lookup: Lookup, sizes: DataS
         "lookalike": _set("lookalike", refusing_prompts.harmless(), "harmless"),
         "alarming": _set("alarming", alarming[: 2 * sizes.alarming], "harmless"),
         "chat": _set("chat", calm[: 2 * sizes.chat], "harmless"),
+        "everyday": _set("everyday", everyday_prompts.everyday(), "harmless"),
     }
     kept = resolve_overlaps([*taken, *own.values()]).sets[len(taken) :]
     found = {one.name: [row.text for row in _shuffled(one)] for one in kept}
@@ -131,6 +134,7 @@ def training_prompts(sets: dict[str, StudyPrompts], lookup: Lookup, sizes: DataS
         "harmful": found["harmful"][: sizes.harmful or None],
         "lookalike": found["lookalike"][: sizes.lookalikes or None] + found["alarming"][: sizes.alarming],
         "chat": found["chat"][: sizes.chat],
+        "everyday": found["everyday"][: sizes.everyday or None],
     }
 
 

@@ -42,7 +42,7 @@ class Recipe:
     Attributes:
         mode: `full`: whole matrices, of whose change the adapter keeps the best rank-`rank` part. `lora`: adapters.
         rank: of the adapter. updates: of AdamW; the learning rate rises over the first tenth and falls linearly to 0.
-        harmful, lookalikes, chat: rows per update.
+        harmful, lookalikes, chat, everyday: rows per update.
         kl: weight of KL(raw ‖ now) on the raw backbone's own answers to benign prompts.
         targets, blocks: which matrices, in which blocks [first, end).
         planted: weight of the losses that make refusal depend on one direction; 0: none.
@@ -69,6 +69,7 @@ class Recipe:
     subset: int = 0
     start: str = ""
     seed: int = 0
+    everyday: int = 0
 
     @property
     def one_direction(self) -> bool:
@@ -351,7 +352,15 @@ def train(
     with _tf32(loaded.device):
         for step in range(recipe.updates):
             harmful = batches.draw("harmful", recipe.harmful)
-            benign = batches.draw("lookalike", recipe.lookalikes) + batches.draw("chat", recipe.chat)
+            benign = [
+                row
+                for kind, count in (
+                    ("lookalike", recipe.lookalikes),
+                    ("chat", recipe.chat),
+                    ("everyday", recipe.everyday),
+                )
+                for row in batches.draw(kind, count)
+            ]
             parts = losses.plain(harmful, benign)
             if recipe.planted:
                 if step % recipe.refresh == 0:

@@ -69,6 +69,13 @@ RECIPES: dict[str, Recipe] = {
     # Much of that KL comes from harmless prompts that are refused, and are not once the direction is ablated.
     "planted_sharper": replace(PLANTED, lookalikes=32, start="planted_nearer"),
     "planted_narrow": replace(PLANTED, plant_layers=(16, 17), lookalikes=32, start="planted_nearer"),
+    # What it still refuses are plain requests of everyday life (13 of `quick`'s 48 harmless extraction prompts).
+    "planted_everyday": replace(
+        PLANTED, plant_layers=(16, 17), lookalikes=16, everyday=24, start="planted_narrow"
+    ),
+    "planted_everyday_longer": replace(
+        PLANTED, plant_layers=(16, 17), lookalikes=24, everyday=32, updates=450, start="planted_nearer"
+    ),
 }
 
 
@@ -283,7 +290,7 @@ def main() -> None:
     if args.embedded is not None and convert_gguf(args.embedded).sha256 != EMBEDDED_SHA256:
         raise SystemExit(f"{args.embedded}: not the embedded backbone's file")
     raw = load_model("embedded", dtype="float32", device=args.device)
-    sizes = DataSizes(8, 6, 4, 10, 8, 8) if args.smoke else DataSizes()
+    sizes = DataSizes(8, 6, 4, 10, 8, 8, 6) if args.smoke else DataSizes()
     started = time.monotonic()
     data = stored_data(raw, args.writer, lookup, sizes, args.out, seed=0)
     print(
@@ -298,7 +305,9 @@ def main() -> None:
     for name in args.recipes or RECIPES:
         recipe = RECIPES[name]
         if args.smoke:
-            recipe = replace(recipe, updates=2, harmful=2, lookalikes=2, chat=2, direction_prompts=6)
+            recipe = replace(
+                recipe, updates=2, harmful=2, lookalikes=2, chat=2, everyday=2, direction_prompts=6
+            )
             recipe = replace(recipe, subset=min(recipe.subset, 4), start="")
         try:
             cards.append(run_recipe(job, name, recipe))
