@@ -120,6 +120,23 @@ def test_a_command_says_it_once(shipped: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.replace("\n", " ").count(PLANTED) == 1
 
 
+@pytest.mark.parametrize("spec", [REFUSING, "embedded"])
+def test_a_plan_says_it_once_and_only_of_a_planted_backbone(
+    shipped: Path, spec: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"model.spec={spec}", "model.device=cpu", "prompts.source=embedded"]
+    line = ["study", "plan", "--preset", "quick", *[word for one in settings for word in ("--set", one)]]
+    said = int(spec == REFUSING)
+    assert run(line) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines().count(PLANTED) == said
+    assert PLANTED not in shown.err.replace("\n", " ")
+    assert run([*line, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["notes"] == [PLANTED] * said
+    assert PLANTED not in shown.err.replace("\n", " ")
+
+
 def test_python_hears_it_once_in_a_study_and_again_outside(
     shipped: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -1,10 +1,16 @@
 """What the terminal shows at the end of a study, and the label of a fixed-source attack with nothing to break."""
 
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from caryatid.study.summary import HEADLINE, trajectory_lines
+from caryatid.artifacts import RunDirectory, write_json
+from caryatid.models.planted import PLANTED
+from caryatid.study.demo import Demo, headline, packed_run
+from caryatid.study.flow import RunResult
+from caryatid.study.summary import HEADLINE, summary_lines, trajectory_lines
 from caryatid.study.tables.behaviour import with_notes
 
 Row = dict[str, Any]
@@ -37,6 +43,18 @@ def test_several_seeds_are_told_apart() -> None:
     lines = list(trajectory_lines(rows))
     assert lines[0].startswith("seed")
     assert [line.split()[0] for line in lines[1:3]] == ["0", "7"]
+
+
+@pytest.mark.parametrize("planted", [True, False])
+def test_a_planted_refusal_is_said_of_a_study_and_of_a_packed_one(tmp_path: Path, planted: bool) -> None:
+    with zipfile.ZipFile(packed_run()) as packed:
+        packed.extractall(tmp_path)
+    run = RunDirectory(tmp_path)
+    manifest = run.manifest()
+    write_json(run.manifest_path, {**manifest, "facts": {**manifest["facts"], "planted": planted}})
+    page = tmp_path / "report" / "index.html"
+    assert list(summary_lines(RunResult(tmp_path, page, 0, 1, 1.0))).count(PLANTED) == int(planted)
+    assert list(headline(Demo(tmp_path, page, "A study."))).count(PLANTED) == int(planted)
 
 
 @pytest.mark.parametrize(("direct", "noted"), [(0.9, False), (0.91, True), (float("nan"), False)])

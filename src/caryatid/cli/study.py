@@ -115,15 +115,18 @@ def plan(
     """
     from ..artifacts import RunDirectory
     from ..config import load_config
+    from ..models.planted import PLANTED
+    from ..models.quiet import said_once
     from ..study.forecast import forecast_of
     from ..study.reach import reach_lines
     from ..study.runner import settled_plan
 
     settings = load_config(preset=preset, file=config, overrides=overrides)
-    settled, stages = settled_plan(settings, out)
+    with said_once(PLANTED):  # it stands in the plan itself
+        settled, stages = settled_plan(settings, out)
+        forecast = forecast_of(stages, settled.prompts, again=again, refusal_rate=refusal_rate)
     facts = settled.facts
     reached = reach_lines(settings, settled.prompts, refusal_rate) if settled.prompts else []
-    forecast = forecast_of(stages, settled.prompts, again=again, refusal_rate=refusal_rate)
     rows = forecast.rows(stages, None if out is None else RunDirectory(out))
     left = [entry for entry, row in zip(stages, rows, strict=True) if row.get("state") != "done"]
     if as_json:
@@ -133,13 +136,14 @@ def plan(
             "text": forecast.line(left),
             "calibration": forecast.note,
         }
-        print_json({"facts": facts.to_json(), "stages": rows, "reach": reached, "forecast": total})
+        shown = {"facts": facts.to_json(), "notes": facts.notes, "stages": rows}
+        print_json({**shown, "reach": reached, "forecast": total})
         return
     announce(f"prompts: {facts.prompts_note}; batches {dict(facts.batch)}")
     names = ["id", "size", "seconds", "memory", "disk", *(["state"] if out else [])]
     print_table(["stage", *names[1:]], [[_cell(row, name) for name in names] for row in rows])
     say(f"{len(left)} stages: {forecast.line(left)}")
-    for line in reached:
+    for line in (*reached, *facts.notes):
         say(line)
 
 

@@ -22,9 +22,13 @@ _said: ContextVar[set[str] | None] = ContextVar("said", default=None)
 
 
 @contextmanager
-def said_once() -> Iterator[None]:
-    """Each line is issued once within it; a study opens its models again and again."""
-    token = _said.set(set())
+def said_once(*lines: str) -> Iterator[None]:
+    """Each line is issued once within it; a study opens its models again and again.
+
+    Args:
+        lines: that whoever enters says elsewhere; they are not issued at all.
+    """
+    token = _said.set(set(lines))
     try:
         yield
     finally:

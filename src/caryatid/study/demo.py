@@ -28,6 +28,7 @@ from ..report.story import SENTENCES
 from ..report.tables import read_tables
 from .page import HARMFUL_SUITES, build_report
 from .plan import Planned, build_plan
+from .recorded import Facts
 from .run import Run, open_run
 from .series import verdict_pairs
 from .stage import Study
@@ -219,7 +220,7 @@ def _is_copy(out: Path, packed: zipfile.ZipFile) -> bool:
 
 
 def headline(demo: Demo) -> Iterator[str]:
-    """What the study is, the trajectory of every arm, and its first-to-last verdicts in words."""
+    """What the study is, every arm's trajectory and first-to-last verdict in words, what must be said of them."""
     tables = read_tables(demo.directory)
     yield demo.title
     yield from trajectory_lines(tables["behaviour"])
@@ -229,6 +230,7 @@ def headline(demo: Demo) -> Iterator[str]:
         whole = max(mine, key=lambda row: row["to"] - row["from"])
         said = f"{whole['label']}: {SENTENCES[whole['label']]}"
         yield f"{arm} {whole['from']} → {whole['to']}, seed {seed}: {said}"
+    yield from Facts.of_run(RunDirectory(demo.directory)).notes
 
 
 def next_steps(demo: Demo) -> list[str]:

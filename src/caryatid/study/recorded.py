@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from ..artifacts import DAMAGED_RUN, RunDirectory
 from ..attacks.gcg.settings import Ranking, SearchPrecision
 from ..errors import CaryatidError, InputError
+from ..models.planted import PLANTED
 from ..models.sizes import BatchSizes
 
 
@@ -39,6 +40,11 @@ class Facts:
         """The precision by which a search decides how many candidates it rescores; where none ranks them it does not
         matter."""
         return "float8" if self.float8 and wanted == "float8" else "bfloat16"
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be said beside every result of the study."""
+        return [PLANTED] if self.planted else []
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the manifest."""

@@ -1,11 +1,13 @@
-"""What `study run` prints at its end: the verdicts, the headline numbers, and where the report is."""
+"""What `study run` prints at its end: the headline numbers, the verdicts, what must be said of them, the report."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..artifacts import RunDirectory
 from ..report.tables import read_tables
 from .decision import agreement
 from .flow import RunResult
+from .recorded import Facts
 
 Row = Mapping[str, Any]
 # Low compliance is never shown without what else lowers it: refusal of everything, and gibberish.
@@ -23,6 +25,7 @@ def summary_lines(result: RunResult) -> Iterator[str]:
     tables = read_tables(result.directory)
     yield from trajectory_lines(tables["behaviour"])
     yield from verdict_lines(tables["verdict"])
+    yield from Facts.of_run(RunDirectory(result.directory)).notes
     yield f"{result.executed} stages run, {result.reused} reused, {result.seconds:.0f} s"
     yield f"report: {result.report}"
 
