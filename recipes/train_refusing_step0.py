@@ -186,6 +186,7 @@ def run_recipe(job: Job, name: str, recipe: Recipe) -> dict[str, Any]:
         "base": {"spec": "embedded", "sha256": EMBEDDED_SHA256},
         "adapter": {
             "sha256": file_sha256(folder / "adapter" / "adapter_model.safetensors"),
+            "config_sha256": file_sha256(folder / "adapter" / "adapter_config.json"),
             "bytes": trained["adapter_bytes"],
             "fits": trained["adapter_bytes"] <= LIMIT,
         },

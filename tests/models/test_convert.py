@@ -279,3 +279,14 @@ def test_embedded_backbone_missing_or_wrong(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(convert, "EMBEDDED_PACKAGE", "wrong_wheel")
     with pytest.raises(DataMissingError, match="checksum"):
         load_model("embedded")
+    assert convert.embedded_state() == "damaged"
+
+
+def test_without_the_package_that_reads_gguf_files_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(DataMissingError, match="'gguf' is not installed") as caught:
+        load_model(str(path))
+    assert caught.value.remedy == "Install it: pip install gguf"

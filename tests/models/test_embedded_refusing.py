@@ -1,6 +1,7 @@
 """`embedded-refusing`: the embedded backbone with the adapter that ships, here a tiny stand-in for both."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from caryatid.models.planted import PLANTED, REFUSING
 from caryatid.models.quiet import said_once
 from caryatid.models.resolve import REFUSING_FOLDER, resolve
 from caryatid.report.location import write_location
+from caryatid.single.doctor import examine
 from caryatid.single.located import LocateSettings
 from caryatid.single.model import load
 from caryatid.study.facts import settle_facts
@@ -45,6 +47,13 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "embedded"}))
     monkeypatch.setattr(room, "REFUSING_FOLDER", folder)
+    return described(folder)
+
+
+def described(folder: Path) -> Path:
+    """The adapter's folder with a card of what is in it."""
+    sums = {key: file_sha256(folder / name) for name, key in room._CHECKED.items()}
+    (folder / "card.json").write_text(json.dumps({"adapter": sums}))
     return folder
 
 
@@ -66,23 +75,45 @@ def test_it_is_the_backbone_with_the_adapter(shipped: Path, tmp_path: Path) -> N
 def test_its_identity_covers_both(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = resolve(REFUSING)
     assert first.adapters == (shipped,)
-    save_adapter(shipped, size=0.1, seed=1)
+    described(save_adapter(shipped, size=0.1, seed=1))
     other_adapter = resolve(REFUSING).identity
     monkeypatch.setattr(room, "ensure_embedded", lambda: Converted(tmp_path / "base", "sum", "another"))
     other_base = resolve(REFUSING).identity
     assert len({first.identity, other_adapter, other_base, "base identity", "another"}) == 5
 
 
-@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
-def test_without_its_adapter_it_says_what_to_do(
-    shipped: Path, missing: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (shipped / missing).unlink()
-    with pytest.raises(DataMissingError, match="not in this copy of caryatid") as caught:
+def refused(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loading it, the command line and the doctor all say so, with a remedy."""
+    with pytest.raises(DataMissingError, match=words) as caught:
         load_model(REFUSING, device="cpu")
     assert "recipes/train_refusing_step0.py" in str(caught.value.remedy)
     assert run(["models", "check", REFUSING]) == 3
     assert REFUSING in capsys.readouterr().err
+    monkeypatch.setattr("caryatid.models.convert.embedded_state", lambda: "converted")
+    finding = next(one for one in examine("cpu", self_test=False) if one.check == REFUSING)
+    assert (finding.state, finding.found, finding.exit_code) == ("FAIL", caught.value.what, 3)
+    assert finding.remedy == caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "card.json"])
+def test_without_its_adapter_it_says_what_to_do(
+    shipped: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shipped / name).unlink()
+    refused("not in this copy of caryatid", monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "card.json"])
+def test_a_damaged_adapter_is_not_used(
+    shipped: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same size, and with the time that the whole file had: as on a disk that fails."""
+    assert resolve(REFUSING)
+    path = shipped / name
+    before, content = path.stat(), path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    refused("damaged", monkeypatch, capsys)
 
 
 def test_an_arm_trained_on_it_can_be_opened_alone(
@@ -179,6 +210,7 @@ def test_a_study_records_it_of_its_backbone_and_of_every_checkpoint(
 def test_what_ships_is_what_its_card_describes() -> None:
     weights = REFUSING_FOLDER / "adapter_model.safetensors"
     card = json.loads((REFUSING_FOLDER / "card.json").read_text(encoding="utf-8"))
+    assert room.refusing_adapter() == REFUSING_FOLDER
     assert card["adapter"]["sha256"] == file_sha256(weights)
     assert card["base"]["sha256"] == EMBEDDED_SHA256
     assert weights.stat().st_size <= 10_000_000

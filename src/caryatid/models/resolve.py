@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
+from ..artifacts import file_sha256
 from ..errors import CaryatidError, DataMissingError, InputError
 from ..paths import hub_offline
 from .convert import convert_gguf, ensure_embedded
@@ -37,6 +38,11 @@ from .weight_files import check_files
 
 EMBEDDED = "embedded"
 REFUSING_FOLDER = Path(__file__).parent / "data" / "embedded_refusing"
+_CARD = "card.json"
+_CHECKED = {
+    "adapter_config.json": "config_sha256",
+    "adapter_model.safetensors": "sha256",
+}  # by the card's keys
 _HTTP_ERROR: type[Exception] = vars(hub_errors)["HTTPError"]  # of the HTTP client that this hub version uses
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -248,22 +254,40 @@ def _adapter(folder: Path, spec: str, trust_remote_code: bool, depth: int) -> Re
     return ResolvedModel(below.folder, (*below.adapters, folder), whole, below.notes)
 
 
+def refusing_adapter() -> Path:
+    """The folder of the adapter of `embedded-refusing`, whose files are those that its card names.
+
+    Raises:
+        DataMissingError: a file of it is missing, or is another one than its card names.
+    """
+    remedy = "Install caryatid again, make the adapter (recipes/train_refusing_step0.py), or use 'embedded'."
+    for name in (_CARD, *_CHECKED):
+        if not (REFUSING_FOLDER / name).is_file():
+            what = f"its adapter is not in this copy of caryatid ({REFUSING_FOLDER / name})"
+            raise DataMissingError(what, where=REFUSING, remedy=remedy)
+    try:
+        card = json.loads((REFUSING_FOLDER / _CARD).read_text(encoding="utf-8"))["adapter"]
+        wanted = {name: str(card[key]) for name, key in _CHECKED.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"the card of its adapter is damaged ({REFUSING_FOLDER / _CARD})"
+        raise DataMissingError(what, where=REFUSING, remedy=remedy) from error
+    for name, sha256 in wanted.items():
+        found = file_sha256(REFUSING_FOLDER / name)
+        if found != sha256:
+            what = f"its adapter is damaged: checksum of {name} is {found[:12]}…, not {sha256[:12]}…"
+            raise DataMissingError(what, where=REFUSING, remedy=remedy)
+    return REFUSING_FOLDER
+
+
 def _refusing() -> ResolvedModel:
     """The embedded backbone with the adapter that ships; its identity covers both.
 
     Raises:
-        DataMissingError: the adapter, or the backbone, is not installed.
+        DataMissingError: the adapter, or the backbone, is not installed, or damaged.
     """
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (REFUSING_FOLDER / name).is_file():
-            raise DataMissingError(
-                f"its adapter is not in this copy of caryatid ({REFUSING_FOLDER / name})",
-                where=REFUSING,
-                remedy="Install caryatid again, make the adapter (recipes/train_refusing_step0.py), or use 'embedded'.",
-            )
-    embedded = ensure_embedded()
-    whole = combined([embedded.identity, folder_identity(REFUSING_FOLDER)])
-    return ResolvedModel(embedded.folder, (REFUSING_FOLDER,), whole, (PLANTED,))
+    adapter, embedded = refusing_adapter(), ensure_embedded()
+    whole = combined([embedded.identity, folder_identity(adapter)])
+    return ResolvedModel(embedded.folder, (adapter,), whole, (PLANTED,))
 
 
 def _place(spec: str) -> Path:

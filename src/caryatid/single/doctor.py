@@ -206,17 +206,28 @@ def _places(sets: list[Any]) -> str:
 
 
 def _backbone() -> Iterator[Finding]:
-    from ..models.convert import EMBEDDED_REMEDY, embedded_state
+    """The embedded backbone, and the adapter that makes it refuse, against its card."""
+    from ..models.convert import EMBEDDED_AGAIN, EMBEDDED_REMEDY, embedded_state
+    from ..models.planted import REFUSING
+    from ..models.resolve import refusing_adapter
 
-    state = embedded_state()
+    state, code = embedded_state(), DataMissingError.exit_code
     if state == "missing":
-        found = "not here; the preset `quick` needs it"
-        yield Finding("embedded", "FAIL", found, EMBEDDED_REMEDY, DataMissingError.exit_code)
+        yield Finding("embedded", "FAIL", "not here; the preset `quick` needs it", EMBEDDED_REMEDY, code)
+    elif state == "damaged":
+        found = "installed, but not the file that caryatid was made for (checksum)"
+        yield Finding("embedded", "FAIL", found, EMBEDDED_AGAIN, code)
     elif state == "installed":
         remedy = "Convert it before its first use: caryatid models fetch embedded"
         yield Finding("embedded", "note", "installed, not converted yet", remedy)
     else:
         yield Finding("embedded", "ok", "SmolLM2-135M-Instruct, converted")
+    try:
+        refusing_adapter()
+    except DataMissingError as error:
+        yield Finding(REFUSING, "FAIL", error.what, error.remedy or "", code)
+    else:
+        yield Finding(REFUSING, "ok", "its adapter is the one of its card; its refusal is planted")
 
 
 def _self_test(device: str | None) -> Iterator[Finding]:
