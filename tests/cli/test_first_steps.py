@@ -24,7 +24,9 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield path, command
 
 
-COMMANDS = dict(leaves(typer.main.get_command(app)))
+ROOT: Any = typer.main.get_command(app)
+COMMANDS = dict(leaves(ROOT))
+GROUPS = [(), *((name,) for name, below in ROOT.commands.items() if hasattr(below, "commands"))]
 
 
 def test_all_commands_are_walked() -> None:
@@ -47,6 +49,17 @@ def test_help_shows_an_example_that_the_command_accepts(
     arguments = shlex.split(COMMANDS[words].epilog.removeprefix(start))
     with COMMANDS[words].make_context(" ".join(words), arguments) as context:  # parses, and runs nothing
         assert context.params
+
+
+@pytest.mark.parametrize("words", GROUPS, ids=" ".join)
+def test_lists_of_commands_say_whole_sentences_at_80_columns(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([*words, "--help"]) == 0
+    listed = capsys.readouterr().out.partition("Commands:")[2]
+    assert listed
+    assert "..." not in listed
 
 
 def test_alone_it_says_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,14 +49,19 @@ app.add_typer(judge.app, name="judge")
 app.add_typer(export.app, name="export")
 app.add_typer(geometry.directions_app, name="directions")
 app.add_typer(geometry.metrics_app, name="geometry")
-app.command(epilog=study.REPORT_EXAMPLE)(study.report)
-app.command(epilog=compare.EXAMPLE)(compare.compare)
-app.command(epilog=training.EXAMPLE)(training.train)
-app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
-app.command(epilog=measure.INTERVENE_EXAMPLE)(measure.intervene)
-app.command(epilog=locate.EXAMPLE)(locate.locate)
-app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
-app.command(epilog=demo.EXAMPLE)(demo.demo)
+
+# In one line of the list of commands, which is 80 columns wide; a command's own help says more.
+for _command, _example, _short in (
+    (study.report, study.REPORT_EXAMPLE, "Rebuild a run's report from its artifacts alone."),
+    (compare.compare, compare.EXAMPLE, "Several studies on one page."),
+    (training.train, training.EXAMPLE, "Train one arm, and keep its anchors."),
+    (evaluate.evaluate, evaluate.EXAMPLE, "Ask a model the prompts of suites, and judge its answers."),
+    (measure.intervene, measure.INTERVENE_EXAMPLE, "Ablate and add a direction: one causal table."),
+    (locate.locate, locate.EXAMPLE, "Where one model carries refusal, how surely, at what cost."),
+    (doctor.doctor, doctor.EXAMPLE, "What is here, what is missing, and what to do about it."),
+    (demo.demo, demo.EXAMPLE, "A finished study that ships: its report and tables."),
+):
+    app.command(epilog=_example, short_help=_short)(_command)
 
 
 def _version(show: bool) -> None:

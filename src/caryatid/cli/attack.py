@@ -1,5 +1,6 @@
 """`caryatid attack …`: attacks on a model that the user loads, to measure its defence; a command each."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
@@ -177,5 +178,6 @@ for _name in _HELP:
     app.command(
         _name,
         help=_HELP[_name],
+        short_help=re.split(r"[;(]", _HELP[_name])[0].strip(),
         epilog=f"Example: caryatid attack {_name} --model embedded --behaviors behaviors.csv --json",
     )(options.grouped(_command(attack_named(_name))))

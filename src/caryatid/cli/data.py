@@ -5,7 +5,7 @@ from typing import Any
 import typer
 
 from . import options
-from .console import TerminalProgress, print_json, print_table
+from .console import TerminalProgress, announce, print_json, print_table
 
 app = typer.Typer(help="Named prompt sets: what they are and whether they are here.", no_args_is_help=True)
 
@@ -20,6 +20,8 @@ def _show(rows: tuple[Any, ...], as_json: bool) -> None:
         ["set", "rows", "role", "licence", "where", "sha256"],
         [[r.name, r.rows, r.role, r.licence, _place(r), " ".join(s[:12] for s in r.sha256)] for r in rows],
     )
+    if any(row.state == "missing" for row in rows):
+        announce("what is missing: `caryatid data fetch all`, or name a folder that has it in CARYATID_DATA")
 
 
 def _place(row: Any) -> str:

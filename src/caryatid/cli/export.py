@@ -15,7 +15,10 @@ def _export() -> None:
     """Write a run in the formats of other tools."""
 
 
-@app.command(epilog="Example: caryatid export inspect runs/quick")
+@app.command(
+    epilog="Example: caryatid export inspect runs/quick",
+    short_help="Judged answers as logs that Inspect opens.",
+)
 def inspect(
     directory: Path = typer.Argument(help="A run directory."),
     out: Path | None = typer.Option(None, "--out", help="Folder for the logs; default DIR/inspect."),

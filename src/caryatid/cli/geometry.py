@@ -16,7 +16,10 @@ def _group() -> None:
     pass
 
 
-@directions_app.command(epilog="Example: caryatid directions extract embedded -o directions.safetensors")
+@directions_app.command(
+    epilog="Example: caryatid directions extract embedded -o directions.safetensors",
+    short_help="Difference in means at every layer and position.",
+)
 @options.grouped
 def extract(
     model: str = options.ModelArgument,
@@ -55,7 +58,8 @@ def extract(
 
 
 @directions_app.command(
-    epilog="Example: caryatid directions select direction_evaluations.json --layers 18 --json"
+    epilog="Example: caryatid directions select direction_evaluations.json --layers 18 --json",
+    short_help="The best admissible direction of a table.",
 )
 def select(
     file: Path = typer.Argument(
@@ -92,7 +96,10 @@ def select(
         print_table(list(found), [list(found.values())])
 
 
-@metrics_app.command(epilog="Example: caryatid geometry metrics directions.safetensors --json")
+@metrics_app.command(
+    epilog="Example: caryatid geometry metrics directions.safetensors --json",
+    short_help="Effective, participation and stable rank.",
+)
 def metrics(
     file: Path = typer.Argument(help="Safetensors (or .pt) file with matrices [rows, d] or stacks of them."),
     unit_norm: bool = typer.Option(False, "--unit-norm", help="Normalise the rows first."),

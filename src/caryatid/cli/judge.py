@@ -12,7 +12,8 @@ app = typer.Typer(help="Judge saved answers; check the judges against people.", 
 
 
 @app.command(
-    epilog="Example: caryatid judge refusal a.csv --prompt-column prompt --completion-column answer -o b.csv"
+    epilog="Example: caryatid judge refusal a.csv --prompt-column prompt --completion-column answer -o b.csv",
+    short_help="Judge whether answers of a CSV file refuse.",
 )
 @options.grouped
 def refusal(
@@ -39,7 +40,10 @@ def refusal(
     _show(done, used.usage, as_json)
 
 
-@app.command(epilog="Example: caryatid judge harmful answers.json -o judged.json")
+@app.command(
+    epilog="Example: caryatid judge harmful answers.json -o judged.json",
+    short_help="Judge whether answers of a JSON file do harm.",
+)
 @options.grouped
 def harmful(
     file: Path = typer.Argument(help="JSON list of rows with `behavior` and `generation`."),
@@ -72,7 +76,10 @@ def _show(done: Any, usage: str | None, as_json: bool) -> None:
     say(f"{facts['output']}: {facts['rows']} rows judged by {facts['judge']}: {counts}")
 
 
-@app.command(epilog="Example: caryatid judge sample runs/quick -o sheet.csv --suite xstest_safe")
+@app.command(
+    epilog="Example: caryatid judge sample runs/quick -o sheet.csv --suite xstest_safe",
+    short_help="Draw answers for people to label.",
+)
 def sample(
     run_dir: Path = typer.Argument(metavar="DIR", help="Run directory of a finished study."),
     output: Path = typer.Option(
@@ -101,7 +108,10 @@ def sample(
         say(", ".join(f"{name} {value}" for name, value in facts.items()))
 
 
-@app.command(epilog="Example: caryatid judge score runs/quick sheet.csv")
+@app.command(
+    epilog="Example: caryatid judge score runs/quick sheet.csv",
+    short_help="How far the judge agrees with people.",
+)
 def score(
     run_dir: Path = typer.Argument(metavar="DIR", help="Run directory that the sheet was drawn from."),
     labels: Path = typer.Argument(help="The sheet of `judge sample`, labelled."),

@@ -8,7 +8,10 @@ from .console import print_json, print_table, say
 app = typer.Typer(help="Explain models; get the embedded backbone.", no_args_is_help=True)
 
 
-@app.command(epilog="Example: caryatid models check embedded")
+@app.command(
+    epilog="Example: caryatid models check embedded",
+    short_help="What a model is to caryatid, or why it cannot be used.",
+)
 @options.grouped
 def check(
     model: str = options.ModelArgument,
@@ -29,7 +32,10 @@ def check(
         print_table(["", ""], list(report.items()))
 
 
-@app.command(epilog="Example: caryatid models fetch embedded")
+@app.command(
+    epilog="Example: caryatid models fetch embedded",
+    short_help="Get a model into the cache, and convert the embedded one.",
+)
 def fetch(
     name: str = typer.Argument(help="`embedded`, `embedded-refusing`, or a hub id."),
     revision: str | None = options.Revision,

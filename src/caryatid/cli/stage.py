@@ -11,7 +11,11 @@ from .console import TerminalProgress, announce, print_json, say
 app = typer.Typer(help="Single stages of a study.", no_args_is_help=True)
 
 
-@app.command(name="run", epilog="Example: caryatid stage run runs/quick cases/seed0 --shard 1/2")
+@app.command(
+    name="run",
+    epilog="Example: caryatid stage run runs/quick cases/seed0 --shard 1/2",
+    short_help="Run stages whose needs are done, or parts of one.",
+)
 def run_stage(
     directory: Path = typer.Argument(help="A run directory."),
     names: list[str] = typer.Argument(

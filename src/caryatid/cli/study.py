@@ -91,7 +91,10 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-@app.command(epilog="Example: caryatid study plan --preset quick")
+@app.command(
+    epilog="Example: caryatid study plan --preset quick",
+    short_help="Stages with sizes, time, memory and disk; verdicts in reach.",
+)
 def plan(
     preset: str | None = Preset,
     config: Path | None = ConfigFile,
@@ -195,6 +198,8 @@ def report(
 
     run = open_run(directory)
     path = build_report(run, show_answers=show_answers)
+    if draw:
+        announce("drawing figures (--no-draw leaves them out)")
     figures = write_figures(run) if draw else 0
     if as_json:
         print_json({"report": str(path), "figures": figures})

@@ -197,7 +197,7 @@ def _data() -> Iterator[Finding]:
         remedy = "Put them into CARYATID_DATA, or unset it."
         yield Finding("data", "FAIL", found, remedy, DataMissingError.exit_code)
     else:
-        remedy = "Until then the package's own sets are used: caryatid data fetch all"
+        remedy = "Get them: caryatid data fetch all (until then the package's own sets are used)"
         yield Finding("data", "note", found, remedy)
 
 
