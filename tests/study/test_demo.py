@@ -22,6 +22,7 @@ from caryatid.study.series import AnchorRef
 from caryatid.study.stages.answers import Answers
 from caryatid.study.stages.prompts import Prompts
 from caryatid.study.stages.verdict import Verdicts
+from caryatid.study.status import LEFT_OUT, PACKED, study_status
 
 LAST = AnchorRef(0, "r2d2", 2)
 
@@ -120,6 +121,25 @@ def test_the_headline_has_every_arm_and_three_steps_follow(archive: Path, tmp_pa
     assert lines[0] == "A tiny study."
     assert [line.split(",")[0] for line in lines[-2:]] == ["sft 0 → 2", "r2d2 0 → 2"]
     assert len(next_steps(copied)) == 3
+
+
+def test_what_packing_left_out_is_not_missing(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = unpack(tmp_path / "copy", archive).directory
+    states = {row.kind: row.state for row in study_status(copied)}
+    assert (states["answers"], states["train"]) == ("done", LEFT_OUT)
+    assert "missing" not in states.values()
+    assert command(["study", "status", str(copied), "--watch"]) == 0  # ends by itself
+    assert capsys.readouterr().out.endswith("stages: finished\n")
+
+
+def test_it_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    assert command(["demo", "--out", str(out), "--no-open"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"A finished study, copied from the package to {out}; nothing was run here")
+    assert second == json.loads((out / PACKED).read_text())["title"]
 
 
 def test_the_packed_study_is_small_current_and_quickly_shown(

@@ -7,14 +7,13 @@ import pytest
 
 from caryatid.study.forecast import size, spoken
 from caryatid.study.plan import Plan, Planned
-from caryatid.study.remaining import Remaining
+from caryatid.study.remaining import OVERRUN, Remaining
 from caryatid.study.stage import Study
-
 
 def plan_of(**counts: int) -> Plan:
     """A plan with so many stages of each kind."""
     stages = [
-        SimpleNamespace(id=f"{kind}/{number}", stage=SimpleNamespace(kind=kind))
+        SimpleNamespace(id=f"{kind}/{number}", key=f"{kind}/{number}", stage=SimpleNamespace(kind=kind))
         for kind, count in counts.items()
         for number in range(count)
     ]
@@ -57,6 +56,14 @@ def test_one_stage_alone_does_not_decide_its_kind() -> None:
     assert 20 < remaining.left() < 80
 
 
+def test_a_stage_in_hand_counts_down_and_never_to_nothing() -> None:
+    plan = plan_of(train=1, answers=1)
+    remaining = Remaining(plan, {"train/0": 100.0, "answers/0": 10.0})
+    assert remaining.left({"train/0": 30.0}) == pytest.approx(80)
+    assert remaining.left({"train/0": 1000.0}) == pytest.approx(10 + OVERRUN * 1000)
+    assert remaining.said({"train/0": 50.0}) == "about 1 min left"
+
+
 def test_stages_without_a_forecast_take_what_their_kind_took() -> None:
     plan = plan_of(answers=3, train=1)
     remaining = Remaining(plan)
@@ -67,6 +74,25 @@ def test_stages_without_a_forecast_take_what_their_kind_took() -> None:
     assert remaining.said() == "at least 14 s left"
     remaining.finished(plan.stages[3], 1.0)
     assert remaining.said() == "about 14 s left"
+
+
+def test_a_stage_that_was_taken_to_need_no_time_takes_what_its_kind_took() -> None:
+    plan = plan_of(verdict=3)
+    remaining = Remaining(plan, dict.fromkeys((entry.id for entry in plan), 0.0))
+    assert (remaining.left(), remaining.known) == (0.0, True)
+    remaining.finished(plan.stages[0], 4.0)
+    assert remaining.left() == pytest.approx(8)
+
+
+def test_stages_that_do_not_differ_are_counted_once() -> None:
+    twin, other = (
+        SimpleNamespace(id=f"cases/{n}", key="same", stage=SimpleNamespace(kind="cases")) for n in "ab"
+    )
+    plan = Plan(cast(Study, None), cast(tuple[Planned, ...], (twin, other)))
+    remaining = Remaining(plan, {"cases/a": 10.0, "cases/b": 0.0})
+    assert [entry.id for entry in remaining.entries] == ["cases/a"]
+    remaining.finished(plan.stages[0], 12.0)
+    assert remaining.left() == 0.0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from caryatid.artifacts import RunDirectory
 from caryatid.cli import run as command
 from caryatid.errors import UsageError
 from caryatid.study.calibration import measured_rates
+from caryatid.study.events import Events, begun
 from caryatid.study.leases import Leases
 from caryatid.study.run import open_run
 from caryatid.study.watching import Watch
@@ -53,7 +54,7 @@ def test_what_is_left_is_told_by_kinds_and_by_the_timing_of_the_device(copy: Pat
     assert Watch(copy).look().left.startswith("about ")
 
 
-def test_the_stage_in_hand_is_that_of_a_run_that_is_held(copy: Path) -> None:
+def test_the_stage_in_hand_is_that_of_a_run_that_is_held(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = open_run(copy)
     entry = run.plan["verdict/base@0-sft@1/seed0"]
     folder = entry.folder(run.directory)
@@ -65,7 +66,14 @@ def test_the_stage_in_hand_is_that_of_a_run_that_is_held(copy: Path) -> None:
     with leases.kept_alive():
         assert watch.look().running == ""
         leases.take(entry.key)
-        assert watch.look().running == entry.id
+        before = watch.look()
+        assert before.running == entry.id
+        Events(copy).write("stage_started", stage=entry.id, key=entry.key)
+        now = begun(copy)[entry.id] + 600
+        monkeypatch.setattr("caryatid.study.watching.time.time", lambda: now)
+        after = watch.look()
+        assert after.seconds == pytest.approx(600)
+        assert after.left == "about 2 min left"  # a fifth of what it has run for, long overdue
     folder.fail(ValueError("it broke"))
     assert "failed: verdict/base@0-sft@1/seed0: it broke" in watch.look().line
 

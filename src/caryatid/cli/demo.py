@@ -10,6 +10,7 @@ from . import options
 from .console import announce, print_json, say
 
 EXAMPLE = "Example: caryatid demo --out runs/demo"
+SHIPPED = "nothing was run here, and answers to harmful prompts are blanked"
 
 
 def demo(
@@ -29,7 +30,8 @@ def demo(
         paths = {"directory": str(copied.directory), "report": str(copied.report)}
         print_json({**paths, "title": copied.title, "headline": lines[1:], "next": steps})
     else:
-        say("\n".join([*lines, f"report: {copied.report}", "", "Try next:", *steps]))
+        about = f"A finished study, copied from the package to {copied.directory}; {SHIPPED}."
+        say("\n".join([about, *lines, f"report: {copied.report}", "", "Try next:", *steps]))
     if not no_open and _has_display() and not webbrowser.open(copied.report.resolve().as_uri()):
         announce(f"no browser could be opened; the report is {copied.report}")
 

@@ -36,10 +36,10 @@ from .stages.answers import Answered, Answers
 from .stages.carrier import ChosenCarrier
 from .stages.prompts import Prompts
 from .stages.verdict import Verdicts
+from .status import PACKED
 from .summary import trajectory_lines
 
 ARCHIVE = "demo/run.zip"  # in the package
-ABOUT = "demo.json"  # in the copy: what it is, and that it is one
 KEPT = (Prompts, Answers, ChosenCarrier, Verdicts)  # stages
 LARGEST = 4 * 2**20  # bytes
 BLANK = "·"  # as many of these as a blanked text has characters
@@ -75,7 +75,7 @@ def pack(directory: Path, archive: Path, title: str) -> int:
     with tempfile.TemporaryDirectory() as place:
         copy = RunDirectory(Path(place))
         _copy(run, copy)
-        write_json(copy.path / ABOUT, {"title": title, "caryatid": run.directory.manifest()["caryatid"]})
+        write_json(copy.path / PACKED, {"title": title, "caryatid": run.directory.manifest()["caryatid"]})
         packed = Path(place).with_suffix(".zip")
         try:
             _zip(copy.path, packed)
@@ -208,14 +208,14 @@ def unpack(out: Path, archive: Path | None = None) -> Demo:
                 packed.extractall(whole)
                 whole.replace(out)
     run = open_run(out)
-    return Demo(out, build_report(run), str(read_json(out / ABOUT)["title"]))
+    return Demo(out, build_report(run), str(read_json(out / PACKED)["title"]))
 
 
 def _is_copy(out: Path, packed: zipfile.ZipFile) -> bool:
     """Whether a folder is a copy of this archive: its manifest and its sentence are."""
     return all(
         (out / name).is_file() and (out / name).read_bytes() == packed.read(name)
-        for name in ("manifest.json", ABOUT)
+        for name in ("manifest.json", PACKED)
     )
 
 

@@ -48,6 +48,18 @@ class Events:
         self.tell(event, facts)
 
 
+def begun(folder: Path) -> dict[str, float]:
+    """When each stage of a run directory was last begun, by id: seconds since 1970 by the clock of who began it."""
+    found = {}
+    with suppress(OSError):  # no events were written
+        for line in (folder / FILE).read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # half a line, after a full disk
+                event = json.loads(line)
+                if event["event"] == "stage_started":
+                    found[event["stage"]] = datetime.fromisoformat(event["time"]).timestamp()
+    return found
+
+
 @dataclass
 class Told:
     """Progress of a stage, told to the events now and then, and handed on.

@@ -13,29 +13,23 @@ from .plan import Plan, Planned
 
 PRIOR = 0.02  # weight of the forecast itself, as a share of the whole study's seconds
 OWN = 1.0  # weight of all kinds in a kind's factor, in mean stages of it
+OVERRUN = 0.2  # of what a stage has taken already, the least that it is taken to take still
 
 
 @dataclass
 class _Kind:
-    """Stages of one kind.
+    """Finished stages of one kind.
 
     Attributes:
-        left: forecast seconds of those that are left. unknown: how many of these have no forecast.
-        done, taken: how many are done, and their seconds. told, told_taken: forecast and taken seconds of those that
-            have a forecast; without one, or with one of nothing, they tell nothing.
+        done, taken: how many, and their seconds. told, told_taken, told_done: forecast and taken seconds of those that
+            have a forecast, and how many these are; without one, or with one of nothing, they tell nothing.
     """
 
-    left: float = 0.0
-    unknown: int = 0
     done: int = 0
     taken: float = 0.0
     told: float = 0.0
     told_taken: float = 0.0
-
-    @property
-    def seconds_left(self) -> float:
-        """As forecast; a stage without a forecast takes what the others took."""
-        return self.left + self.unknown * (self.taken / self.done if self.done else 0.0)
+    told_done: int = 0
 
 
 @dataclass
@@ -58,10 +52,12 @@ class Remaining:
 
     def __post_init__(self) -> None:
         skipped = frozenset(self.skipped)
-        self._pending = {entry.id: entry for entry in self.plan if entry.id not in skipped}
+        alike: dict[str, Planned] = {}  # stages that do not differ run once, under the first of their names
+        for entry in self.plan:
+            if entry.id not in skipped:
+                alike.setdefault(entry.key, entry)
+        self._pending = {entry.id: entry for entry in alike.values()}
         self._kinds: dict[str, _Kind] = {entry.stage.kind: _Kind() for entry in self.plan}
-        for entry in self._pending.values():
-            self._count_left(entry, 1)
         self._prior = PRIOR * sum(self.forecast.values())
 
     @classmethod
@@ -80,22 +76,15 @@ class Remaining:
         found = forecast_of(plan, prompts) if measure else kept_forecast(plan, prompts)
         return cls(plan, found.seconds if found else {}, skipped)
 
-    def _count_left(self, entry: Planned, sign: int) -> None:
-        kind = self._kinds[entry.stage.kind]
-        if entry.id in self.forecast:
-            kind.left += sign * self.forecast[entry.id]
-        else:
-            kind.unknown += sign
-
     def finished(self, entry: Planned, seconds: float) -> None:
         """A stage that was left took so many seconds; one that was not tells nothing."""
         if self._pending.pop(entry.id, None) is None:
             return
-        self._count_left(entry, -1)
         kind, expected = self._kinds[entry.stage.kind], self.forecast.get(entry.id, 0.0)
         kind.done, kind.taken = kind.done + 1, kind.taken + seconds
         if expected > 0:
             kind.told, kind.told_taken = kind.told + expected, kind.told_taken + seconds
+            kind.told_done += 1
 
     @property
     def entries(self) -> list[Planned]:
@@ -105,23 +94,42 @@ class Remaining:
     @property
     def known(self) -> bool:
         """Whether something is known of every stage that is left."""
-        return all(not kind.unknown or kind.done for kind in self._kinds.values())
+        return all(entry.id in self.forecast or self._of(entry).done for entry in self.entries)
 
-    def left(self) -> float:
-        """Seconds that the stages take that are left, the one that is running as if it had just begun."""
-        expected, taken = self._totals()
-        overall = (taken + self._prior) / (expected + self._prior) if expected + self._prior else 1.0
-        return max(sum(_factor(kind, overall) * kind.seconds_left for kind in self._kinds.values()), 0.0)
+    def left(self, running: Mapping[str, float] | None = None) -> float:
+        """Seconds that the stages still take that are left.
+
+        Args:
+            running: seconds that stages have been running for, by id; the others are taken to begin only now.
+        """
+        begun, overall = running or {}, self._overall()
+        return sum(_rest(self._expected(entry, overall), begun.get(entry.id, 0.0)) for entry in self.entries)
 
     def pace(self) -> float:
         """What the finished stages took over what was forecast of them: 2 is half as fast as planned; 1 at first."""
         expected, taken = self._totals()
         return taken / expected if expected else 1.0
 
-    def said(self) -> str:
-        """What is left, in words: `about 3 min 20 s left`; empty where nothing is known."""
-        left = self.left() if self._pending else 0.0
+    def said(self, running: Mapping[str, float] | None = None) -> str:
+        """What is left (`left`), in words: `about 3 min 20 s left`; empty where nothing is known."""
+        left = self.left(running)
         return f"{'about' if self.known else 'at least'} {spoken(left)} left" if left else ""
+
+    def _of(self, entry: Planned) -> _Kind:
+        return self._kinds[entry.stage.kind]
+
+    def _expected(self, entry: Planned, overall: float) -> float:
+        """Seconds of a stage: its forecast, corrected; without one, or with one of nothing, those that finished stages
+        of its kind took, if there are any."""
+        kind, told = self._of(entry), self.forecast.get(entry.id, 0.0)
+        if told > 0:
+            return _factor(kind, overall) * told
+        return kind.taken / kind.done if kind.done else 0.0
+
+    def _overall(self) -> float:
+        """What stages of a kind of which none has finished take over what was forecast of them."""
+        expected, taken = self._totals()
+        return (taken + self._prior) / (expected + self._prior) if expected + self._prior else 1.0
 
     def _totals(self) -> tuple[float, float]:
         kinds = self._kinds.values()
@@ -132,5 +140,10 @@ def _factor(kind: _Kind, overall: float) -> float:
     """What a kind's stages take over what was forecast of them."""
     if not kind.told:
         return overall
-    weight = OWN * kind.told / max(kind.done, 1)
+    weight = OWN * kind.told / kind.told_done
     return (kind.told_taken + weight * overall) / (kind.told + weight)
+
+
+def _rest(expected: float, begun: float) -> float:
+    """What is left of a stage that has run for `begun` seconds; one that overruns long may take long still."""
+    return max(expected - begun, OVERRUN * begun)

@@ -4,12 +4,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from .events import begun
 from .forecast import kept_forecast, spoken
 from .leases import live_leases
 from .plan import Planned
 from .remaining import Remaining
 from .run import open_run
 from .stages.prompts import Prompts
+from .status import is_packed
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Look:
     """A run at one moment.
 
     Attributes:
-        running: the stage in hand, empty if nothing runs. seconds: since it was first seen.
+        running: the stage in hand, empty if nothing runs. seconds: since it was begun.
         left: remaining time in words, empty where nothing is known. pace: time taken over time planned.
         failed: a stage that failed, and why; empty if none did.
     """
@@ -70,8 +72,8 @@ class Watch:
 
     def __init__(self, directory: Path) -> None:
         self.run = open_run(directory, recorded=False)
+        self._packed = is_packed(self.run.directory)
         self._seconds: dict[str, float] = {}  # of finished stages
-        self._running, self._since = "", 0.0
         self._forecast: dict[str, float] | None = None
 
     def look(self) -> Look:
@@ -84,17 +86,18 @@ class Watch:
                 held.append(entry.id)
             elif state == "failed":
                 failed = f"{entry.id}: {entry.folder(self.run.directory).failure()}"
-        running = ", ".join(held)
-        if running != self._running:
-            self._running, self._since = running, time.monotonic()
-        remaining = self._remaining()
-        seconds = time.monotonic() - self._since
-        return Look(self._kinds(), running, seconds, remaining.said(), remaining.pace(), failed)
+        remaining, now, starts = self._remaining(), time.time(), begun(self.run.path)
+        ran = {name: max(now - starts.get(name, now), 0.0) for name in held}
+        seconds = max(ran.values(), default=0.0)
+        return Look(self._kinds(), ", ".join(held), seconds, remaining.said(ran), remaining.pace(), failed)
 
     def _state(self, entry: Planned) -> str:
         """A stage's state; one that is done is remembered with its seconds."""
         folder = entry.folder(self.run.directory)
         state = folder.state(verify=False)
+        if state == "missing" and self._packed:  # it was done before
+            self._seconds[entry.id] = 0.0
+            return "done"
         if state == "done":
             self._seconds[entry.id] = folder.seconds() or 0.0
         return state
@@ -110,7 +113,10 @@ class Watch:
         return found
 
     def _remaining(self) -> Remaining:
-        if self._forecast is None and self.run.has(Prompts):  # once: prompts and timing do not change
+        left = len(self._seconds) < len(self.run.plan)  # else the model need not even be here
+        if (
+            self._forecast is None and left and self.run.has(Prompts)
+        ):  # once: prompts and timing do not change
             found = kept_forecast(self.run.plan, self.run.of(Prompts))
             self._forecast = found.seconds if found else {}
         remaining = Remaining(self.run.plan, self._forecast or {})
