@@ -1,5 +1,8 @@
 """Remaining time: learned from finished stages, by kind where a kind has some."""
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,6 +12,9 @@ from caryatid.study.forecast import size, spoken
 from caryatid.study.plan import Plan, Planned
 from caryatid.study.remaining import OVERRUN, Remaining
 from caryatid.study.stage import Study
+
+LAST = 15.0  # seconds
+
 
 def plan_of(**counts: int) -> Plan:
     """A plan with so many stages of each kind."""
@@ -112,3 +118,45 @@ def test_durations_in_words(seconds: float, text: str) -> None:
 def test_bytes_in_words() -> None:
     found: list[Any] = [size(200 * 2**20), size(1.5 * 2**30)]
     assert found == ["200 MiB", "1.5 GiB"]
+
+
+QUICK = json.loads((Path(__file__).parent / "quick_run.json").read_text(encoding="utf-8"))
+
+
+def replayed(forecast: dict[str, float]) -> Iterator[tuple[float, float, float]]:
+    """The recorded run, event by event: seconds since it began, those that it was taken to need still, and those that
+    it needed."""
+    events = [(time, event, name) for time, event, name in QUICK["events"]]
+    names = [name for _, event, name in events if event == "started"]
+    stages = tuple(
+        SimpleNamespace(id=name, key=name, stage=SimpleNamespace(kind=name.partition("/")[0]))
+        for name in names
+    )
+    plan = Plan(cast(Study, None), cast(tuple[Planned, ...], stages))
+    remaining, begun, end = Remaining(plan, forecast), dict[str, float](), events[-1][0]
+    for time, event, name in events[:-1]:
+        if event == "started":
+            begun[name] = time
+        if event == "done":
+            remaining.finished(plan[name], time - begun.pop(name))
+        yield time, remaining.left({one: time - start for one, start in begun.items()}), end - time
+
+
+def worst(forecast: dict[str, float]) -> float:
+    """The largest factor between what was said and what it took, after a tenth of the run, until `LAST` seconds before
+    its end (the last ones write tables and the report, which are no stages)."""
+    found = list(replayed(forecast))
+    total = found[0][0] + found[0][2]
+    ratios = [said / true for time, said, true in found if time >= total / 10 and true >= LAST]
+    assert len(ratios) > 40
+    return max(max(ratio, 1 / ratio) for ratio in ratios)
+
+
+def test_after_a_tenth_of_a_real_run_the_remaining_time_is_never_off_by_a_factor_of_two() -> None:
+    """`quick` on two cores, one of which another program took from a seventh of the run on, nearly to its end."""
+    assert worst(QUICK["forecast"]) <= 2
+
+
+@pytest.mark.parametrize("times", [0.25, 0.5, 2.0, 4.0])
+def test_nor_where_the_device_was_timed_as_so_many_times_as_slow(times: float) -> None:
+    assert worst({name: times * seconds for name, seconds in QUICK["forecast"].items()}) <= 2

@@ -29,7 +29,7 @@ def check(
     if as_json:
         print_json(report)
     else:
-        print_table(["", ""], list(report.items()))
+        print_table(["fact", "value"], list(report.items()))
 
 
 @app.command(

@@ -12,7 +12,7 @@ from .forecast import forecast_of, kept_forecast, spoken
 from .plan import Plan, Planned
 
 PRIOR = 0.02  # weight of the forecast itself, as a share of the whole study's seconds
-OWN = 1.0  # weight of all kinds in a kind's factor, in mean stages of it
+OWN = 0.5  # weight of all kinds in a kind's factor, in mean stages of it: kinds differ more than stages of one do
 OVERRUN = 0.2  # of what a stage has taken already, the least that it is taken to take still
 
 
