@@ -114,6 +114,20 @@ def test_what_the_text_says_of_refused_look_alikes_differs_between_the_seeds() -
     assert at(unsafe[0], "r2d2", 500, unsafe[1])["value"] >= at(unsafe[0], "base", 0, unsafe[1])["value"]
 
 
+def test_what_the_text_says_of_later_anchors_holds() -> None:
+    run = publish.Published("qwen-0.5b-seed0-four-arms")
+    decided = run.rows("verdict")
+    assert {row["label"] for row in decided} <= {"drift only", "no change", "undetermined"}
+    turns = {
+        (row["arm"], row["from"], row["to"]): row
+        for row in run.rows("drift", quantity="corrected_angle", site="first anchor")
+    }
+    pairs = [(row["arm"], row["from"], row["to"]) for row in decided if row["arm"] != "r2d2"]
+    assert len(pairs) >= 7
+    for pair in pairs:
+        assert turns[pair]["hi"] < turns["r2d2", *pair[1:]]["lo"]
+
+
 def test_the_page_on_speed_quotes_how_many_winners_are_kept() -> None:
     """And the defaults follow from them: at least .95 at the width that was measured."""
     root = publish.RESULTS.parents[1]

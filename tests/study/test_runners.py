@@ -7,20 +7,24 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from small import forget, small_config
 
+from caryatid.anchors import Anchor, open_anchor
 from caryatid.artifacts import RunDirectory, write_json
 from caryatid.cli import run as command
 from caryatid.config import dump_config
 from caryatid.errors import UsageError
 from caryatid.progress import NO_PROGRESS
 from caryatid.study import leases
+from caryatid.study.calibration import kept_rates
 from caryatid.study.flow import run_study
 from caryatid.study.leases import GONE_AFTER, Leases, live_leases
+from caryatid.study.run import open_run
 from caryatid.study.runner import _check_alone, opened
 from caryatid.study.status import study_status
 
@@ -182,6 +186,18 @@ def test_one_stage_is_run_where_its_needs_are_done(
         assert command(["stage", "run", str(out), name]) == 2
         assert said in capsys.readouterr().err
     assert not (out / "leases").exists()
+
+
+def test_a_run_from_a_gpu_is_not_timed_where_there_is_none(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages that open no model run there; nothing asks for the device's name."""
+    monkeypatch.setattr("caryatid.models.load._devices", lambda kind: int(kind == "cpu"))
+    study = open_run(finished).study
+    elsewhere = replace(study, facts=replace(study.facts, device="cuda"))
+    assert kept_rates(elsewhere) is None
+    with pytest.raises(UsageError, match="there is no device 'cuda' here"):
+        open_anchor(Anchor("base", 0, study.config.model.spec), dtype="float32", device="cuda")
 
 
 def test_a_runner_says_that_it_waits_for_the_folder(place: Path, finished: Path, tmp_path: Path) -> None:

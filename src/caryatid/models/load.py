@@ -22,7 +22,7 @@ from .resolve import resolve
 from .template import ChatFormat
 from .weights import check_finite, load_weights
 
-__all__ = ["LoadedModel", "choose_device", "ensure_embedded", "load_model", "load_tokenizer"]
+__all__ = ["LoadedModel", "choose_device", "ensure_embedded", "has_device", "load_model", "load_tokenizer"]
 
 _DEVICES = "Use cpu, cuda, xpu or mps."
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,6 +74,11 @@ def _devices(kind: str) -> int:
     return 1 if kind == "cpu" else int(getattr(torch, kind).device_count())
 
 
+def has_device(device: torch.device) -> bool:
+    """Whether this machine has the device."""
+    return (device.index or 0) < _devices(device.type)
+
+
 def choose_device(device: str | None) -> torch.device:
     """The named device; None means the first of CUDA, XPU, MPS and CPU that there is.
 
@@ -87,7 +92,7 @@ def choose_device(device: str | None) -> torch.device:
         raise UsageError(f"unknown device {device!r}", where="device", remedy=_DEVICES) from error
     if chosen.type not in ("cpu", "cuda", "xpu", "mps"):
         raise UsageError(f"cannot run on device {device!r}", where="device", remedy=_DEVICES)
-    if (chosen.index or 0) >= _devices(chosen.type):
+    if not has_device(chosen):
         raise UsageError(f"there is no device {device!r} here", where="device", remedy="Use cpu.")
     return chosen
 

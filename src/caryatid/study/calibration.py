@@ -29,7 +29,7 @@ from ..causal.locate import Activations
 from ..errors import MemoryExhaustedError
 from ..models.forward import last_logits
 from ..models.generate import Decoding, generate_ids
-from ..models.load import LoadedModel, load_model
+from ..models.load import LoadedModel, has_device, load_model
 from ..models.machine import busy, device_name, threads
 from ..paths import cache_dir
 from ..training.losses import sft_loss
@@ -100,7 +100,9 @@ def calibration_file(study: Study) -> Path:
 
 
 def kept_rates(study: Study) -> Rates | None:
-    """Rates that were measured before; None: not yet on this device."""
+    """Rates that were measured before; None: not yet on this device, or the run is another machine's."""
+    if not has_device(torch.device(study.facts.device)):
+        return None
     path = calibration_file(study)
     return (
         Rates(**read_json(path, remedy="Delete this file: it is measured again.")) if path.is_file() else None
