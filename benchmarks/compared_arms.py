@@ -23,17 +23,19 @@ USEFUL = 0.7  # with this share of step 0's utility
 NO_CLOSING = "SFT or utility not measured, or step 0 passes nothing"
 BOTH = "selection and extraction prompts"
 SUITE = {"metric": "compliance", "suite": "harmbench"}
+ADMISSIBLE = ("site_admissible", "carrier_admissible")  # columns that tell a carrier from its stand-in
 LIMITS = Thresholds()
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value with its interval, or why there is none (`why`)."""
+    """A value with its interval, or why there is none (`why`); `carried`: of a carrier, not of a stand-in for one."""
 
     value: float = math.nan
     lo: float = math.nan
     hi: float = math.nan
     why: str = ""
+    carried: bool = True
 
     @property
     def there(self) -> bool:
@@ -44,10 +46,11 @@ class Cell:
         """As a table shows it. `form`: share, or a format of the three numbers."""
         if not self.there:
             return f"– ({self.why})"
+        mark = "" if self.carried else " (stand-in)"
         if form == "share":
-            return bounds({"value": self.value, "lo": self.lo, "hi": self.hi})
+            return bounds({"value": self.value, "lo": self.lo, "hi": self.hi}) + mark
         numbers = (format(one, form) + unit for one in (self.value, self.lo, self.hi))
-        return "{} [{}, {}]".format(*numbers)
+        return "{} [{}, {}]".format(*numbers) + mark
 
 
 def rows_of(tables: Tables, table: str, **wanted: Any) -> list[Row]:
@@ -66,11 +69,12 @@ def cell(tables: Tables, table: str, **wanted: Any) -> Cell:
         return Cell(why="not measured")
     if len(found) > 1:
         raise LookupError(f"{len(found)} rows of {table} with {wanted}")
-    value, lo, hi = (
-        math.nan if found[0][name] is None else float(found[0][name]) for name in ("value", "lo", "hi")
-    )
-    why = next(filter(None, (found[0].get(name) for name in ("note", "reason"))), "undefined")
-    return Cell(value, lo, hi, "" if not math.isnan(value) else str(why))
+    row = found[0]
+    value, lo, hi = (math.nan if row[name] is None else float(row[name]) for name in ("value", "lo", "hi"))
+    of_none = "of no prompts" if row.get("n") == 0 else "undefined"
+    why = next(filter(None, (row.get(name) for name in ("note", "reason"))), of_none)
+    carried = all(row.get(name) in (True, None) for name in ADMISSIBLE)
+    return Cell(value, lo, hi, "" if not math.isnan(value) else str(why), carried)
 
 
 def direct(tables: Tables, arm: str, step: int) -> Cell:
@@ -164,12 +168,17 @@ class Matched:
         """Whether `TARGET` lies in the interval of its direct compliance."""
         return self.direct.lo <= TARGET <= self.direct.hi
 
+    @property
+    def degenerate(self) -> Cell:
+        """Share of direct requests that it answers with repetition or nothing: neither refused nor answered."""
+        return self._rate("harmbench", "degenerate", attack="direct")
+
     def behaviour(self) -> dict[str, Cell]:
         """Behaviour beside direct compliance, by heading."""
         return {
             "fixed-source answered": self._rate("harmbench", "compliance", attack="fixed_source"),
             "adaptive answered": self._rate("harmbench", "compliance", attack="adaptive"),
-            "direct degenerate": self._rate("harmbench", "degenerate", attack="direct"),
+            "direct degenerate": self.degenerate,
             "XSTest safe refused": self._rate("xstest_safe", "any_refusal"),
             "utility passed": self._rate("utility", "pass"),
         }
@@ -231,13 +240,13 @@ class Matched:
         own, above = self.removal("transfer"), self.removal("transfer_above_random")
         if self.arm == BASE:
             return ""
-        if not own.there:
-            return f"– ({own.why})"
+        contrast = self.removal("contrast_replaced", "base")
+        if not (own.carried and contrast.carried):
+            return "– (no carrier at both)"
+        if not (own.there and contrast.there):
+            return f"– ({own.why or contrast.why})"
         if own.value < LIMITS.control or above.lo < LIMITS.control_above_random:
             return "its own does not control"
-        contrast = self.removal("contrast_replaced", "base")
-        if not contrast.there:
-            return f"– ({contrast.why})"
         return "still controls" if contrast.lo >= 0 else "replaced" if contrast.hi < 0 else "not shown"
 
     @property
@@ -302,69 +311,3 @@ def geometry_table(tables: Tables) -> str:
         "PR − step 0's", "cone dimension",
     )  # fmt: skip
     return _markdown(headings, rows)
-
-
-def _named(found: Sequence[Matched], nobody: str = "none") -> str:
-    return ", ".join(one.name for one in found) or nobody
-
-
-def claims(tables: Tables, arms: Sequence[str]) -> list[str]:
-    """What the tables say of these arms, each a sentence; arms that are not matched are left out of the comparison."""
-    every = [one for one in compared(tables) if one.arm in arms]
-    matched = [one for one in every if one.matched]
-    apart = _named([one for one in every if not one.matched])
-    said = [
-        f"**Matched** ({share(TARGET)} lies in the interval of direct compliance): {_named(matched)}. "
-        f"Not matched: {apart}."
-    ]
-    closed = {one.arm: closing(tables, one.arm) for one in every}
-    closes = [arm for arm, found in closed.items() if found and found.closes]
-    opens = [f"{arm} ({found.text()})" for arm, found in closed.items() if found and not found.closes]
-    said.append(
-        f"**Closes** ({share(CLOSED_BY)} below SFT with {share(USEFUL)} of step 0's utility): "
-        f"{', '.join(closes) or 'none'}. Does not: {'; '.join(opens) or 'none'}."
-    )
-    return [*said, _place(matched), _direction(matched), _number(matched)]
-
-
-def _place(matched: Sequence[Matched]) -> str:
-    placed = [one for one in matched if one.depth.there]
-    without = _named([one for one in matched if not one.depth.there])
-    if len(placed) < 2:
-        return (
-            f"**Place**: fewer than two matched arms have a carrier ({_named(placed)}; without: {without})."
-        )
-    depths = [one.depth.value for one in placed]
-    wide = max(depths) - min(depths)
-    verb = "no two" if wide < LIMITS.depth_shift else "some"
-    return (
-        f"**Place**: carriers of {_named(placed)} lie at depths {share(min(depths))} to {share(max(depths))}: "
-        f"{verb} of them {share(LIMITS.depth_shift)} of the layers apart. Without a carrier: {without}."
-    )
-
-
-def _direction(matched: Sequence[Matched]) -> str:
-    turned = [one for one in matched if one.angle.there and one.angle.lo >= LIMITS.angle]
-    by = {
-        state: _named([one for one in matched if one.old_direction == state])
-        for state in ("still controls", "replaced", "not shown", "its own does not control")
-    }
-    said = "; ".join(f"{state}: {names}" for state, names in by.items())
-    return (
-        f"**Direction**: turned from step 0's by {LIMITS.angle:.0f}° or more, by the lower bound: {_named(turned)}. "
-        f"Step 0's carrier at the arm's refusals: {said}."
-    )
-
-
-def _number(matched: Sequence[Matched]) -> str:
-    known = [one for one in matched if one.dimension.there]
-    if len(known) < 2:
-        return f"**Number of directions**: fewer than two matched arms have a cone ({_named(known)})."
-    least, most = max(one.dimension.lo for one in known), min(one.dimension.hi for one in known)
-    verb = "overlap: no difference is shown" if least <= most else "do not all overlap"
-    wider = [one for one in known if one.spread.there and one.spread.lo > 0]
-    fewer = [one for one in known if one.spread.there and one.spread.hi < 0]
-    return (
-        f"**Number of directions**: intervals of the cone's dimension of {_named(known)} {verb}. "
-        f"Participation ratio above step 0's: {_named(wider)}; below: {_named(fewer)}."
-    )

@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from arm_claims import claims
 from caryatid.cli.console import TerminalProgress, announce
 from caryatid.config import StudyConfig, load_config
 from caryatid.progress import NO_PROGRESS, Progress
@@ -29,7 +30,7 @@ from caryatid.study.stages.transfer import Transfer
 from caryatid.study.stages.uncertainty import Uncertainty
 from caryatid.study.stages.verdict import Verdicts
 from caryatid.study.table import all_tables
-from compared_arms import behaviour_table, claims, geometry_table, matched_anchors
+from compared_arms import behaviour_table, geometry_table, matched_anchors
 from publish import finished_part, write_named
 
 TABLES = (

@@ -22,6 +22,7 @@ import jinja2
 import pyarrow.parquet
 
 import compared_arms
+from arm_claims import claims
 from caryatid.artifacts import file_sha256, write_bytes, write_json
 from caryatid.report.captions import Basis, drawn_figures
 from caryatid.report.plot import drawn
@@ -148,6 +149,7 @@ def rendered() -> str:
         "bounds": bounds,
         "share": share,
         "compared": compared_arms,
+        "claims": claims,
         "published": published,
     }
     return environment.get_template("README.md.j2").render(**names)

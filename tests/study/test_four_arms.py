@@ -10,6 +10,7 @@ from small import small_config
 
 import compared_arms
 import publish
+from arm_claims import claims
 from caryatid.config import load_config
 from compared_arms import Matched, Row, Tables
 from four_arms import ARMS, MEASURES, TABLES, run_arms
@@ -88,11 +89,12 @@ def test_an_arm_closes_only_where_it_stays_useful() -> None:
     [
         (ALIKE, ("no two of them .25", "by the lower bound: cat 25.", "still controls: cat 25, dpo 25", "overlap: no")),
         (APART, ("some of them .25", "replaced: cat 25", "still controls: dpo 25", "do not all overlap")),
-        ((ALIKE[0],), ("fewer than two matched arms have a carrier (cat 25; without: dpo 25)", "have a cone (cat 25)")),
+        ((ALIKE[0],), ("fewer than two matched arms have a carrier (cat 25; without: dpo 25)", "not known: dpo 25",
+                       "fewer than two matched arms have a cone (cat 25; without: dpo 25)")),
     ],
 )  # fmt: skip
 def test_what_is_said_follows_from_the_numbers(arms: Sequence[dict[str, Row]], said: Sequence[str]) -> None:
-    text = " ".join(compared_arms.claims(made_up(*arms), ["cat", "dpo"]))
+    text = " ".join(claims(made_up(*arms), ["cat", "dpo"]))
     for part in said:
         assert part in text
 
@@ -107,6 +109,35 @@ def test_what_is_missing_says_why() -> None:
     assert one.angle.text() == "– (not measured)"
     assert one.old_direction == "– (not measured)"
     assert one.carrier == "– (not measured)"
+
+
+def test_a_stand_in_is_said_to_be_one_and_decides_nothing() -> None:
+    own = {**ALIKE[0]["transfer"], "carrier_admissible": False}
+    tables = {**made_up(ALIKE[0]), "transfer": [own, ALIKE[0]["above"], ALIKE[0]["contrast"]]}
+    one = Matched(tables, "cat", 25)
+    assert one.removal("transfer").text() == ".90 [.80, 1.00] (stand-in)"
+    assert one.old_direction == "– (no carrier at both)"
+    nothing = {**own, "value": None, "lo": None, "hi": None, "n": 0, "reason": ""}
+    assert Matched({"transfer": [nothing]}, "cat", 25).removal("transfer").text() == "– (of no prompts)"
+
+
+def test_broken_answers_are_said_where_intervals_are_apart() -> None:
+    def degenerate(arm: str, step: int, lo: float, hi: float) -> Row:
+        asked = {"suite": "harmbench", "metric": "degenerate", "attack": "direct"}
+        return {"arm": arm, "step": step, "value": (lo + hi) / 2, "lo": lo, "hi": hi, **asked}
+
+    tables = made_up()
+    broken = [
+        degenerate("base", 0, 0, 0.1),
+        degenerate("cat", 25, 0.05, 0.2),
+        degenerate("dpo", 25, 0.3, 0.5),
+    ]
+    (said,) = [
+        one
+        for one in claims({"behaviour": [*tables["behaviour"], *broken]}, ["cat", "dpo"])
+        if "Broken" in one
+    ]
+    assert "intervals apart: dpo 25." in said
 
 
 def test_a_published_run_is_compared_by_its_tables() -> None:
@@ -183,5 +214,5 @@ def test_a_small_study_is_run_published_and_written_about(
         dimension = run.row("cone", arm=one.arm, step=one.step, quantity="dimension")
         assert one.dimension.there == (dimension["value"] is not None)
         assert one.dimension.there or dimension["note"] in one.dimension.text()
-    for claim in compared_arms.claims(tables, ARMS):
+    for claim in claims(tables, ARMS):
         assert claim.split(":")[0] in text
