@@ -191,6 +191,11 @@ class Matched:
         return next((row for row in own if row["noise"] == BOTH), own[0] if own else None)
 
     @property
+    def profile(self) -> str:
+        """The admissibility profile in use."""
+        return "not measured" if self.place is None else str(self.place["profile"])
+
+    @property
     def carrier(self) -> str:
         """Layer and position, or why there is none."""
         if self.place is None:

@@ -34,8 +34,7 @@ from compared_arms import behaviour_table, geometry_table, matched_anchors
 from publish import finished_part, write_named
 
 TABLES = (
-    "behaviour", "attacks", "training", "selectors", "carrier_summary", "carriers", "rank", "cone", "drift", "transfer",
-    "verdict", "costs",
+    "behaviour", "attacks", "training", "carrier_summary", "rank", "cone", "drift", "transfer", "verdict", "costs",
 )  # fmt: skip
 ARMS = ("cat", "lat", "circuit_breakers", "dpo", "r2d2")
 MEASURES = (Uncertainty, Rank, Cone, Transfer, Comparison, Verdicts)

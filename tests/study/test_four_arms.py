@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import small_config
+from small import forget, small_config
 
 import compared_arms
 import publish
 from arm_claims import claims
 from caryatid.config import load_config
+from caryatid.report.tables import read_tables
+from caryatid.study.run import open_run
 from compared_arms import Matched, Row, Tables
 from four_arms import ARMS, MEASURES, TABLES, run_arms
 from shares import bounds, share
@@ -216,3 +218,11 @@ def test_a_small_study_is_run_published_and_written_about(
         assert one.dimension.there or dimension["note"] in one.dimension.text()
     for claim in claims(tables, ARMS):
         assert claim.split(":")[0] in text
+    forget(tmp_path / "run", "verdict")  # as if it had been stopped before
+    publish.write_named(publish.finished_part(open_run(tmp_path / "run", recorded=False)), tmp_path, TABLES)
+    stopped = read_tables(tmp_path)
+    assert not stopped["verdict"]
+    assert {row["quantity"] for row in tables["drift"]} - {row["quantity"] for row in stopped["drift"]} == {
+        f"p_{name}_{what}" for name in ("depth", "centre", "argmin") for what in ("moved", "stayed")
+    }
+    assert compared_arms.geometry_table(stopped) == compared_arms.geometry_table(tables)

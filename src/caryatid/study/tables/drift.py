@@ -2,7 +2,6 @@
 
 from ...report.tables import Column
 from ..run import Run
-from ..series import verdict_pairs
 from ..stages.comparison import Comparison
 from ..stages.uncertainty import BOTH, SELECTION
 from ..stages.verdict import Decided, Verdicts
@@ -10,7 +9,7 @@ from ..table import NOISE, PAIR, QUANTITY, SITE, Row, Shown, Table, register_tab
 
 
 def _rows(run: Run) -> list[Row]:
-    decided = {pair for seed in run.config.seeds for pair in verdict_pairs(run.config, seed)}
+    decided = {stage.place for stage in run.plan.of(Verdicts)}
     rows: list[Row] = []
     for pair, found in run.each(Comparison):
         rows += [{**pair.columns, **row} for row in found.drift]
