@@ -210,7 +210,7 @@ class Matched:
         row = self.place
         if row is None or row["value"] is None:
             return Cell(why="not measured" if row is None else row["reason"] or "no carrier")
-        return Cell(*(float(row[name]) for name in ("value", "lo", "hi")))
+        return Cell(float(row["value"]), float(row["lo"]), float(row["hi"]))
 
     def _drift(self, quantity: str) -> Cell:
         if self.arm == BASE:
