@@ -24,7 +24,8 @@ from caryatid.study.run import open_run
 from caryatid.study.series import BASE, AnchorRef
 from caryatid.study.table import RATE
 from caryatid.study.tables.behaviour import attacked_minus_direct, judged_answers
-from publish import bounds, finished_part
+from publish import finished_part
+from shares import bounds
 
 METRICS = ("compliance", "any_refusal", "degenerate", "harm")
 HEADINGS = (

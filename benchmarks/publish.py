@@ -21,6 +21,8 @@ from typing import Any
 import jinja2
 import pyarrow.parquet
 
+import compared_arms
+from arm_claims import claims
 from caryatid.artifacts import file_sha256, write_bytes, write_json
 from caryatid.report.captions import Basis, drawn_figures
 from caryatid.report.plot import drawn
@@ -29,6 +31,7 @@ from caryatid.study.demo import portable_config
 from caryatid.study.plan import Plan
 from caryatid.study.run import Run, open_run
 from caryatid.study.table import all_tables
+from shares import bounds, share
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 Row = dict[str, Any]
@@ -40,12 +43,17 @@ def finished_part(run: Run) -> Run:
     return Run(Plan(run.study, done), run.directory)
 
 
-def write_some(run: Run, out: Path, names: Sequence[str]) -> None:
-    """Some tables, of the stages that are done, and the figure of behaviour."""
+def write_named(run: Run, out: Path, names: Sequence[str]) -> None:
+    """Some tables of the stages that are done, without their CSV files."""
     for table in all_tables():
         if table.name in names:
             write_table(out / "tables", table.name, table.columns, list(table.rows(run)))
             (out / "tables" / f"{table.name}.csv").unlink()
+
+
+def write_some(run: Run, out: Path, names: Sequence[str]) -> None:
+    """Some tables, and the figure of behaviour."""
+    write_named(run, out, names)
     basis = Basis({}, run.study.settings, False)
     (behaviour,) = islice(drawn_figures(read_tables(out), basis, run.config.seeds[0]), 1)
     write_bytes(out / f"{behaviour.name}.svg", drawn(behaviour.chart, "svg")[0])
@@ -95,6 +103,10 @@ class Published:
         self.folder = RESULTS / name
         self.provenance = json.loads((self.folder / "provenance.json").read_text(encoding="utf-8"))
 
+    def tables(self) -> dict[str, list[Row]]:
+        """All tables, by name."""
+        return read_tables(self.folder)
+
     def rows(self, table: str, **wanted: Any) -> list[Row]:
         """Rows of a table whose columns have these values; `of` stands for the column `from`."""
         if "of" in wanted:
@@ -124,17 +136,6 @@ class Published:
         return sum(spent[kind]["seconds"] for kind in kinds or spent)
 
 
-def bounds(row: Row, digits: int = 2) -> str:
-    """Value and interval, as shares are written."""
-    return f"{share(row['value'], digits)} [{share(row['lo'], digits)}, {share(row['hi'], digits)}]"
-
-
-def share(value: float, digits: int = 2) -> str:
-    """A number without the nought before its point."""
-    text = f"{value:.{digits}f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 and text.lstrip("-").startswith("0.") else text
-
-
 def rendered() -> str:
     """The text."""
     loader = jinja2.FileSystemLoader(RESULTS)
@@ -142,7 +143,15 @@ def rendered() -> str:
         loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip  # Markdown, from our own tables
-    names = {"run": Published, "bounds": bounds, "share": share}
+    published = [path.parent.name for path in RESULTS.glob("*/provenance.json")]
+    names = {
+        "run": Published,
+        "bounds": bounds,
+        "share": share,
+        "compared": compared_arms,
+        "claims": claims,
+        "published": published,
+    }
     return environment.get_template("README.md.j2").render(**names)
 
 

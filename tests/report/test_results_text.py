@@ -11,6 +11,7 @@ import pytest
 import publish
 from caryatid.artifacts import file_sha256
 from caryatid.attacks.gcg.settings import GcgSettings, Ranking
+from shares import share
 
 RUNS = sorted(path.parent for path in publish.RESULTS.glob("*/provenance.json"))
 
@@ -37,7 +38,7 @@ def test_a_number_that_is_not_there_is_an_error() -> None:
 
 
 def test_shares_are_written_without_the_nought() -> None:
-    written = [publish.share(value) for value in (0.725, -0.25, 1.0, 12.345)]
+    written = [share(value) for value in (0.725, -0.25, 1.0, 12.345)]
     assert written == [".72", "-.25", "1.00", "12.35"] or written == [".73", "-.25", "1.00", "12.35"]
 
 
@@ -48,7 +49,7 @@ def test_the_start_page_quotes_the_tables() -> None:
         row = published.row(
             "behaviour", arm=arm, step=step, suite="harmbench", metric="compliance", attack="adaptive"
         )
-        return publish.share(row["value"])
+        return share(row["value"])
 
     text = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
     static = published.row(
@@ -75,8 +76,7 @@ def test_the_start_page_quotes_the_second_seed() -> None:
     closed, plain = (run.row("behaviour", arm=arm, **wanted) for arm in ("r2d2", "sft"))
     assert closed["value"] == 0
     assert (
-        f"none of {closed['n']} fixed-source cases succeeds on R2D2, {publish.share(plain['value'])} on SFT"
-        in text
+        f"none of {closed['n']} fixed-source cases succeeds on R2D2, {share(plain['value'])} on SFT" in text
     )
 
 
