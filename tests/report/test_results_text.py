@@ -144,3 +144,35 @@ def test_the_page_on_speed_quotes_how_many_winners_are_kept() -> None:
         cells = [float(cell) for cell in row.split("|")]
         assert cells == [*part["kept"].values(), part["lowest_rank"]]
         assert part["kept"][str(GcgSettings(width=128).decided(low))] >= 0.95
+
+
+def test_the_page_on_scale_quotes_what_two_cards_bring() -> None:
+    root = publish.RESULTS.parents[1]
+    found = json.loads((root / "benchmarks" / "results" / "two-cards-cuda.json").read_text())
+    page = (root / "docs" / "scale.md").read_text(encoding="utf-8")
+    attacks, r2d2, parts = (found[name] for name in ("attacks", "r2d2", "fsdp2"))
+    ends = parts["one_process"], parts["two_processes"]
+
+    def cells(one: float, two: float, ratio: bool = True) -> str:
+        return f"| {one:.1f} | {two:.1f} | {publish.share(one / two) if ratio else ''}".rstrip() + " |"
+
+    for line in (
+        cells(attacks["seconds"]["1"], attacks["seconds"]["2"]),
+        cells(*(r2d2[n]["seconds"]["update"] for n in "12")),
+        cells(*(r2d2[n]["peak_gib"] for n in "12"), ratio=False),
+        cells(*(end["seconds"] for end in ends)),
+        cells(*(end["device_bytes"] / 2**30 for end in ends), ratio=False),
+    ):
+        assert line in page, line
+    assert f"{attacks['cases']} cases × 40 steps" in page
+    assert (
+        f"no split of these blocks is faster than {attacks['cases'] / attacks['most_cases_of_a_part']:.2f}"
+        in page
+    )
+    for one, two, digits in (
+        (*(attacks["mean_loss"][n] for n in "12"), 3),
+        (*(end["loss_sft"] for end in ends), 4),
+        (*(end["gcg_loss"] for end in ends), 4),
+    ):
+        assert f"{one:.{digits}f} and {two:.{digits}f}" in page
+    assert attacks["equal_cases"] == 0
