@@ -69,6 +69,22 @@ def test_the_start_page_quotes_the_tables() -> None:
         assert quoted in text
 
 
+def test_the_start_page_quotes_the_turns() -> None:
+    text = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    run = publish.Published("qwen-0.5b-seed0-four-arms")
+    pairs = ((50, 100), (100, 250), (250, 500))
+    first, second, third = (
+        run.row("drift", arm="r2d2", of=a, to=b, quantity="corrected_angle", site="first anchor")["value"]
+        for a, b in pairs
+    )
+    assert f"(by {first:.1f}°, {second:.1f}° and {third:.1f}°, more than in any other arm)" in text
+    kept = [
+        run.row("transfer", arm="r2d2", of=a, to=b, quantity="transfer", rank=1, from_arm="r2d2")["value"]
+        for a, b in pairs
+    ]
+    assert f"still removes {publish.share(min(kept))} or more" in text
+
+
 def test_the_start_page_quotes_the_second_seed() -> None:
     text = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
     run = publish.Published("qwen-0.5b-seed1")
