@@ -70,11 +70,19 @@ RECIPES: dict[str, Recipe] = {
     "planted_sharper": replace(PLANTED, lookalikes=32, start="planted_nearer"),
     "planted_narrow": replace(PLANTED, plant_layers=(16, 17), lookalikes=32, start="planted_nearer"),
     # What it still refuses are plain requests of everyday life (13 of `quick`'s 48 harmless extraction prompts).
+    # Forty small updates: it was trained on a CPU.
     "planted_everyday": replace(
-        PLANTED, plant_layers=(16, 17), lookalikes=16, everyday=24, start="planted_narrow"
-    ),
-    "planted_everyday_longer": replace(
-        PLANTED, plant_layers=(16, 17), lookalikes=24, everyday=32, updates=450, start="planted_nearer"
+        PLANTED,
+        plant_layers=(16, 17),
+        learning_rate=4e-5,
+        updates=40,
+        harmful=6,
+        lookalikes=4,
+        chat=2,
+        everyday=10,
+        direction_prompts=48,
+        refresh=20,
+        start="planted_narrow",
     ),
 }
 
