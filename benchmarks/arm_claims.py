@@ -1,6 +1,7 @@
 """What the tables say of arms at matched robustness: sentences of which every word follows from numbers."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from caryatid.study.series import BASE
 from compared_arms import CLOSED_BY, LIMITS, TARGET, USEFUL, Closing, Matched, Tables, closing, compared
@@ -29,6 +30,12 @@ def _named(found: Sequence[Matched]) -> str:
     return ", ".join(one.name for one in found) or "none"
 
 
+def _having(quantity: Literal["depth", "dimension"], found: Sequence[Matched]) -> tuple[list[Matched], str]:
+    """Those of which a quantity is known, and the names of the others."""
+    known = {one.name: getattr(one, quantity).there for one in found}
+    return [one for one in found if known[one.name]], _named([one for one in found if not known[one.name]])
+
+
 def _closed(found: dict[str, Closing | None]) -> str:
     by: dict[str, list[str]] = {"closes": [], "open": [], "unknown": []}
     for arm, one in found.items():
@@ -50,8 +57,7 @@ def _broken(before: Matched, every: Sequence[Matched]) -> str:
 
 
 def _place(matched: Sequence[Matched]) -> str:
-    placed = [one for one in matched if one.depth.there]
-    without = _named([one for one in matched if not one.depth.there])
+    placed, without = _having("depth", matched)
     if len(placed) < 2:
         return (
             f"**Place**: fewer than two matched arms have a carrier ({_named(placed)}; without: {without})."
@@ -77,8 +83,7 @@ def _direction(matched: Sequence[Matched]) -> str:
 
 
 def _number(matched: Sequence[Matched]) -> str:
-    known = [one for one in matched if one.dimension.there]
-    without = _named([one for one in matched if not one.dimension.there])
+    known, without = _having("dimension", matched)
     if len(known) < 2:
         few = f"fewer than two matched arms have a cone ({_named(known)}; without: {without})"
         return f"**Number of directions**: {few}."

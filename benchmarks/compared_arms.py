@@ -116,7 +116,7 @@ class Closing:
 
     @property
     def closes(self) -> bool:
-        """By the issue's rule: `CLOSED_BY` below SFT with `USEFUL` of step 0's utility."""
+        """Whether it is `CLOSED_BY` below SFT with `USEFUL` of step 0's utility."""
         return self.step is not None and self.drop >= CLOSED_BY
 
     def text(self) -> str:

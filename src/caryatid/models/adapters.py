@@ -198,14 +198,14 @@ def _merged(wrapped: Any, folder: Path) -> Any:
     kind = wrapped.peft_config["default"].peft_type
     what = f"this adapter ({getattr(kind, 'value', kind)}) cannot be merged"
     remedy = "Use LoRA or another mergeable kind, over a base model that is not quantised."
+    _untie(wrapped)
     try:
         unmerged = _probed(wrapped)
-        _untie(wrapped)
         plain = wrapped.merge_and_unload()
         merged = _probed(plain)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # PEFT raises other errors for every kind that it cannot merge
+    except Exception as error:  # PEFT's alone, on a user's file; it has no common class for them
         raise InputError(f"{what}: {last_line(error)}", where=str(folder), remedy=remedy) from error
     if unmerged is not None and merged is not None and bool(unmerged.isfinite().all()):
         apart = float((merged - unmerged).norm() / unmerged.norm().clamp_min(1e-30))

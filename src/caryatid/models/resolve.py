@@ -181,12 +181,10 @@ def _check_configuration(folder: Path) -> None:
     """Refuse files of settings that transformers cannot read, or passes over without a word."""
     if (folder / "generation_config.json").is_file():
         _read_json(folder / "generation_config.json")
-    # Nothing but transformers' reading of a user's file stands in the `try`. What it raises there depends on the file
-    # (OSError, KeyError, TypeError, ValueError, the validators of a configuration class); the cause is chained.
     try:
         with quiet_transformers():
             AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:
+    except Exception as error:  # transformers' alone, on a user's file; it has no common class for them
         raise InputError(
             f"transformers cannot read it: {last_line(error)}",
             where=str(folder / "config.json"),
