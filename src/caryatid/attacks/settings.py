@@ -41,7 +41,8 @@ class RandomSearchSettings(Settings):
         25, "Tokens of the initial suffix, or [lowest, highest], from which each case draws its own."
     )
     objective: Literal["first_token", "target"] = setting(
-        "first_token", "What is made likely: the target's first token (published: “Sure”), or all of the target."
+        "first_token",
+        "What is made likely: the target's first token (published: “Sure”), or all of the target.",
     )
     stop_below: float | None = setting(None, _STOP)
     token_budget: int | None = setting(None, _BUDGET, gt=0)
