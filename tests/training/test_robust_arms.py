@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
 
 from caryatid.data.chat import ChatExample
 from caryatid.data.prompts import Prompt
@@ -210,7 +211,38 @@ def test_lat_is_a_plain_loop_s(arch: str) -> None:
     assert record[-1] < record[0]  # the adversary's loss falls
 
 
-def test_circuit_breakers_compare_block_inputs_with_step_zero_s() -> None:
+def test_the_adversary_of_lat_leaves_out_what_harmbench_does() -> None:
+    """Before any step; of the refusal only tokens with log p ≥ −5 count, and all of them in the denominator."""
+    settings = replace(SETTINGS, lat=replace(SETTINGS.lat, steps=1))
+    trainee = trainee_of(settings=settings, moved=0.5)
+    drawn, model = drawn_of(trainee), trainee.loaded.model
+    said = [logprobs(model, row).gather(1, torch.tensor(row.answer)[:, None]) for row in drawn.toward]
+    kept = [one[one >= -5] for one in said]
+    assert 0 < sum(map(len, kept)) < tokens(drawn.toward)
+    target = sum(float(entropy_sum(model, row).detach()) for row in drawn.away) / tokens(drawn.away)
+    for variant, rows in (("harmbench", kept), ("plain", said)):
+        refusal = sum(float(-torch.log1p(-one.exp()).sum()) for one in rows) / tokens(drawn.toward)
+        terms = lat_terms(trainee, drawn, replace(SETTINGS.r2d2, away_variant=variant))
+        assert terms.attack_loss == pytest.approx(target + refusal, abs=2e-5)
+
+
+def test_arms_work_where_the_released_ones_do() -> None:
+    """LAT adds to what the MLPs of blocks 8, 16, 24 and 30 of 32 give: that is the input of the block behind them."""
+    deep = torch.nn.Module()
+    deep.config = LlamaConfig(num_hidden_layers=32)
+    assert places(deep, LatSettings().depths, embedding=True) == [EMBEDDING, 9, 17, 25, 31]
+    assert places(deep, CircuitBreakerSettings().depths) == [10, 20]
+    model, delta = tiny_loaded("llama").model, torch.linspace(-1, 2, 96).reshape(1, 3, 32)
+    ids = torch.tensor([[5, 6, 7]])
+    with perturbed(model, {2: delta}):
+        here = model(ids).logits
+    mlp: Any = decoder_layers(model)[1].mlp
+    with mlp.register_forward_hook(lambda m, a, out: out + delta):
+        assert torch.allclose(model(ids).logits, here, rtol=1e-4, atol=1e-5)
+
+
+def test_circuit_breakers_compare_hidden_states_with_step_zero_s() -> None:
+    """Retaining compares all of transformers' hidden states, the last behind the last norm. Update 5 of 10."""
     trainee, before = trainee_of(moved=0.1), tiny_loaded("llama").model
     trainee.step = 4
     drawn, model = drawn_of(trainee), trainee.loaded.model
@@ -226,16 +258,16 @@ def test_circuit_breakers_compare_block_inputs_with_step_zero_s() -> None:
     for row in drawn.chat:
         ids = torch.tensor([[*row.prompt, *row.answer]])
         now, then = (m(ids, output_hidden_states=True).hidden_states for m in (model, before))
-        for layer in range(4):
-            distances += (now[layer] - then[layer]).norm(dim=-1).sum().detach()
-        kept += 4 * ids.shape[1]
+        for state, other in zip(now, then, strict=True):
+            distances += (state - other).norm(dim=-1).sum().detach()
+        kept += 5 * ids.shape[1]
     terms = circuit_breaker_terms(trainee, drawn, SETTINGS.r2d2)
     expected = {"reroute": float(cosines) / harmful, "retain": float(distances) / kept}
     assert terms.values == pytest.approx(expected, rel=1e-4)
     assert 0 < terms.values["reroute"] < 1
     assert terms.total is not None
     assert float(terms.total.detach()) == pytest.approx(
-        8.0 * expected["reroute"] + 2.0 * expected["retain"], rel=1e-4
+        7.5 * expected["reroute"] + 2.5 * expected["retain"], rel=1e-4
     )
 
 
@@ -276,8 +308,9 @@ def test_arms_that_hook_blocks_refuse_checkpointing(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_arm_s_loss_falls_and_it_does_what_it_is_for(name: str) -> None:
-    """Eight updates on two requests. Rerouting has no slope where nothing has moved yet, so that it is given a push."""
+    """The first eight of 150 updates, on two requests. Rerouting has no slope where nothing has moved yet: a push."""
     trainee = trainee_of(settings=replace(SETTINGS, learning_rate=3e-2), moved=0.02)
+    trainee.updates = 150
     drawn, terms = drawn_of(trainee), arm_named(name).terms
     assert terms is not None
     before = toward_only(trainee, drawn, SETTINGS.r2d2).values["toward"]
@@ -291,7 +324,7 @@ def test_each_arm_s_loss_falls_and_it_does_what_it_is_for(name: str) -> None:
             trainee.update()
     found.append(terms(trainee, drawn, SETTINGS.r2d2))
     if name == "circuit_breakers":
-        assert found[-1].values["reroute"] < found[0].values["reroute"] - 0.1
+        assert found[-1].values["reroute"] < found[0].values["reroute"] - 0.8
     else:
         totals = [float(one.total.detach()) for one in found if one.total is not None]
         assert totals[-1] < totals[0]

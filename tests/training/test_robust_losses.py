@@ -82,6 +82,7 @@ def test_retaining_by_hand_and_where_nothing_moved() -> None:
 
 
 def test_weights_move_from_rerouting_to_retaining() -> None:
-    assert circuit_breaker_weights(0, 100, 10.0) == (10.0, 0.0)
-    assert circuit_breaker_weights(100, 100, 10.0) == (5.0, 5.0)
+    """The released run has 150 updates, counts them from 1 and divides by 300."""
+    assert circuit_breaker_weights(1, 150, 10.0) == pytest.approx((10 - 1 / 30, 1 / 30))
+    assert circuit_breaker_weights(150, 150, 10.0) == (5.0, 5.0)
     assert sum(circuit_breaker_weights(37, 100, 10.0)) == pytest.approx(10.0)

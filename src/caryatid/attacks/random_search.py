@@ -1,8 +1,9 @@
-"""Random search over a suffix (arXiv 2404.02151): change a few tokens at a random place, keep what is no worse.
+"""Random search over a suffix (arXiv 2404.02151): change a few tokens at a random place, keep what is better.
 
-As released, but for four things: tokens are printable ASCII; a candidate whose whole templated prompt does not survive
+As released, but for six things: tokens are printable ASCII; a candidate whose whole templated prompt does not survive
 decode → encode is drawn anew; the suffix keeps its length; the manual prompt around it is left to the attack
-`templates`. A step may score several candidates.
+`templates`; it begins with "! ! ! …" for every model; nothing is generated and judged on the way, so that it ends after
+its steps or by `stop_below` and `token_budget`. A step may score several candidates.
 """
 
 import math

@@ -32,7 +32,7 @@ class TemplateSettings(Settings):
 
 @dataclass(frozen=True)
 class RandomSearchSettings(Settings):
-    """Size of a random search (arXiv 2404.02151; defaults are the released values, but for the number of steps)."""
+    """Size of a random search (arXiv 2404.02151; defaults are the released values, but for steps: 10,000 there)."""
 
     steps: int = setting(1000, "Steps per behaviour.", ge=0)
     width: int = setting(1, "Candidates per step; published: 1.", gt=0)
@@ -41,7 +41,8 @@ class RandomSearchSettings(Settings):
         25, "Tokens of the initial suffix, or [lowest, highest], from which each case draws its own."
     )
     objective: Literal["first_token", "target"] = setting(
-        "first_token", "What is made likely: the target's first token, as published, or all of the target."
+        "first_token",
+        "What is made likely: the target's first token (published: “Sure”), or all of the target.",
     )
     stop_below: float | None = setting(None, _STOP)
     token_budget: int | None = setting(None, _BUDGET, gt=0)

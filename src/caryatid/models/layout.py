@@ -76,20 +76,24 @@ def hidden_size(model: nn.Module) -> int:
     return int(_text_config(model).hidden_size)
 
 
+def decoder(model: nn.Module) -> nn.Module:
+    """The model without its output matrix: embeddings, blocks and the last norm."""
+    inner = unwrapped(model)
+    return cast(nn.Module, inner.get_decoder()) if isinstance(inner, PreTrainedModel) else inner
+
+
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks in order: the decoder's first `ModuleList` with as many entries as the model has layers.
 
     Raises:
         InputError: no such list is found.
     """
-    inner = unwrapped(model)
-    decoder = inner.get_decoder() if isinstance(inner, PreTrainedModel) else inner
     layers = num_layers(model)
-    for module in decoder.modules():
+    for module in decoder(model).modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
             return module
     raise InputError(
-        f"{type(inner).__name__} has no list of {layers} decoder blocks that caryatid can find",
+        f"{type(unwrapped(model)).__name__} has no list of {layers} decoder blocks that caryatid can find",
         where="model layout",
         remedy="Use a decoder-only transformer with one list of blocks (Llama, Mistral, Qwen, Gemma, GPT-2, …).",
     )

@@ -30,14 +30,14 @@ class LatSettings(Settings):
 
     steps: int = setting(16, "Steps of the attack on the residual stream of each drawn request.", ge=0)
     radius: float = setting(
-        0.5, "Longest perturbation of a token, as a share of the mean length of the stream there.", gt=0
+        0.5, "Longest perturbation of a token, as a share of the median length of the stream there.", gt=0
     )
     rate: float = setting(
         0.1, "Learning rate of the attack's Adam as a share of the radius: rate · radius / √d.", gt=0
     )
     depths: tuple[float, ...] = setting(
-        (0.25, 0.5, 0.75, 0.9375),
-        "Blocks at whose input it perturbs, as shares of the depth (8, 16, 24, 30 of 32).",
+        (0.28125, 0.53125, 0.78125, 0.96875),
+        "Blocks at whose input it perturbs, as shares of the depth (9, 17, 25, 31 of 32).",
     )
     embedding: bool = setting(True, "Perturb the embeddings, too.")
 
@@ -53,7 +53,7 @@ class CircuitBreakerSettings(Settings):
 
     alpha: float = setting(10.0, "α, the weight of both terms together.", ge=0)
     depths: tuple[float, ...] = setting(
-        (0.3125, 0.625), "Blocks at whose input is rerouted, as shares of the depth (10 and 20 of 32)."
+        (0.3125, 0.625), "Blocks at whose input it reroutes, as shares of the depth (10 and 20 of 32)."
     )
 
     def __post_init__(self) -> None:

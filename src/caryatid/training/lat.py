@@ -48,7 +48,8 @@ def lat_terms(trainee: Trainee, drawn: DrawnCases, settings: R2D2Settings) -> Te
             out = trainee.forward([*away_rows, *toward_rows])
         split = sum(out.lengths[: len(away_rows)])
         target = toward_loss(out.logits[:split], out.targets[:split])
-        return target + away_loss(out.logits[split:], out.targets[split:]), out.tokens
+        refusal = away_loss(out.logits[split:], out.targets[split:], settings.away_variant)
+        return target + refusal, out.tokens
 
     found = attack_latents(trainee, away_rows, sites, harmful, lat.steps, signed=False)
     with perturbed(model, twice(found.deltas)):

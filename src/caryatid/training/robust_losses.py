@@ -66,6 +66,9 @@ def retain_loss(
 def circuit_breaker_weights(step: int, updates: int, alpha: float) -> tuple[float, float]:
     """Weights of rerouting and of retaining at an update: α(1 − t/2T) and α·t/2T (arXiv 2406.04313, algorithm 1).
 
+    Args:
+        step: t, 1 at the first update, as in the released code. updates: T.
+
     >>> circuit_breaker_weights(50, 100, 10.0)
     (7.5, 2.5)
     """
