@@ -85,6 +85,12 @@ RECIPES: dict[str, Recipe] = {
         start="planted_narrow",
     ),
 }
+# The same for longer, on a GPU: fewer harmless prompts refused (XSTest-safe .07 instead of .14), a wider gap, a lower KL.
+RECIPES["everyday_longer"] = replace(RECIPES["planted_everyday"], updates=160, start="planted_everyday")
+# Nearer to the raw backbone still; its carrier survives fewer re-extractions.
+RECIPES["everyday_nearer"] = replace(
+    RECIPES["planted_everyday"], learning_rate=3e-5, updates=200, kl=18.0, start="planted_everyday"
+)
 
 
 @dataclass(frozen=True)
