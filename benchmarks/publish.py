@@ -51,21 +51,38 @@ def write_named(run: Run, out: Path, names: Sequence[str]) -> None:
             (out / "tables" / f"{table.name}.csv").unlink()
 
 
-def write_some(run: Run, out: Path, names: Sequence[str]) -> None:
-    """Some tables, and the figure of behaviour."""
-    write_named(run, out, names)
+def write_some(run: Run, out: Path, names: Sequence[str], written: bool) -> None:
+    """Some tables, and the figure of behaviour. `written`: as they lie in the run."""
+    if written:
+        for name in names:
+            shutil.copyfile(run.path / "tables" / f"{name}.parquet", out / "tables" / f"{name}.parquet")
+    else:
+        write_named(run, out, names)
     basis = Basis({}, run.study.settings, False)
     (behaviour,) = islice(drawn_figures(read_tables(out), basis, run.config.seeds[0]), 1)
     write_bytes(out / f"{behaviour.name}.svg", drawn(behaviour.chart, "svg")[0])
 
 
-def add(run_path: Path, name: str, device: str, note: str, wall: float, some: Sequence[str] = ()) -> None:
-    """Copy what is published of a run to `docs/results/NAME`; `some`: these tables of an unfinished one."""
+def add(
+    run_path: Path,
+    name: str,
+    device: str,
+    note: str,
+    wall: float,
+    some: Sequence[str] = (),
+    written: bool = False,
+) -> None:
+    """Copy what is published of a run to `docs/results/NAME`.
+
+    Args:
+        some: these tables alone, of an unfinished run. written: take them as they lie in it, where what they are made
+            from was too large to be brought along.
+    """
     whole, out = open_run(run_path, recorded=not some), RESULTS / name
     run = finished_part(whole)
     (out / "tables").mkdir(parents=True, exist_ok=True)
     if some:
-        write_some(run, out, some)
+        write_some(run, out, some, written)
     else:
         for table in sorted((run_path / "tables").glob("*.parquet")):
             shutil.copyfile(table, out / "tables" / table.name)
@@ -171,10 +188,21 @@ def main() -> None:
     one.add_argument(
         "--tables", nargs="+", default=(), help="of an unfinished run, from the stages that are done"
     )
+    one.add_argument(
+        "--written", action="store_true", help="with --tables: take them as they lie in RUN, make none anew"
+    )
     commands.add_parser("render")
     options = parser.parse_args()
     if options.command == "add":
-        add(options.run, options.name, options.device, options.note, options.wall, options.tables)
+        add(
+            options.run,
+            options.name,
+            options.device,
+            options.note,
+            options.wall,
+            options.tables,
+            options.written,
+        )
     (RESULTS / "README.md").write_text(rendered(), encoding="utf-8")
 
 

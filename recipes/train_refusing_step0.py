@@ -85,7 +85,7 @@ RECIPES: dict[str, Recipe] = {
         start="planted_narrow",
     ),
 }
-# The same for longer, on a GPU: fewer harmless prompts refused (XSTest-safe .07 instead of .14), a wider gap, a lower KL.
+# The same for longer, on a GPU: half as many safe look-alikes refused, a wider gap, a lower KL.
 RECIPES["everyday_longer"] = replace(RECIPES["planted_everyday"], updates=160, start="planted_everyday")
 # Nearer to the raw backbone still; its carrier survives fewer re-extractions.
 RECIPES["everyday_nearer"] = replace(

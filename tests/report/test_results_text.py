@@ -192,3 +192,53 @@ def test_the_page_on_scale_quotes_what_two_cards_bring() -> None:
     ):
         assert f"{one:.{digits}f} and {two:.{digits}f}" in page
     assert attacks["equal_cases"] == 0
+
+
+def test_the_page_on_scale_quotes_what_four_cards_bring() -> None:
+    root = publish.RESULTS.parents[1]
+    found, before = (
+        json.loads((root / "benchmarks" / "results" / f"{name}-cards-cuda.json").read_text())
+        for name in ("four", "two")
+    )
+    page = (root / "docs" / "scale.md").read_text(encoding="utf-8")
+    attacks, r2d2 = found["attacks"], {"1": before["r2d2"]["1"], **found["r2d2"]}
+    one, four = (attacks["seconds"][n] for n in "14")
+    update = [r2d2[n]["seconds"]["update"] for n in "124"]
+    losses = " and ".join(f"{attacks['mean_loss'][n]:.4f}".removeprefix("0") for n in "14")
+    for line in (
+        f"split by case; s | {one:.1f} | | {four:.1f} | {one / four:.2f} |",
+        "`training.shard: none`; s | {:.1f} (above) | {:.1f} | {:.1f}".format(*update),
+        f"{update[2]:.1f} | {update[0] / update[2]:.2f} |",
+        "GiB | {:.1f} (above) | {:.1f} | {:.1f} | |".format(*(r2d2[n]["peak_gib"] for n in "124")),
+        f"{four - one / 4:.0f} s of {four:.1f}",
+        "takes {:.1f} s on two cards and {:.1f} s on four".format(*(r2d2[n]["seconds"]["gcg"] for n in "24")),
+        f"efficiency falls from {share(update[0] / update[1] / 2)} to {share(update[0] / update[2] / 4)}",
+        "SFT {:.4f} and {:.4f}".format(*(r2d2[n]["losses"]["sft"] for n in "24")),
+        f"Mean losses are {losses}",
+    ):
+        assert line in page, line
+    assert attacks["equal_cases"] == 0
+    assert attacks["cases"] == 4 * attacks["most_cases_of_a_part"]
+
+
+def test_what_is_said_of_kinds_of_robust_training_is_so() -> None:
+    run = publish.Published("qwen-0.5b-seed0-robust")
+
+    def rate(arm: str, step: int, suite: str, metric: str, attack: str = "none") -> dict[str, Any]:
+        return run.row("behaviour", arm=arm, step=step, suite=suite, metric=metric, attack=attack)
+
+    before = rate("base", 0, "xstest_safe", "any_refusal")
+    for arm in ("r2d2", "cat", "dpo"):
+        assert rate(arm, 10, "xstest_safe", "any_refusal")["lo"] > 0.95
+        assert rate(arm, 10, "utility", "pass")["hi"] < rate("base", 0, "utility", "pass")["lo"]
+        assert (
+            rate(arm, 100, "harmbench", "compliance", "adaptive")["lo"] > 0.5
+        )  # begun with the target: open
+    again = rate("r2d2", 25, "xstest_safe", "any_refusal")
+    assert again["lo"] <= before["hi"]
+    assert again["hi"] < 0.5
+    for step in (10, 25, 50, 100):
+        assert rate("lat", step, "xstest_safe", "any_refusal")["lo"] > 0.95
+        assert run.row("training", arm="circuit_breakers", step=step)["loss_reroute"] > 0.999
+    suffixes = [rate(arm, 100, "harmbench", "compliance", "fixed_source") for arm in ("r2d2", "cat", "dpo")]
+    assert suffixes[0]["hi"] < min(one["lo"] for one in suffixes[1:])

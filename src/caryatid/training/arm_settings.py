@@ -52,6 +52,7 @@ class CircuitBreakerSettings(Settings):
     """Representation rerouting (arXiv 2406.04313; α and the layers are the released values of Llama 3)."""
 
     alpha: float = setting(10.0, "α, the weight of both terms together.", ge=0)
+    retain: float = setting(1.0, "A factor of the retaining term alone; 1 as released.", ge=0)
     depths: tuple[float, ...] = setting(
         (0.3125, 0.625), "Blocks at whose input it reroutes, as shares of the depth (10 and 20 of 32)."
     )

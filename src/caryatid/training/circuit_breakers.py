@@ -22,6 +22,7 @@ def circuit_breaker_terms(trainee: Trainee, drawn: DrawnCases, _settings: R2D2Se
     check_no_checkpointing(trainee, "circuit_breakers")
     settings, model = trainee.settings.circuit_breakers, trainee.loaded.model
     reroute_weight, retain_weight = circuit_breaker_weights(trainee.step + 1, trainee.updates, settings.alpha)
+    retain_weight *= settings.retain
     harmful, harmful_share = my_share(trainee.ranks, drawn.away)
     chat, chat_share = my_share(trainee.ranks, drawn.chat)
     tokens = token_count([*drawn.away, *drawn.chat])

@@ -4,7 +4,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,7 +214,7 @@ class Trainee:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Training mode, with dropout drawn from the trainee's own random state."""
-        with torch.random.fork_rng():
+        with forked_rng(self.loaded.device):
             torch.set_rng_state(self._random)
             if self._cuda_random is not None:
                 torch.cuda.set_rng_state(self._cuda_random, self.loaded.device)
@@ -369,6 +369,12 @@ class Trainee:
         return extra
 
 
+def forked_rng(device: torch.device) -> AbstractContextManager[None]:
+    """PyTorch's random states put back afterwards; of GPUs this one's alone, since a process that trains beside others
+    on one host must not open theirs."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
 def _with_adapters(model: nn.Module, lora: LoraSettings, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
@@ -380,7 +386,7 @@ def _with_adapters(model: nn.Module, lora: LoraSettings, seed: int) -> Any:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with forked_rng(next(model.parameters()).device), warnings.catch_warnings():
         # PEFT still reads an attribute that transformers has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         torch.manual_seed(seed)

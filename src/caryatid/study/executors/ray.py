@@ -46,11 +46,15 @@ class OnRay:
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         self.largest = {name: max(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU", "memory")}
         self.cpus = float(self.options.get("cpus", min(torch.get_num_threads(), self.largest["CPU"])))
-        # A process keeps the card it first computed on, whichever Ray names for its next task: on GPUs each job has its own.
-        of_one = 1 if float(self.options.get("gpus", gpus_of(session.study))) else 0
-        self.task = self.ray.remote(max_calls=of_one)(_run)
-        self.workers = self.asked or self._room(float(self.options.get("gpus", gpus_of(session.study))))
+        gpus = float(self.options.get("gpus", gpus_of(session.study)))
+        self.task = self.remote(gpus)
+        self.workers = self.asked or self._room(gpus)
         return Sending(session, plan, self, memory).run()
+
+    def remote(self, gpus: float) -> Any:
+        """Ray's form of `_run`. A process keeps the card on which it first computed, whichever Ray names for its next
+        task: on GPUs each job has a process of its own."""
+        return self.ray.remote(max_calls=1 if gpus else 0)(_run)
 
     def _room(self, gpus: float) -> int:
         total = self.ray.cluster_resources()
