@@ -17,6 +17,7 @@ import pytest
 from small import small_config
 from test_runners import tables
 
+from caryatid.study.executors import ray as on_ray
 from caryatid.study.executors.choice import executor_named
 from caryatid.study.flow import run_study
 
@@ -75,6 +76,23 @@ def _checked(out: Path, alone: Path, place: Path) -> None:
     assert not (out / "leases").exists()
     assert not list(out.rglob("*.tmp"))
     assert run_study(small_config(place, *OVERRIDES), out).executed == 0
+
+
+def test_on_gpus_each_job_of_ray_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray counts a GPU that it is told of; none has to be there."""
+    ray = pytest.importorskip("ray", reason="make test-cluster installs ray")
+    monkeypatch.setattr(on_ray, "_run", os.getpid)
+    executor = on_ray.OnRay(None, {})
+    ray.init(num_cpus=1, num_gpus=1, log_to_driver=False)
+    try:
+        processes = {
+            gpus: {ray.get(executor.remote(gpus).options(num_gpus=gpus).remote()) for _ in range(4)}
+            for gpus in (1, 0)
+        }
+    finally:
+        ray.shutdown()
+    assert len(processes[1]) == 4
+    assert len(processes[0]) < 4  # without GPUs a process is used again, which saves its start
 
 
 def test_ray_goes_on_when_a_node_vanishes(place: Path, alone: Path) -> None:

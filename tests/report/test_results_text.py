@@ -221,6 +221,23 @@ def test_the_page_on_scale_quotes_what_four_cards_bring() -> None:
     assert attacks["cases"] == 4 * attacks["most_cases_of_a_part"]
 
 
+def test_the_start_page_quotes_kinds_of_robust_training() -> None:
+    text = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    tables = publish.Published("qwen-0.5b-seed0-robust").tables()
+    found = {one.arm: one for one in publish.compared_arms.compared(tables) if one.matched}
+    arms = [found[arm] for arm in ("r2d2", "cat", "dpo")]
+    assert len(found) == 3
+    direct = [one.direct.value for one in arms]
+    assert f"({share(min(direct))} to {share(max(direct))})" in text
+    depths = [one.depth.value for one in arms]
+    assert max(depths) - min(depths) < 0.25
+    assert [one.old_direction for one in arms] == ["still controls"] * 3
+    removed = [share(one.removal("transfer", "base").value) for one in arms]
+    assert "removes {}, {} and {} of their refusals".format(*removed) in text
+    suffixes = [share(one.behaviour()["fixed-source answered"].value) for one in arms]
+    assert "succeed in {}, {} and {}".format(*suffixes) in text
+
+
 def test_what_is_said_of_kinds_of_robust_training_is_so() -> None:
     run = publish.Published("qwen-0.5b-seed0-robust")
 
