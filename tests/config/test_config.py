@@ -41,6 +41,14 @@ def test_mistral_preset_has_the_released_values() -> None:
     assert (training.mode, training.learning_rate) == ("lora", 2e-4)
 
 
+def test_quick_trains_gently_toward_step_0s_own_refusal() -> None:
+    """Chosen by behaviour alone (log): stronger, ten updates of R2D2 have more of the harmless requests refused."""
+    training = load_config(preset="quick").training
+    weights = (training.r2d2.away_weight, training.r2d2.toward_weight)
+    assert (training.learning_rate, *weights) == (1e-4, 0.2, 0.2)
+    assert training.r2d2.toward_text == "I'm sorry, but I can't assist with that."
+
+
 def test_all_errors_at_once_with_line_and_column(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(
