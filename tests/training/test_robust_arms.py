@@ -241,9 +241,11 @@ def test_arms_work_where_the_released_ones_do() -> None:
         assert torch.allclose(model(ids).logits, here, rtol=1e-4, atol=1e-5)
 
 
-def test_circuit_breakers_compare_hidden_states_with_step_zero_s() -> None:
+@pytest.mark.parametrize("retain", [1.0, 0.1])
+def test_circuit_breakers_compare_hidden_states_with_step_zero_s(retain: float) -> None:
     """Retaining compares all of transformers' hidden states, the last behind the last norm. Update 5 of 10."""
-    trainee, before = trainee_of(moved=0.1), tiny_loaded("llama").model
+    settings = replace(SETTINGS, circuit_breakers=replace(SETTINGS.circuit_breakers, retain=retain))
+    trainee, before = trainee_of(settings=settings, moved=0.1), tiny_loaded("llama").model
     trainee.step = 4
     drawn, model = drawn_of(trainee), trainee.loaded.model
     cosines, distances, harmful, kept = torch.zeros(()), torch.zeros(()), 0, 0
@@ -267,7 +269,7 @@ def test_circuit_breakers_compare_hidden_states_with_step_zero_s() -> None:
     assert 0 < terms.values["reroute"] < 1
     assert terms.total is not None
     assert float(terms.total.detach()) == pytest.approx(
-        7.5 * expected["reroute"] + 2.5 * expected["retain"], rel=1e-4
+        7.5 * expected["reroute"] + 2.5 * retain * expected["retain"], rel=1e-4
     )
 
 
