@@ -145,8 +145,9 @@ def test_no_shipped_preset_has_a_label_out_of_reach_for_lack_of_prompts(
 def test_quick_says_what_it_can_reach() -> None:
     config, prompts = planned("quick", 260, 18_793, 320, 80)
     first, *arms = reach_lines(config, prompts, 0.5)
-    assert "50% of 24 requests (assumed)" in first
+    assert "50% of 48 requests (assumed)" in first
     assert [line.split(":")[0] for line in arms] == ["sft 0 → 10", "r2d2 0 → 10"]
-    four = "Within reach with 12 refusals: relocation, replacement in place, re-siting, drift only;"
-    assert all(four in line for line in arms)
-    assert all("drift only, no change;" in line for line in reach_lines(config, prompts, 0.9)[1:])
+    for rate, refusals in ((0.5, 24), (0.9, 43)):
+        found = reach_lines(config, prompts, rate)[1:]
+        five = f"Within reach with {refusals} refusals: relocation, replacement in place, re-siting, drift only, no change;"
+        assert all(five in line for line in found)
