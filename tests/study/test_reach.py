@@ -149,5 +149,6 @@ def test_quick_says_what_it_can_reach() -> None:
     assert [line.split(":")[0] for line in arms] == ["sft 0 → 10", "r2d2 0 → 10"]
     for rate, refusals in ((0.5, 24), (0.9, 43)):
         found = reach_lines(config, prompts, rate)[1:]
-        five = f"Within reach with {refusals} refusals: relocation, replacement in place, re-siting, drift only, no change;"
+        labels = "relocation, replacement in place, re-siting, drift only, no change;"
+        five = f"Within reach with {refusals} refusals: {labels}"
         assert all(five in line for line in found)
