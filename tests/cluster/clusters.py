@@ -81,7 +81,7 @@ def _checked(out: Path, alone: Path, place: Path) -> None:
 def test_on_gpus_each_job_of_ray_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray counts a GPU that it is told of; none has to be there."""
     ray = pytest.importorskip("ray", reason="make test-cluster installs ray")
-    monkeypatch.setattr(on_ray, "_run", os.getpid)
+    monkeypatch.setattr(on_ray, "_run", lambda: os.getpid())  # Ray takes no built-in function
     executor = on_ray.OnRay(None, {})
     ray.init(num_cpus=1, num_gpus=1, log_to_driver=False)
     try:
