@@ -1,108 +1,23 @@
-"""Arms beside R2D2 on tiny models: inner attacks and terms against plain reference loops, training, exact resume."""
+"""Arms beside R2D2 on tiny models: inner attacks and terms against plain reference loops."""
 
-import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from robust_cases import SETTINGS, drawn_of, entropy_sum, logprobs, shifted, tokens, trainee_of
 from torch import Tensor
 from transformers import LlamaConfig
 
-from caryatid.data.chat import ChatExample
-from caryatid.data.prompts import Prompt
-from caryatid.errors import InputError
 from caryatid.models.layout import decoder_layers
-from caryatid.models.load import load_model
-from caryatid.models.template import ChatFormat
-from caryatid.training.arm_settings import CatSettings, CircuitBreakerSettings, DpoSettings, LatSettings
-from caryatid.training.arms import ARMS, arm_named
+from caryatid.training.arm_settings import CircuitBreakerSettings, LatSettings
 from caryatid.training.cat import cat_terms
 from caryatid.training.circuit_breakers import circuit_breaker_terms
 from caryatid.training.dpo import dpo_terms
 from caryatid.training.lat import lat_terms
-from caryatid.training.loop import ArmJob, TrainedArm, train_arm
 from caryatid.training.perturb import EMBEDDING, perturbed, places, within
-from caryatid.training.settings import LoraSettings, R2D2Settings, TrainingSettings
-from caryatid.training.terms import toward_only
-from caryatid.training.trainee import DrawnCases, Example, Trainee
-from tiny import save_tiny, tiny_loaded
-
-NAMES = ("cat", "lat", "circuit_breakers", "dpo")
-SETTINGS = TrainingSettings(
-    lora=LoraSettings(r=2, alpha=4),
-    learning_rate=1e-2,
-    chat_batch_size=2,
-    accumulation=1,
-    max_length=64,
-    r2d2=R2D2Settings(pool=3, cases=2, gcg_steps=0, suffix_length=3),
-    cat=CatSettings(steps=3, radius=0.2, rate=0.5),
-    lat=LatSettings(steps=3, radius=0.3, depths=(0.25, 0.75)),
-)
-REFUSAL = "Sorry, I can't do that."
-
-
-def trainee_of(arch: str = "llama", settings: TrainingSettings = SETTINGS, moved: float = 0.0) -> Trainee:
-    """A trainee whose adapters have moved a little from step 0."""
-    trainee = Trainee(tiny_loaded(arch), settings, updates=10, seed=0)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(1)
-        for parameter in trainee.parameters:
-            parameter += moved * torch.randn(parameter.shape, generator=generator)
-    return trainee
-
-
-def drawn_of(trainee: Trainee) -> DrawnCases:
-    """Two requests of different length with targets of different length, and two chat rows."""
-    chat = ChatFormat(trainee.loaded.tokenizer)
-    refusal = chat.answer_ids(REFUSAL)
-    asked = [("do harm", "Sure, here is harm"), ("explain how to do the theft", "Yes, theft")]
-    said = [("tell me about tea", "tea is nice."), ("the sun?", "Yes, it is.")]
-    return DrawnCases(
-        [Example(chat.ids(text), chat.answer_ids(target, end_of_turn=False)) for text, target in asked],
-        [Example(chat.ids(text), refusal) for text, _ in asked],
-        [Example(chat.ids(text), chat.answer_ids(answer)) for text, answer in said],
-    )
-
-
-@contextmanager
-def shifted(model: Any, deltas: dict[int, Tensor]) -> Iterator[None]:
-    """Adds to the embeddings (−1) and to block inputs, by hooks of the test's own; of one row."""
-    handles = []
-
-    def padded(hidden: Tensor, delta: Tensor) -> Tensor:
-        return torch.cat([hidden[:, : len(delta)] + delta, hidden[:, len(delta) :]], dim=1)
-
-    for place, delta in deltas.items():
-        if place == EMBEDDING:
-            module = model.get_input_embeddings()
-            handles.append(module.register_forward_hook(lambda m, a, out, d=delta: padded(out, d)))
-        else:
-            block = decoder_layers(model)[place]
-            handles.append(block.register_forward_pre_hook(lambda m, a, d=delta: (padded(a[0], d), *a[1:])))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def logprobs(model: Any, row: Example) -> Tensor:
-    """Log-probabilities [answer, vocab] at the answer's positions; one row, no padding."""
-    logits = model(torch.tensor([[*row.prompt, *row.answer]])).logits[0].float()
-    return logits[len(row.prompt) - 1 : -1].log_softmax(-1)
-
-
-def entropy_sum(model: Any, row: Example) -> Tensor:
-    return -logprobs(model, row).gather(1, torch.tensor(row.answer)[:, None]).sum()
-
-
-def tokens(rows: list[Example]) -> int:
-    return sum(len(row.answer) for row in rows)
+from tiny import tiny_loaded
 
 
 def test_cat_is_a_plain_loop_s() -> None:
@@ -299,102 +214,3 @@ def test_perturbations_stay_in_their_ball_and_come_off() -> None:
         assert not torch.equal(loaded.model(ids).logits, plain)
     assert torch.equal(loaded.model(ids).logits, plain)
     assert places(loaded.model, (0.99, 0.5, 0.51)) == [2, 3]
-
-
-@pytest.mark.parametrize("name", ["lat", "circuit_breakers"])
-def test_arms_that_hook_blocks_refuse_checkpointing(name: str) -> None:
-    trainee = trainee_of(settings=replace(SETTINGS, gradient_checkpointing=True))
-    with pytest.raises(InputError, match="checkpointing"):
-        arm_named(name).terms(trainee, drawn_of(trainee), SETTINGS.r2d2)  # type: ignore[misc]  # these arms have terms
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_each_arm_s_loss_falls_and_it_does_what_it_is_for(name: str) -> None:
-    """The first eight of 150 updates, on two requests. Rerouting has no slope where nothing has moved yet: a push."""
-    trainee = trainee_of(settings=replace(SETTINGS, learning_rate=3e-2), moved=0.02)
-    trainee.updates = 150
-    drawn, terms = drawn_of(trainee), arm_named(name).terms
-    assert terms is not None
-    before = toward_only(trainee, drawn, SETTINGS.r2d2).values["toward"]
-    found = [terms(trainee, drawn, SETTINGS.r2d2)]
-    for _ in range(8):
-        with trainee.training():
-            found.append(terms(trainee, drawn, SETTINGS.r2d2))
-            total = found[-1].total
-            assert total is not None
-            trainee.backward(total, name)
-            trainee.update()
-    found.append(terms(trainee, drawn, SETTINGS.r2d2))
-    if name == "circuit_breakers":
-        assert found[-1].values["reroute"] < found[0].values["reroute"] - 0.8
-    else:
-        totals = [float(one.total.detach()) for one in found if one.total is not None]
-        assert totals[-1] < totals[0]
-        assert toward_only(trainee, drawn, SETTINGS.r2d2).values["toward"] < before
-
-
-EXAMPLES = [
-    ChatExample(f"c{i}", f"tell me about {w}", f"{w} is nice.") for i, w in enumerate(["tea", "sun", "sea"])
-]
-BEHAVIOURS = [
-    Prompt(id=f"b{i}", text=f"do {w}", set_name="pool", label="harmful", targets=(f"Sure, here is {w}",))
-    for i, w in enumerate(["harm", "theft", "fraud"])
-]
-
-
-class _Stop(Exception):
-    pass
-
-
-def train(
-    folder: Path, out: Path, name: str, mode: str = "lora", stop_after: int | None = None
-) -> TrainedArm:
-    loaded = load_model(str(folder))
-
-    def after(step: int, _numbers: object) -> None:
-        if step == stop_after:
-            raise _Stop
-
-    settings = replace(SETTINGS, mode=mode, lora=replace(SETTINGS.lora, dropout=0.1))
-    job = ArmJob(arm_named(name), settings, EXAMPLES, EXAMPLES[:2], BEHAVIOURS, (1, 2, 3), seed=0)
-    return train_arm(loaded, loaded.chat(), job, out / "anchors", out / "work", after_update=after)
-
-
-@pytest.mark.parametrize(
-    ("name", "mode"), [*((name, "lora") for name in NAMES), ("circuit_breakers", "full")]
-)
-def test_arms_stop_at_anchors_and_go_on_exactly(name: str, mode: str, tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "model")
-    whole = train(folder, tmp_path / "whole", name, mode)
-    with pytest.raises(_Stop):
-        train(folder, tmp_path / "cut", name, mode, stop_after=2)
-    resumed = train(folder, tmp_path / "cut", name, mode)
-    facts = [
-        json.dumps([{k: v for k, v in asdict(row).items() if k != "seconds"} for row in arm.rows])
-        for arm in (whole, resumed)
-    ]
-    assert facts[0] == facts[1]
-    row = whole.rows[-1]
-    assert row.gcg_tokens > 0
-    assert row.flops > 0
-    assert row.gcg_steps == 0
-    shown = {"loss_away", "loss_toward", "loss_reroute", "loss_retain", "loss_dpo"}
-    named = {
-        "cat": {"loss_away", "loss_toward"},
-        "lat": {"loss_away", "loss_toward"},
-        "circuit_breakers": {"loss_reroute", "loss_retain"},
-        "dpo": {"loss_dpo"},
-    }[name]
-    assert {key for key in shown if not math.isnan(getattr(row, key))} == named
-
-
-def test_settings_of_arms_are_checked() -> None:
-    assert set(NAMES) < set(ARMS)
-    with pytest.raises(ValueError, match="depths"):
-        LatSettings(depths=(1.0,))
-    with pytest.raises(ValueError, match="depths"):
-        LatSettings(depths=(), embedding=False)
-    with pytest.raises(ValueError, match="depths"):
-        CircuitBreakerSettings(depths=())
-    with pytest.raises(ValueError, match="beta"):
-        DpoSettings(beta=0)

@@ -205,7 +205,7 @@ def _merged(wrapped: Any, folder: Path) -> Any:
         merged = _probed(plain)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # PEFT's alone, on a user's file; it has no common class for them
+    except Exception as error:  # only PEFT and a forward pass run here; no class covers what they raise
         raise InputError(f"{what}: {last_line(error)}", where=str(folder), remedy=remedy) from error
     if unmerged is not None and merged is not None and bool(unmerged.isfinite().all()):
         apart = float((merged - unmerged).norm() / unmerged.norm().clamp_min(1e-30))

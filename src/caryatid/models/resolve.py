@@ -184,7 +184,7 @@ def _check_configuration(folder: Path) -> None:
     try:
         with quiet_transformers():
             AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers' alone, on a user's file; it has no common class for them
+    except Exception as error:  # only transformers runs here; no class covers what it raises
         raise InputError(
             f"transformers cannot read it: {last_line(error)}",
             where=str(folder / "config.json"),
