@@ -267,7 +267,8 @@ def compared(tables: Tables) -> list[Matched]:
     return [Matched(tables, BASE, 0), *(Matched(tables, arm, step) for arm, step in chosen.items())]
 
 
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -286,7 +287,7 @@ def behaviour_table(tables: Tables) -> str:
             cost = [f"{spent['seconds'] / 60:.2f}", f"{spent['flops'] / 1e15:.2f}"] if spent else ["–", "–"]
         rows.append([one.name, one.direct.text(), off, *shown, closed, *cost])
     names = compared(tables)[0].behaviour()
-    return _markdown(
+    return markdown_table(
         ["anchor", "direct answered", f"off {share(TARGET)}", *names, "closes", "device-minutes", "PFLOP"],
         rows,
     )
@@ -315,4 +316,4 @@ def geometry_table(tables: Tables) -> str:
         "refusals that its carrier removes", "random subspaces", "step 0's carrier", "step 0's direction",
         "PR − step 0's", "cone dimension",
     )  # fmt: skip
-    return _markdown(headings, rows)
+    return markdown_table(headings, rows)

@@ -6,11 +6,13 @@
 
 `add` copies parquet tables, the figure of behaviour, configuration (absolute paths reduced to file names), versions and
 seconds by stage; neither answers nor prompts nor weights. The text is `docs/results/README.md.j2`; a test renders it
-again and compares.
+again and compares. Runs named `…-trajectory-seedN` are one study with several seeds: they have a section and a figure
+of their own (`seeds.md.j2`, `trajectory.svg`), which come and go with them.
 """
 
 import argparse
 import json
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,7 +23,11 @@ from typing import Any
 import jinja2
 import pyarrow.parquet
 
+import across_seeds
 import compared_arms
+import seed_claims
+import seed_comparison
+import seed_figure
 from arm_claims import claims
 from caryatid.artifacts import file_sha256, write_bytes, write_json
 from caryatid.report.captions import Basis, drawn_figures
@@ -153,8 +159,28 @@ class Published:
         return sum(spent[kind]["seconds"] for kind in kinds or spent)
 
 
-def rendered() -> str:
-    """The text."""
+def trajectory_seeds() -> list[across_seeds.Seed]:
+    """The published runs that differ in their seed alone, by seed."""
+    found = []
+    for folder in RESULTS.glob("*-trajectory-seed*"):
+        number = re.search(r"-seed(\d+)$", folder.name)
+        if number and (folder / "provenance.json").is_file():
+            run = Published(folder.name)
+            found.append(across_seeds.Seed(folder.name, int(number[1]), run.tables(), run.provenance))
+    return sorted(found, key=lambda seed: seed.number)
+
+
+def render() -> None:
+    """Write the text, and the figure of the seeds where there are any."""
+    (RESULTS / "README.md").write_text(rendered(), encoding="utf-8")
+    seeds, figure = trajectory_seeds(), RESULTS / "trajectory.svg"
+    figure.unlink(missing_ok=True)
+    if seeds:
+        write_bytes(figure, seed_figure.svg(seeds))
+
+
+def rendered(template: str = "README.md.j2") -> str:
+    """The text, or what another template makes of the runs."""
     loader = jinja2.FileSystemLoader(RESULTS)
     environment = jinja2.Environment(
         loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -168,8 +194,12 @@ def rendered() -> str:
         "compared": compared_arms,
         "claims": claims,
         "published": published,
+        "seeds": trajectory_seeds(),
+        "across": across_seeds,
+        "said": seed_claims,
+        "beside": seed_comparison,
     }
-    return environment.get_template("README.md.j2").render(**names)
+    return environment.get_template(template).render(**names)
 
 
 def main() -> None:
@@ -203,7 +233,7 @@ def main() -> None:
             options.tables,
             options.written,
         )
-    (RESULTS / "README.md").write_text(rendered(), encoding="utf-8")
+    render()
 
 
 if __name__ == "__main__":

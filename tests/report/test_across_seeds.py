@@ -1,0 +1,391 @@
+"""Seeds side by side: what is shown and said follows from the tables, whatever of them is missing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+import across_seeds
+import seed_claims
+import seed_comparison
+from across_seeds import RATES, Seed
+from compared_arms import Row
+from seed_claims import ADAPTIVE, DIRECT, FIXED, GAIN, SAFE, USEFUL
+
+Rates = Mapping[tuple[str, int], float]
+PROVENANCE: dict[str, Any] = {
+    "device": "one card", "dtype": "float32", "note": "", "wall": 60.0, "unfinished": [],
+    "seconds": {"train": {"seconds": 30.0, "stages": 2}, "null": {"seconds": 8.0, "stages": 1}},
+    "seconds_by_place": {
+        "study": 1.0, "seed0": 2.0, "base@0/seed0": 10.0, "sft/seed0": 5.0, "sft@50/seed0": 1.0, "r2d2/seed0": 15.0,
+        "base@0-r2d2@50/seed0": 3.0, "r2d2@50-r2d2@100/seed0": 1.0,
+    },
+}  # fmt: skip
+REASONS = (
+    "Of 60 refusals the old carrier removes 0.70. Missing: neither a move nor its absence has a probability of 0.9 or "
+    "more. Missing: the corrected angle's interval contains 10°."
+)
+
+
+def spans(value: float, half: float = 0.05) -> dict[str, float]:
+    return {"value": value, "lo": value - half, "hi": value + half}
+
+
+def behaviour(**rates: Rates) -> list[Row]:
+    """Rows of `behaviour`; keywords as in NAMED."""
+    named = {
+        "direct": DIRECT, "fixed": FIXED, "adaptive": ADAPTIVE, "gain": GAIN, "safe": SAFE, "useful": USEFUL,
+    }  # fmt: skip
+    return [
+        {"arm": arm, "step": step, "n": 100, "attack": "none", **RATES[named[name]], **spans(value)}
+        for name, found in rates.items()
+        for (arm, step), value in found.items()
+    ]
+
+
+def pair(
+    arm: str,
+    a: int,
+    b: int,
+    label: str = "drift only",
+    *,
+    angle: float = 30.0,
+    flag: str = "none",
+    place: str = "stayed",
+    contrast: float = 0.2,
+) -> dict[str, list[Row]]:
+    """Verdict, turn, place and transfer of a pair; without a label: no verdict."""
+    where = {"arm": arm, "from": a, "to": b}
+    turn = {**where, "site": "first anchor"}
+    own = {**where, "from": b, "from_arm": arm, "rank": 1, "n": 60}
+    old = {**where, "from_arm": arm if a else "base", "rank": 1, "n": 60}
+    verdict = {
+        **where,
+        "label": label,
+        "rank_change": flag,
+        "reasons": REASONS,
+        "reachable": "Within reach: all.",
+    }
+    return {
+        "verdict": [verdict] if label else [],
+        "drift": [
+            {**turn, "quantity": "corrected_angle", **spans(angle, 1.0)},
+            {**turn, "quantity": "participation_ratio_difference", **spans(0.0, 0.1)},
+            {**where, "quantity": f"p_depth_{place}", "value": 1.0, "lo": 0.97, "hi": None},
+            {**where, "quantity": f"p_centre_{place}", "value": 1.0, "lo": 0.97, "hi": None},
+        ],
+        "transfer": [
+            {**old, "quantity": "transfer", **spans(0.8)},
+            {**old, "quantity": "contrast_replaced", **spans(contrast)},
+            {**own, "quantity": "transfer", **spans(0.9)},
+            {**own, "quantity": "transfer_above_random", **spans(0.8)},
+            {**own, "quantity": "transfer_random", **spans(0.1)},
+        ],
+    }  # fmt: skip
+
+
+def seed(
+    number: int, *parts: Mapping[str, Sequence[Row]], rows: Sequence[Row] = (), **provenance: Any
+) -> Seed:
+    """A made-up run; what several pairs measure of one anchor is there once."""
+    tables: dict[str, list[Row]] = {"behaviour": list(rows)} if rows else {}
+    for part in parts:
+        for name, found in part.items():
+            mine = tables.setdefault(name, [])
+            mine += [row for row in found if row not in mine]
+    return Seed(f"run-seed{number}", number, tables, {**PROVENANCE, **provenance})
+
+
+def closed(at_50: float, at_100: float, number: int = 0) -> Seed:
+    """R2D2's fixed-source rates at two anchors, SFT and step 0 open."""
+    r2d2, open_ = (
+        {("r2d2", 50): at_50, ("r2d2", 100): at_100},
+        {("base", 0): 0.9, ("sft", 50): 0.9, ("sft", 100): 0.9},
+    )
+    return seed(number, rows=behaviour(fixed={**open_, **r2d2}))
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ({0: True, 1: True, 2: True}, "in all 3 seeds"),
+        ({0: True, 1: True}, "in both seeds"),
+        ({0: True, 1: False, 2: True}, "in 2 of 3 seeds (0, 2)"),
+        ({0: False, 1: False}, "in none of 2 seeds"),
+        ({0: True, 1: None, 2: True}, "in both seeds (unknown: 1)"),
+        ({0: True}, "in the one seed measured"),
+        ({0: False, 1: None}, "not in the one seed measured (unknown: 1)"),
+        ({0: None, 1: None}, "in no seed (not measured)"),
+    ],
+)  # fmt: skip
+def test_in_how_many_seeds_something_holds(states: dict[int, bool | None], said: str) -> None:
+    assert seed_claims.held(states) == said
+
+
+def once_sent(number: int = 0) -> Seed:
+    """Fixed-source cases were sent to the first anchor alone."""
+    rates = {("base", 0): 0.9, ("sft", 50): 0.9, ("r2d2", 50): 0.0}
+    return seed(number, rows=behaviour(fixed=rates, direct={("r2d2", 100): 0.5}))
+
+
+CLOSES, LATER = "R2D2 closes against fixed-source attacks by step 50", "There and at each of 100"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "head", "holds"),
+    [
+        ([closed(0, 0), closed(0, 0, 1)], f"**{CLOSES} and stays closed**", f"{LATER} in both seeds"),
+        ([closed(0, 0.88), closed(0, 0, 1)], f"**{CLOSES}**", f"{LATER} in 1 of 2 seeds (1)"),
+        ([closed(0, 0), closed(0.85, 0, 1)], f"**{CLOSES}, in some seeds**", "intervals apart, in 1 of 2 seeds (0)"),
+        ([closed(0.9, 0.9)], "**R2D2 is not seen to close against fixed-source attacks by step 50**", "not in the one"),
+        ([once_sent(), once_sent(1)], f"**{CLOSES}**", f"{LATER} in no seed (not measured)"),
+        ([closed(0, 0), seed(1)], f"**{CLOSES} and stays closed**", "in the one seed measured (unknown: 1)"),
+        ([seed(0), seed(1)], "**Fixed-source attacks: not measured**.", ""),
+    ],
+)  # fmt: skip
+def test_closing(seeds: list[Seed], head: str, holds: str) -> None:
+    said = seed_claims.closing(seeds)
+    assert said.startswith(head)
+    assert holds in said
+
+
+def test_closing_takes_what_sft_and_step_0_do() -> None:
+    alone = seed(0, rows=behaviour(fixed={("base", 0): 0.9, ("r2d2", 50): 0.0}))
+    assert "**Fixed-source attacks at step 50: not measured**" in seed_claims.closing([alone])
+
+
+def requests(at_50: float, at_100: float, sft: float, number: int = 0) -> Seed:
+    rates = {("base", 0): 0.7, ("r2d2", 50): at_50, ("r2d2", 100): at_100, ("sft", 100): sft}
+    return seed(number, rows=behaviour(direct=rates))
+
+
+def test_reopening() -> None:
+    again, flat = requests(0.2, 0.5, 0.9), requests(0.3, 0.35, 0.7, 1)
+    said = seed_claims.reopening([again])
+    assert (
+        "**Direct requests reopen under R2D2**: more answered at 100 (.50 [.45, .55]) than at 50 (.20 [.15, .25])"
+        in said
+    )
+    assert "SFT more in the one seed" in said
+    mixed = seed_claims.reopening([again, flat])
+    assert "**Direct requests reopen under R2D2, in some seeds**" in mixed
+    assert "apart, in 1 of 2 seeds (0). At 100 R2D2 answers fewer than step 0" in mixed
+    assert "SFT more in 1 of 2 seeds (0)" in mixed
+    assert "not seen to reopen" in seed_claims.reopening([flat])
+    once = seed(0, rows=behaviour(direct={("base", 0): 0.7, ("r2d2", 10): 0.3}))
+    assert "at its one anchor, so nothing of reopening" in seed_claims.reopening([once])
+
+
+def test_over_refusal_is_seen_at_any_anchor() -> None:
+    def one(early: float, late: float, useful: float, number: int = 0) -> Seed:
+        safe = {("base", 0): 0.2, ("r2d2", 50): early, ("r2d2", 100): late}
+        return seed(
+            number,
+            rows=behaviour(safe=safe, useful={("base", 0): 0.9, ("r2d2", 50): 0.9, ("r2d2", 100): useful}),
+        )
+
+    worse, better = one(0.6, 0.2, 0.5), one(0.2, 0.05, 0.9, 1)
+    assert seed_claims.over_refusal([worse]).startswith("**R2D2 over-refuses**")
+    said = seed_claims.over_refusal([worse, better])
+    assert said.startswith("**R2D2 over-refuses, in some seeds**")
+    assert "less at 100 in 1 of 2 seeds (1)" in said
+    assert "Utility is below step 0's at some anchor in 1 of 2 seeds (0)" in said
+    assert seed_claims.over_refusal([better]).startswith("**No over-refusal is seen at these anchors**")
+
+
+def attacked(difference: float, gain: float, arms: tuple[str, str], number: int = 0) -> Seed:
+    """SFT and R2D2 attacked as they are at 50; `difference`: the first arm's rate minus the second's."""
+    where = {"matched": "step", "step_a": 50, "step_b": 50, "suite": "harmbench", "attack": "adaptive"}
+    lo, hi = difference - 0.1, difference + 0.1
+    row = {
+        **where,
+        "metric": "compliance",
+        "arm_a": arms[0],
+        "arm_b": arms[1],
+        "difference": difference,
+        "lo": lo,
+        "hi": hi,
+    }
+    rows = behaviour(
+        adaptive={("sft", 50): 0.9, ("r2d2", 50): 0.4}, gain={("sft", 50): 0.4, ("r2d2", 50): gain}
+    )
+    return seed(number, {"comparisons": [row]}, rows=rows)
+
+
+def test_adaptive_attacks_are_compared_pairwise_whichever_arm_comes_first() -> None:
+    seeds = [attacked(0.5, 0.0, ("sft", "r2d2")), attacked(-0.5, 0.3, ("r2d2", "sft"), 1)]
+    assert [seed_claims.advantage(one, 50).value for one in seeds] == [0.5, 0.5]
+    said = seed_claims.adaptive(seeds)
+    assert said.startswith("**Attacked as it is at 50, R2D2 withstands more than SFT**")
+    assert "On R2D2 attacking gains over asking in 1 of 2 seeds (1)" in said
+    assert "is not shown to withstand more" in seed_claims.adaptive([attacked(0.05, 0.0, ("sft", "r2d2"))])
+    assert seed_claims.adaptive([closed(0, 0)]) == "**Adaptive attacks: not measured**."
+
+
+def test_labels_from_step_0_are_counted_and_changes_are_named() -> None:
+    still = seed(
+        0, pair("r2d2", 0, 50), pair("r2d2", 50, 100, "undetermined"), pair("sft", 0, 50, "no change")
+    )
+    moved = seed(1, pair("r2d2", 0, 50, "relocation"))
+    said = seed_claims.place([still])
+    assert said.startswith(
+        "**No pair of R2D2's anchors is a relocation, a replacement or a re-siting**; 1 of 2 are"
+    )
+    assert "R2D2 from step 0: to 50 1 of 1 drift only. SFT from step 0: to 50 1 of 1 no change." in said
+    both = seed_claims.place([still, moved])
+    assert both.startswith(
+        "**R2D2's carrier moves or is replaced, in some seeds**: 0 → 50 relocation (seed 1);"
+    )
+    assert "to 50 1 of 2 drift only, 1 of 2 relocation" in both
+    assert "not measured** ; " not in seed_claims.place([seed(0)])
+    assert seed_claims.place([seed(0)]).startswith("**What becomes of R2D2's carrier: not measured**")
+
+
+@pytest.mark.parametrize(
+    ("contrast", "said"), [(0.2, "still controls"), (-0.2, "replaced"), (0.0, "not shown")]
+)
+def test_what_the_old_carrier_does_without_a_verdict(contrast: float, said: str) -> None:
+    one = seed(0, pair("r2d2", 0, 50, "", contrast=contrast))
+    assert seed_claims.grip(one, "r2d2", (0, 50)) == said
+    assert f"step 0's carrier {said} in 1 of 1" in seed_claims.control([one])
+    assert seed_claims.grip(one, "r2d2", (0, 100)) == "not measured"
+
+
+def test_place_is_moved_unchanged_or_neither() -> None:
+    found = {
+        place: seed(0, pair("r2d2", 0, 50, place=place)).moved("r2d2", (0, 50))
+        for place in ("moved", "stayed", "x")
+    }
+    assert found == {"moved": True, "stayed": False, "x": None}
+
+
+def test_turning_names_the_pairs_where_it_does_not_hold() -> None:
+    def one(number: int, second: float, *more: Mapping[str, Sequence[Row]]) -> Seed:
+        pairs = [pair("sft", 0, 50, angle=10), pair("r2d2", 0, 50, angle=30), pair("sft", 50, 100, angle=10)]
+        return seed(number, *pairs, pair("r2d2", 50, 100, angle=second), *more)
+
+    assert seed_claims.turning([one(0, 20), one(1, 20)]).startswith(
+        "**R2D2 turns the direction more than SFT in every pair of anchors that was measured**: intervals apart in both"
+    )
+    said = seed_claims.turning([one(0, 20), one(1, 11), seed(2)])
+    assert (
+        "measured, in some seeds**: intervals apart in 1 of 2 seeds (0) (unknown: 2); 50 → 100 in 1 of 2 seeds (0)"
+        in said
+    )
+    assert "**R2D2 does not turn the direction more than SFT" in seed_claims.turning([one(0, 11)])
+    assert seed_claims.turning([seed(0)]).startswith("**Turn of the direction: not measured**")
+    part = seed(
+        3, pair("sft", 0, 50, angle=10), pair("r2d2", 0, 50, angle=30)
+    )  # one pair only, and there it holds
+    assert "in both seeds" in seed_claims.turning([one(0, 20), part])
+
+
+def test_rank_flags() -> None:
+    flat, grown = seed(0, pair("r2d2", 0, 50)), seed(1, pair("r2d2", 0, 50, flag="expansion"))
+    assert seed_claims.rank([flat]) == "**No change of rank is flagged** in any of 1 verdicts."
+    assert "in 1 of 2 verdicts: expansion (r2d2 0 → 50, seed 1)" in seed_claims.rank([flat, grown])
+    assert seed_claims.rank([seed(0)]) == "**Rank: not measured**."
+
+
+def table_row(table: str, begin: str) -> list[str]:
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {begin} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_tables_have_dashes_where_a_seed_lacks_something() -> None:
+    rows = behaviour(direct={("base", 0): 0.7, ("r2d2", 50): 0.3, ("r2d2", 100): 0.4})
+    whole = seed(0, pair("r2d2", 0, 50), pair("r2d2", 0, 100, "", angle=40), rows=rows)
+    part = seed(1, pair("r2d2", 0, 50, "undetermined", flag="expansion"), rows=rows[:2])
+    verdicts = across_seeds.verdict_table([whole, part])
+    assert table_row(verdicts, "r2d2 0 → 50") == [
+        "*drift only*, 30.0° [29.0°, 31.0°]", "*undetermined* (expansion), 30.0° [29.0°, 31.0°]",
+        "1 of 2 drift only, 1 of 2 undetermined",
+    ]  # fmt: skip
+    assert table_row(verdicts, "r2d2 0 → 100") == ["–, 40.0° [39.0°, 41.0°]", "–", "–"]
+    removed = across_seeds.removal_table([whole, part])
+    assert table_row(removed, "r2d2 0 → 100") == [
+        ".80 [.75, .85] / .90 [.85, .95] / .10 [.05, .15] of 60",
+        "–",
+    ]
+    shown = across_seeds.behaviour_table([whole, part])
+    assert table_row(shown, "r2d2 100 | 0")[1:3] == [".40 [.35, .45]", "–"]
+    assert set(table_row(shown, "r2d2 100 | 1")[1:]) == {"–"}
+    carriers = across_seeds.carrier_table([whole, part])
+    assert table_row(carriers, "base 0 | 1")[1:] == ["– (not measured)", "–", "–", "–", "–"]
+    assert across_seeds.sizes([whole, part]) == "direct answered 100"
+
+
+def test_an_undetermined_verdict_says_what_is_missing_and_what_was_in_reach() -> None:
+    (said,) = across_seeds.undetermined(
+        [seed(0, pair("r2d2", 0, 50)), seed(1, pair("sft", 0, 50, "undetermined"))]
+    )
+    assert said == (
+        "sft 0 → 50, seed 1: whether its place changed is not sure enough; the angle cannot be told from 10°, from "
+        "which on it counts as a turn. Within reach: all."
+    )
+
+
+def test_nulls_are_counted_by_seed() -> None:
+    rows = [
+        {"kind": "same_checkpoint", "label": label, "count": count}
+        for label, count in (("undetermined", 2), ("drift only", 1))
+    ]
+    seeds = [seed(0, {"nulls": rows}), seed(1)]
+    said = "seed 0: 1 false labels of 3 redraws (2 *undetermined*, 1 *drift only*); seed 1: not redrawn"
+    assert across_seeds.nulls_text(seeds) == said
+
+
+def test_costs_by_arm_hold_every_second_once() -> None:
+    found = across_seeds.by_arm(PROVENANCE["seconds_by_place"], ["sft", "r2d2"])
+    assert found == {"sft": 6.0, "r2d2": 19.0, "": 13.0}
+    one = seed(0, rows=behaviour(direct={("base", 0): 0.7, ("sft", 50): 0.7, ("r2d2", 50): 0.3}))
+    assert across_seeds.one_arm([one]) == "`sft` 11, `r2d2` 24"  # with the shared 13, without nulls of 8
+    costs = across_seeds.cost_table([one])
+    assert table_row(costs, "**all stages**") == ["38"]
+    assert table_row(costs, "of all: r2d2 alone") == ["19"]
+
+
+def refusing(step: int, rate: float) -> Seed:
+    """R2D2's share of XSTest safe refused at its one anchor; step 0 has .2."""
+    return seed(0, rows=behaviour(safe={("base", 0): 0.2, ("r2d2", step): rate}))
+
+
+@pytest.mark.parametrize(
+    ("found", "one", "expected"),
+    [
+        (seed_comparison.closing, closed(0, 0), "agrees"),
+        (seed_comparison.closing, closed(0.9, 0.9), "disagrees"),
+        (seed_comparison.closing, seed(0), None),
+        (seed_comparison.reopening(FIXED), closed(0, 0.3), "agrees"),
+        (seed_comparison.reopening(ADAPTIVE), attacked(0.5, 0.0, ("sft", "r2d2")), "open"),
+        (seed_comparison.reopening(ADAPTIVE), closed(0, 0), None),
+        (seed_comparison.over_refusal, refusing(50, 0.9), "agrees"),
+        (seed_comparison.over_refusal, refusing(50, 0.2), "disagrees"),
+        (seed_comparison.over_refusal, refusing(10, 0.2), "open"),  # nothing was published of that step
+        (seed_comparison.relocation("r2d2"), seed(0, pair("r2d2", 0, 500, place="moved")), "agrees"),
+        (seed_comparison.relocation("r2d2"), seed(0, pair("r2d2", 0, 500)), "disagrees"),
+        (seed_comparison.relocation("r2d2"), seed(0, pair("r2d2", 0, 100)), "open"),  # too early to tell
+        (seed_comparison.relocation("r2d2"), seed(0, pair("r2d2", 0, 500), pair("r2d2", 0, 250, place="x")), "open"),
+        (seed_comparison.rank, seed(0, pair("r2d2", 0, 500), pair("sft", 0, 500)), "agrees"),
+        (seed_comparison.rank, seed(0, pair("r2d2", 0, 500, flag="expansion"), pair("sft", 0, 500)), "disagrees"),
+        (seed_comparison.rank, seed(0, pair("r2d2", 0, 500)), "open"),
+        (seed_comparison.rank, seed(0), None),
+        (seed_comparison.drift, seed(0, pair("r2d2", 0, 500, angle=10), pair("sft", 0, 500, angle=20)), "agrees"),
+        (seed_comparison.drift, seed(0, pair("r2d2", 0, 500, angle=20), pair("sft", 0, 500, angle=10)), "disagrees"),
+        (seed_comparison.drift, seed(0, pair("r2d2", 0, 500), pair("sft", 0, 500)), "open"),
+        (seed_comparison.drift, seed(0, pair("r2d2", 0, 500)), None),
+    ],
+)  # fmt: skip
+def test_each_pattern_of_the_publication(found: Any, one: Seed, expected: str | None) -> None:
+    assert found(one) == expected
+
+
+def test_agreement_with_the_publication_is_counted() -> None:
+    seeds = [closed(0, 0), closed(0.9, 0.9, 1), seed(2)]
+    said = seed_comparison.judged(seeds, seed_comparison.closing)
+    assert said == "agrees in 1 of 3 (0), disagrees in 1 of 3 (1), not measured in 1 of 3 (2)"
+    assert seed_comparison.judged(seeds[:1], seed_comparison.closing) == "agrees in the one seed"
+    assert (
+        seed_comparison.judged([seeds[0], closed(0, 0, 1)], seed_comparison.closing) == "agrees in both seeds"
+    )
+    assert seed_comparison.judged([seed(0), seed(1)], seed_comparison.closing) == "not measured"
