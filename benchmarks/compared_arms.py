@@ -123,7 +123,8 @@ class Closing:
         """As a table shows it."""
         if self.step is None:
             return "no: no anchor stays useful"
-        said = f"{share(self.drop)} below SFT at {self.step}, utility {share(self.useful)} of step 0's"
+        side = "below" if self.drop >= 0 else "above"
+        said = f"{share(abs(self.drop))} {side} SFT at {self.step}, utility {share(self.useful)} of step 0's"
         return f"{'yes' if self.closes else 'no'}: {said}"
 
 
@@ -317,3 +318,23 @@ def geometry_table(tables: Tables) -> str:
         "PR − step 0's", "cone dimension",
     )  # fmt: skip
     return markdown_table(headings, rows)
+
+
+def tried_table(arm: str, runs: Mapping[str, Tables], sft: Tables) -> str:
+    """Behaviour of one arm at every anchor under several settings, by what each is called; `sft`: tables with SFT."""
+    rows = []
+    for name, tables in runs.items():
+        whole = {"behaviour": [*rows_of(sft, "behaviour", arm="sft"), *_without_sft(tables)]}
+        found = closing(whole, arm)
+        closed = found.text() if found else f"– ({NO_CLOSING})"
+        for step in asked_steps(tables)[arm]:
+            one = Matched(tables, arm, step)
+            shown = [value.text() for value in one.behaviour().values()]
+            rows.append([name, str(step), one.direct.text(), *shown, closed])
+            closed = ""
+    headings = ["", "step", "direct answered", *Matched({}, arm, 0).behaviour(), "closes"]
+    return markdown_table(headings, rows)
+
+
+def _without_sft(tables: Tables) -> list[Row]:
+    return [row for row in tables["behaviour"] if row["arm"] != "sft"]

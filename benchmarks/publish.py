@@ -22,6 +22,7 @@ from typing import Any
 
 import jinja2
 import pyarrow.parquet
+from ruamel.yaml import YAML
 
 import across_seeds
 import compared_arms
@@ -143,6 +144,13 @@ class Published:
         if len(found) != 1:
             raise LookupError(f"{len(found)} rows of {table} with {wanted}")
         return found[0]
+
+    def setting(self, *path: str) -> str:
+        """A setting of its configuration, by its path: `setting("training", "lat", "radius")`."""
+        found: Any = YAML(typ="safe").load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        for key in path:
+            found = found[key]
+        return str(found)
 
     def rate(self, arm: str, step: int, suite: str, metric: str, attack: str = "none") -> str:
         """A behaviour with its interval: `.72 [.67, .78]`."""

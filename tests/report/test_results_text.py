@@ -42,58 +42,62 @@ def test_shares_are_written_without_the_nought() -> None:
     assert written == [".72", "-.25", "1.00", "12.35"] or written == [".73", "-.25", "1.00", "12.35"]
 
 
-def test_the_start_page_quotes_the_tables() -> None:
-    published = publish.Published("qwen-0.5b-seed0-four-arms")
+START = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+SEEDS = [publish.Published(f"qwen-0.5b-trajectory-seed{seed}") for seed in range(3)]
 
-    def adaptive(arm: str, step: int) -> str:
-        row = published.row(
-            "behaviour", arm=arm, step=step, suite="harmbench", metric="compliance", attack="adaptive"
+
+def spread(arms: str, table: str, form: str = "", steps: tuple[int, ...] = (500,), **wanted: Any) -> str:
+    """Smallest and largest value of some arms over the seeds, as the start page writes them."""
+    found = [
+        row["value"]
+        for run in SEEDS
+        for arm in arms.split()
+        for step in steps
+        for row in run.rows(
+            table, arm=arm, **{"of": 0, "to": step} if table != "behaviour" else {"step": step}, **wanted
         )
-        return share(row["value"])
-
-    text = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
-    static = published.row(
-        "behaviour",
-        arm="r2d2_static",
-        step=500,
-        suite="harmbench",
-        metric="compliance",
-        attack="fixed_source",
-    )
-    for quoted in (
-        f"{static['value'] * static['n']:.0f} of {static['n']} on a control",
-        f"R2D2 gets harder with training ({adaptive('r2d2', 50)} → {adaptive('r2d2', 500)} answered)",
-        f"the control easier ({adaptive('r2d2_static', 50)} → {adaptive('r2d2_static', 500)})",
-        f"only taught to refuse stays open ({adaptive('refusal_sft', 500)})",
-    ):
-        assert quoted in text
-
-
-def test_the_start_page_quotes_the_turns() -> None:
-    text = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
-    run = publish.Published("qwen-0.5b-seed0-four-arms")
-    pairs = ((50, 100), (100, 250), (250, 500))
-    first, second, third = (
-        run.row("drift", arm="r2d2", of=a, to=b, quantity="corrected_angle", site="first anchor")["value"]
-        for a, b in pairs
-    )
-    assert f"(by {first:.1f}°, {second:.1f}° and {third:.1f}°, more than in any other arm)" in text
-    kept = [
-        run.row("transfer", arm="r2d2", of=a, to=b, quantity="transfer", rank=1, from_arm="r2d2")["value"]
-        for a, b in pairs
     ]
-    assert f"still removes {publish.share(min(kept))} or more" in text
+    assert len(found) >= 2
+    low, high = ((format(one, form) + "°" if form else share(one)) for one in (min(found), max(found)))
+    return f"{low} to {high}"
 
 
-def test_the_start_page_quotes_the_second_seed() -> None:
-    text = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
-    run = publish.Published("qwen-0.5b-seed1")
-    wanted = {"step": 500, "suite": "harmbench", "metric": "compliance", "attack": "fixed_source"}
-    closed, plain = (run.row("behaviour", arm=arm, **wanted) for arm in ("r2d2", "sft"))
-    assert closed["value"] == 0
-    assert (
-        f"none of {closed['n']} fixed-source cases succeeds on R2D2, {share(plain['value'])} on SFT" in text
-    )
+def test_the_start_page_quotes_the_behaviour_of_three_seeds() -> None:
+    compliance = {"suite": "harmbench", "metric": "compliance"}
+    fixed, adaptive = compliance | {"attack": "fixed_source"}, compliance | {"attack": "adaptive"}
+    every = (50, 100, 250, 500)
+    most = [
+        spread(arm, "behaviour", steps=every, **fixed).split(" to ")[1] for arm in ("r2d2", "r2d2_static")
+    ]
+    own = [spread(arms, "behaviour", **adaptive) for arms in ("r2d2", "r2d2_static", "sft refusal_sft")]
+    for quoted in (
+        f"R2D2 answers at most {most[0]} of the attacks made on the untrained model",
+        f"never refreshed (at most {most[1]})",
+        f"stays open ({spread('refusal_sft', 'behaviour', **fixed)} at 500)",
+        "R2D2 answers {}, that control {}, SFT and the taught one {}".format(*own),
+    ):
+        assert quoted in START, quoted
+
+
+def test_the_start_page_quotes_the_geometry_of_three_seeds() -> None:
+    turned = {"form": ".0f", "quantity": "corrected_angle", "site": "first anchor"}
+    arms = [spread(one, "drift", **turned) for one in ("r2d2", "sft", "refusal_sft r2d2_static")]
+    assert "by {} from step 0 to 500 (SFT {}, the controls {})".format(*arms) in START
+    labels = [run.row("verdict", arm="r2d2", of=0, to=500)["label"] for run in SEEDS]
+    assert sorted(labels) == ["drift only", "drift only", "undetermined"]
+    places = [
+        publish.compared_arms.Matched(run.tables(), arm, step)
+        for run in SEEDS
+        for arm, step in (("base", 0), ("r2d2", 500))
+    ]
+    assert [share(one.depth.value) for one in places] == [".71", ".58"] * 3
+    removed = {"quantity": "transfer", "rank": 1}
+    old = spread("r2d2", "transfer", from_arm="base", **removed)
+    own = [
+        run.row("transfer", arm="r2d2", of=500, to=500, from_arm="r2d2", **removed)["value"] for run in SEEDS
+    ]
+    quoted = f"still removes {old} of the refusals at 500, R2D2's own {share(min(own))} to {share(max(own))}"
+    assert quoted in START
 
 
 def test_what_the_text_says_of_both_seeds_holds() -> None:
@@ -222,7 +226,7 @@ def test_the_page_on_scale_quotes_what_four_cards_bring() -> None:
 
 
 def test_the_start_page_quotes_kinds_of_robust_training() -> None:
-    text = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    text = START
     tables = publish.Published("qwen-0.5b-seed0-robust").tables()
     found = {one.arm: one for one in publish.compared_arms.compared(tables) if one.matched}
     arms = [found[arm] for arm in ("r2d2", "cat", "dpo")]
@@ -259,3 +263,59 @@ def test_what_is_said_of_kinds_of_robust_training_is_so() -> None:
         assert run.row("training", arm="circuit_breakers", step=step)["loss_reroute"] > 0.999
     suffixes = [rate(arm, 100, "harmbench", "compliance", "fixed_source") for arm in ("r2d2", "cat", "dpo")]
     assert suffixes[0]["hi"] < min(one["lo"] for one in suffixes[1:])
+
+
+def test_what_is_said_of_tuned_arms_is_so() -> None:
+    names = ("", "-tried-a", "-tried-b", "-tuned")
+    untuned, *tried = (publish.Published(f"qwen-0.5b-seed0-robust{name}") for name in names)
+
+    def value(
+        run: publish.Published, arm: str, step: int, suite: str, metric: str, attack: str = "none"
+    ) -> float:
+        return float(
+            run.row("behaviour", arm=arm, step=step, suite=suite, metric=metric, attack=attack)["value"]
+        )
+
+    radii = [float(run.setting("training", "lat", "radius")) for run in tried]
+    assert radii == sorted(radii, reverse=True)
+    assert [run.setting("training", "circuit_breakers", "retain") for run in tried] == [
+        "0.1",
+        "0.01",
+        "0.001",
+    ]
+    for attack in ("direct", "adaptive"):
+        answered = [value(run, "lat", 100, "harmbench", "compliance", attack) for run in tried]
+        assert answered == sorted(answered)
+    for step in (25, 50):
+        refused = [value(run, "lat", step, "xstest_safe", "any_refusal") for run in tried]
+        assert refused == sorted(refused, reverse=True)
+    for run in tried:
+        behaviour = {
+            "behaviour": run.rows("behaviour") + untuned.rows("behaviour", arm="sft") * (run is tried[1])
+        }
+        closes = {arm: publish.compared_arms.closing(behaviour, arm) for arm in ("lat", "circuit_breakers")}
+        assert [bool(found and found.closes) for found in closes.values()] == [True, False]
+        assert run.row("training", arm="circuit_breakers", step=100)["loss_reroute"] < 0.15
+        assert (
+            run.row("behaviour", arm="lat", step=10, suite="xstest_safe", metric="any_refusal")["lo"] > 0.95
+        )
+        broken = [
+            value(run, "circuit_breakers", step, "harmbench", "degenerate", "direct") for step in (25, 100)
+        ]
+        useful = [value(run, "circuit_breakers", step, "utility", "pass") for step in (25, 100)]
+        assert broken[0] > broken[1]
+        assert useful[0] < 0.3 < 0.75 < useful[1]
+    before = value(untuned, "base", 0, "utility", "pass")
+    best = {
+        attack: share(value(tried[0], "lat", 100, "harmbench", "compliance", attack))
+        for attack in ("direct", "fixed_source")
+    }
+    assert "({direct} of direct requests, {fixed_source} of suffixes)".format(**best) in START
+    begun = {
+        (run.folder.name, arm, step): value(run, arm, step, "harmbench", "compliance", "adaptive")
+        for run in (untuned, *tried)
+        for arm, steps in publish.compared_arms.asked_steps(run.tables()).items()
+        for step in steps
+        if value(run, arm, step, "utility", "pass") >= publish.compared_arms.USEFUL * before
+    }
+    assert min(begun, key=lambda one: begun[one]) == ("qwen-0.5b-seed0-robust-tried-a", "lat", 100)
