@@ -22,10 +22,9 @@ from caryatid.causal.locate import (
     choose,
     extraction_activations,
     refusal_tokens_of,
-    resampled_directions,
-    rescored,
     selection_prompts,
 )
+from caryatid.causal.resamples import resampled_directions, rescored
 from caryatid.config import StudyConfig
 from caryatid.data.study_prompts import StudyPrompts
 from caryatid.geometry.bootstrap import bootstrap_carrier, bootstrap_reextracted, most_likely

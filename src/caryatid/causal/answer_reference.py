@@ -12,7 +12,8 @@ from .grid import UNTOUCHED, GridBatch, evaluate_grid
 
 LAST_KL, MEAN_KL, NLL = 0, 1, 2  # columns of `AnswerReference.compare`
 
-_CHUNK_ELEMENTS = 2**23  # float32 logits that are compared at once
+_CHUNK_ELEMENTS = 2**23  # float32 logits that are compared at once …
+_CPU_CHUNK_ELEMENTS = 2**21  # … few enough there that the steps find them in the cache
 
 
 class AnswerReference:
@@ -62,7 +63,8 @@ class AnswerReference:
     def compare(self, batch: GridBatch) -> Float[Tensor, "rows 3"]:
         """Per row: KL(base ‖ batch) at the last prompt position, its mean along the answer, mean NLL of the answer."""
         each = batch.logits.shape[1] * batch.logits.shape[2]
-        size = max(1, _CHUNK_ELEMENTS // each)
+        on_cpu = batch.logits.device.type == "cpu"
+        size = max(1, (_CPU_CHUNK_ELEMENTS if on_cpu else _CHUNK_ELEMENTS) // each)
         parts = zip(batch.logits.split(size), batch.prompt.split(size), strict=True)
         return torch.cat([self._compare(logits, prompt) for logits, prompt in parts])
 

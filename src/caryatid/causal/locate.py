@@ -3,7 +3,7 @@
 The same functions serve every anchor of a study and a single model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +26,15 @@ from ..models.layout import num_layers
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
 from ..progress import NO_PROGRESS, Progress
-from ..stats import bootstrap_indices
 from .activations import at_site
-from .scores import CandidateDirections, ScoringSettings, SelectionPrompts, score_candidates
+from .scores import (
+    CandidateDirections,
+    ScoringSettings,
+    SelectionPrompts,
+    Unablated,
+    measure_unablated,
+    score_candidates,
+)
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,7 @@ class CandidateScorer:
         self.cosmic_layers = activations.least_alike_layers
         self.harmful = activations.harmful[:, self.layers]
         self.harmless = activations.harmless[:, self.layers]
+        self._unablated: dict[bool, Unablated] = {}  # by whether blocks' outputs were kept for COSMIC
 
     @property
     def candidates(self) -> int:
@@ -194,40 +201,22 @@ class CandidateScorer:
             discard_after=self.settings.discard_after,
             cosmic_layers=self.cosmic_layers if cosmic else (),
         )
+        loaded, selection = self.model.loaded, self.selection
+        if cosmic not in self._unablated:
+            self._unablated = {cosmic: measure_unablated(loaded, selection, settings)}
         return score_candidates(
-            self.model.loaded, candidates, self.selection, settings, progress=self.model.progress
+            loaded,
+            candidates,
+            selection,
+            settings,
+            progress=self.model.progress,
+            unablated=self._unablated[cosmic],
         )
 
     def score_all(self) -> CandidateScores:
         """Every candidate of the extraction prompts, with COSMIC's cosines."""
         found = CandidateDirections.of_grid(self.directions(), positions=self.positions, layers=self.layers)
         return self.score(found, cosmic=True, discard_below=self.settings.discard_below)
-
-
-Grid = Float[Tensor, "positions layers d"]
-
-
-def resampled_directions(scorer: CandidateScorer, count: int, seed: int) -> Callable[[int, int], list[Grid]]:
-    """Directions of resamples of the extraction prompts, by the range of their numbers; `count` in all.
-
-    The resamples depend on the seed and the numbers of prompts alone.
-    """
-    rng = np.random.default_rng(seed)
-    up, down = (bootstrap_indices(len(side), count, rng) for side in (scorer.harmful, scorer.harmless))
-    return lambda start, end: [scorer.directions(up[n], down[n]) for n in range(start, end)]
-
-
-def rescored(
-    scorer: CandidateScorer, grids: Sequence[Grid], places: CandidateScores, *, cosmic: bool
-) -> list[CandidateScores]:
-    """Scores of each grid's directions at the places of some candidates; all grids share their forward passes."""
-    positions, layers = places.positions.tolist(), places.layers.tolist()
-    rows = [scorer.positions.index(one) for one in positions]
-    columns = [scorer.layers.index(one) for one in layers]
-    vectors = torch.cat([grid[rows, columns] for grid in grids])
-    flat = CandidateDirections(vectors, tuple(positions * len(grids)), tuple(layers * len(grids)))
-    found = scorer.score(flat, cosmic=cosmic)
-    return [found.rows(range(n * len(places), (n + 1) * len(places))) for n in range(len(grids))]
 
 
 FirstTokens = Sequence[tuple[int, bool]]

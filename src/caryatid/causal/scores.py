@@ -155,6 +155,52 @@ class ScoringSettings:
             )
 
 
+class Unablated(NamedTuple):
+    """What the model as it is does on the selection prompts; the same for all candidates.
+
+    Attributes:
+        harmful, harmless: refusal scores of either kind. reference: its own predictions along the harmless answers.
+    """
+
+    harmful: ScoredOutputs
+    harmless: ScoredOutputs
+    reference: AnswerReference
+
+
+def measure_unablated(loaded: LoadedModel, prompts: SelectionPrompts, settings: ScoringSettings) -> Unablated:
+    """Measured once for all the candidates of a model, however many calls of `score_candidates` they take.
+
+    Raises:
+        InputError: answers or tokens do not fit. NumericalError: a score is not finite.
+    """
+    reduce = score_reduce(refusal_token_ids(loaded, prompts.refusal_tokens))
+    sides = [
+        score_with_outputs(
+            loaded,
+            ids,
+            [UNTOUCHED],
+            reduce=reduce,
+            layers=settings.cosmic_layers,
+            batch_size=settings.batch_size,
+        )
+        for ids in (prompts.harmful, prompts.harmless)
+    ]
+    if not all(torch.isfinite(side.scores).all() for side in sides):
+        raise NumericalError(
+            "unablated refusal scores are not finite",
+            where="candidate scores",
+            remedy="Check the anchor's weights.",
+        )
+    reference = AnswerReference(
+        loaded,
+        prompts.harmless,
+        prompts.answers,
+        answer_tokens=settings.answer_tokens,
+        batch_size=settings.batch_size,
+    )
+    return Unablated(sides[0], sides[1], reference)
+
+
 def score_candidates(
     loaded: LoadedModel,
     candidates: CandidateDirections,
@@ -162,21 +208,23 @@ def score_candidates(
     settings: ScoringSettings,
     *,
     progress: Progress | None = None,
+    unablated: Unablated | None = None,
 ) -> CandidateScores:
     """Bypass, induce and KL of every candidate, per prompt.
 
     Args:
         progress: advances by one per pair of candidate and prompt: candidates × (harmful + 2 · harmless) in all, less
             where candidates are left out.
+        unablated: what `measure_unablated` gave for this model, prompts and settings; None: measured here.
 
     Raises:
         InputError: layers, answers or tokens do not fit. NumericalError: a direction or the model's output is not
             finite.
     """
     scorer = _Scorer(loaded, candidates, prompts, settings, progress)
-    plain = scorer.untouched()
+    plain = unablated or measure_unablated(loaded, prompts, settings)
     ablated, kept = scorer.bypass(plain)
-    kl = scorer.kl(kept)
+    kl = scorer.kl(kept, plain.reference)
     added = scorer.induce(kept, plain.harmless)
     return CandidateScores(
         positions=np.array(candidates.positions, dtype=np.int64),
@@ -190,13 +238,6 @@ def score_candidates(
         kl_answer=kl[..., MEAN_KL].double().numpy(),
         cosmic=_cosmic(plain, ablated, added),
     )
-
-
-class _Untouched(NamedTuple):
-    """What the model as it is does on harmful and on harmless prompts."""
-
-    harmful: ScoredOutputs
-    harmless: ScoredOutputs
 
 
 class _Scorer:
@@ -223,9 +264,7 @@ class _Scorer:
         self.vectors = candidates.vectors.to(loaded.device)
         self.reduce = score_reduce(refusal_token_ids(loaded, prompts.refusal_tokens))
 
-    def _measure(
-        self, seqs: Sequence[Sequence[int]], groups: Sequence[ConditionGroup], progress: Progress | None
-    ) -> ScoredOutputs:
+    def _measure(self, seqs: Sequence[Sequence[int]], groups: Sequence[ConditionGroup]) -> ScoredOutputs:
         return score_with_outputs(
             self.loaded,
             seqs,
@@ -233,7 +272,7 @@ class _Scorer:
             reduce=self.reduce,
             layers=self.settings.cosmic_layers,
             batch_size=self.settings.batch_size,
-            progress=progress,
+            progress=self.progress,
         )
 
     def _ablations(self, rows: Int[Tensor, "kept"]) -> ConditionGroup:
@@ -241,20 +280,7 @@ class _Scorer:
         directions = unit(self.vectors[rows.to(self.vectors.device)].double()).float()
         return ConditionGroup((Ablate(directions.unsqueeze(1)),), range(len(rows)))
 
-    def untouched(self) -> _Untouched:
-        """Scores without an intervention, which must be finite."""
-        plain = _Untouched(
-            *(self._measure(ids, [UNTOUCHED], None) for ids in (self.prompts.harmful, self.prompts.harmless))
-        )
-        if not all(torch.isfinite(side.scores).all() for side in plain):
-            raise NumericalError(
-                "unablated refusal scores are not finite",
-                where="candidate scores",
-                remedy="Check the anchor's weights.",
-            )
-        return plain
-
-    def bypass(self, plain: _Untouched) -> tuple[ScoredOutputs, Int[Tensor, "kept"]]:
+    def bypass(self, plain: Unablated) -> tuple[ScoredOutputs, Int[Tensor, "kept"]]:
         """Harmful prompts with each candidate ablated, and the numbers of the candidates to score further."""
         harmful, settings, count = self.prompts.harmful, self.settings, len(self.layers)
         if not count:
@@ -262,7 +288,7 @@ class _Scorer:
         first = len(harmful)
         if settings.discard_below is not None and settings.discard_after is not None:
             first = min(settings.discard_after, first)
-        ablated = self._measure(harmful[:first], [self._ablations(torch.arange(count))], self.progress)
+        ablated = self._measure(harmful[:first], [self._ablations(torch.arange(count))])
         kept = torch.arange(count)
         h, s = (
             float(scores.mean()) for scores in (plain.harmful.scores[0, :first], plain.harmless.scores[0])
@@ -274,7 +300,7 @@ class _Scorer:
             return ablated, kept
         rest = ablated.nothing(count, len(harmful) - first)
         if len(kept):
-            self._put(rest, kept, self._measure(harmful[first:], [self._ablations(kept)], self.progress))
+            self._put(rest, kept, self._measure(harmful[first:], [self._ablations(kept)]))
         outputs = None
         if ablated.outputs is not None and rest.outputs is not None:
             outputs = torch.cat([ablated.outputs, rest.outputs], dim=1)
@@ -287,15 +313,8 @@ class _Scorer:
         if whole.outputs is not None and part.outputs is not None:
             whole.outputs[rows] = part.outputs
 
-    def kl(self, kept: Int[Tensor, "kept"]) -> Float[Tensor, "candidates harmless 3"]:
+    def kl(self, kept: Int[Tensor, "kept"], base: AnswerReference) -> Float[Tensor, "candidates harmless 3"]:
         """Columns of `AnswerReference.compare` with each of the candidates `kept` ablated; NaN for the others."""
-        base = AnswerReference(
-            self.loaded,
-            self.prompts.harmless,
-            self.prompts.answers,
-            answer_tokens=self.settings.answer_tokens,
-            batch_size=self.settings.batch_size,
-        )
         kl = torch.full((len(self.layers), len(base.seqs), 3), torch.nan)
         if len(kept):
             kl[kept] = evaluate_grid(
@@ -321,7 +340,7 @@ class _Scorer:
             vectors = self.vectors[kept[members].to(self.vectors.device)].float()
             add = Add(vectors, torch.full((len(members),), layer))
             groups.append(ConditionGroup((add,), members.tolist(), start=layer))
-        self._put(added, kept, self._measure(self.prompts.harmless, groups, self.progress))
+        self._put(added, kept, self._measure(self.prompts.harmless, groups))
         if added.outputs is not None and untouched.outputs is not None:
             # Blocks before the one at whose input is added put out what they always do.
             before = torch.tensor(self.settings.cosmic_layers) < layers[:, None]  # [kept, layers]
@@ -331,7 +350,7 @@ class _Scorer:
         return added
 
 
-def _cosmic(untouched: _Untouched, ablated: ScoredOutputs, added: ScoredOutputs) -> CosmicProducts | None:
+def _cosmic(untouched: Unablated, ablated: ScoredOutputs, added: ScoredOutputs) -> CosmicProducts | None:
     """What COSMIC's scores follow from; None where no outputs were asked for."""
     harmful, harmless = untouched.harmful.outputs, untouched.harmless.outputs
     if harmful is None or harmless is None or ablated.outputs is None or added.outputs is None:

@@ -118,7 +118,9 @@ class Ablate(Intervention):
 
         def apply(hidden: Tensor) -> Tensor:  # [rows, tokens, d]
             wide = hidden.float()
-            changed = (wide - (wide @ basis.mT) @ scaled).to(hidden.dtype)
+            along = wide @ basis.mT  # [rows, tokens, rank]
+            removed = along * scaled if basis.shape[1] == 1 else along @ scaled  # the same bits, sooner
+            changed = (wide - removed).to(hidden.dtype)
             return changed if all_active else torch.where(active, changed, hidden)
 
         return apply

@@ -31,11 +31,10 @@ from ..causal.locate import (
     choose,
     extraction_activations,
     refusal_tokens_of,
-    resampled_directions,
-    rescored,
     selection_prompts,
 )
 from ..causal.readouts import refusal_scores
+from ..causal.resamples import resampled_directions, rescored
 from ..data.prompts import Prompt, spread
 from ..data.study_prompts import StudyPrompts, build_study_prompts
 from ..geometry.bootstrap import CarrierBootstrap, bootstrap_carrier, bootstrap_reextracted, most_likely

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...causal.locate import Site, rescored
+from ...causal.locate import Site
+from ...causal.resamples import rescored
 from ...geometry.carriers import CandidateScores, select
 from ...geometry.directions import candidate_directions, mean_difference
 from ...geometry.profiles import Profile

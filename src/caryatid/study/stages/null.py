@@ -12,7 +12,8 @@ from ...artifacts import StageFolder
 from ...behaviour.judges.base import Exchange
 from ...causal.conditions import Condition
 from ...causal.locate import Activations as Captured
-from ...causal.locate import CandidateScorer, Carrier, Chosen, carrier_at, choose, rescored
+from ...causal.locate import CandidateScorer, Carrier, Chosen, carrier_at, choose
+from ...causal.resamples import rescored
 from ...causal.scores import SelectionPrompts
 from ...causal.transfer import TransferCounts, transfer_counts
 from ...data.prompts import Prompt

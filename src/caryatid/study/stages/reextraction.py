@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...artifacts import StageFolder
-from ...causal.locate import resampled_directions, rescored
+from ...causal.resamples import resampled_directions, rescored
 from ...geometry.bootstrap import most_likely
 from ...geometry.carriers import PROFILES, CandidateScores
 from ..costs import Sizes, WorkUnits
@@ -30,7 +30,8 @@ from .prompts import Prompts
 from .refusal_tokens import RefusalTokens
 from .selection import Selection
 
-TOGETHER = 10  # resamples that are scored at once
+TOGETHER = 50  # resamples that are scored at once …
+TOGETHER_WITH_OUTPUTS = 10  # … and where blocks' outputs are held for COSMIC
 LIKELY_DRAWS = 1000  # resamples of the selection prompts over which the likeliest carriers are found
 CHOOSING = ("selector", "min_gap", "profile", "reextraction_resamples", "reextraction_candidates")
 
@@ -82,9 +83,10 @@ class Reextraction(Stage[Reextracted]):
         grids = resampled_directions(scorer, count, self.place.seed)
         done: list[CandidateScores] = []
         total = count * len(kept) * scorer.passes
+        together = TOGETHER_WITH_OUTPUTS if cosmic else TOGETHER
         with work.kept("resamples"), work.progressing("re-extracted directions", total):
-            for start in range(0, count if len(kept) else 0, TOGETHER):
-                part = grids(start, min(start + TOGETHER, count))
+            for start in range(0, count if len(kept) else 0, together):
+                part = grids(start, min(start + together, count))
                 done += rescored(scorer, part, scores.rows(kept), cosmic=cosmic)
         return Reextracted(tuple(done))
 
