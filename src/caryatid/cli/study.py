@@ -34,7 +34,7 @@ def run(
         "inline", "--executor", help="Where stages run: inline (this process), ray or slurm (docs/scale.md)."
     ),
     workers: int | None = typer.Option(
-        None, "--workers", min=1, help="How many stages, or parts of them, run at a time; inline: on CPUs, dividing the threads."
+        None, "--workers", min=1, help="How many stages, or parts of them, run at a time."
     ),
     executor_options: list[str] = typer.Option(
         [], "--executor-set", metavar="KEY=VALUE", help="A setting of the executor; may be repeated."

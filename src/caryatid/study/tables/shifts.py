@@ -11,15 +11,21 @@ from ..run import Run
 from ..stages.verdict import Verdicts
 from ..table import PAIR, Row, Table, register_table
 
+DIGITS = 9  # places that agree in so many decimals are one
 QUANTITIES = ("depth", "centre", "argmin")
 COLUMNS = tuple(f"{name}_{side}" for name in QUANTITIES for side in ("from", "to"))
 
 
 def shift_rows(places: Places) -> list[Row]:
-    """The distinct places of both carriers over the draws, the most frequent first."""
+    """The distinct places of both carriers over the draws, the most frequent first.
+
+    Centres of mass that differ in the last bits, as sums in another order do, are one place.
+    """
     sides = [getattr(places, f"{name}_{which}") for name in QUANTITIES for which in "ab"]
     draws = np.column_stack(sides)
-    found = Counter(tuple(None if math.isnan(value) else float(value) for value in row) for row in draws)
+    found = Counter(
+        tuple(None if math.isnan(value) else round(float(value), DIGITS) for value in row) for row in draws
+    )
     ordered = sorted(found.items(), key=lambda item: (-item[1], str(item[0])))
     return [{**dict(zip(COLUMNS, places, strict=True)), "draws": count} for places, count in ordered]
 
