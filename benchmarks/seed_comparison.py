@@ -330,6 +330,18 @@ def resamples(seeds: Sequence[Seed]) -> str:
     return " or ".join(map(str, sorted(found))) or "no"
 
 
+def card_time(seeds: Sequence[Seed], cards: int) -> str:
+    """What seeds that ran at the same time on some cards took together, and an arm of a seed on average."""
+    seconds = cards * max(seed.provenance["wall"] for seed in seeds)
+    arms = sum(len(seed.arms) for seed in seeds)
+    left = sum(len(seed.provenance.get("unfinished", ())) for seed in seeds)
+    stages = left + sum(one["stages"] for seed in seeds for one in seed.provenance["seconds"].values())
+    return (
+        f"{seconds / 3600:.2f} card-hours for {arms} arms, {seconds / 60 / arms:.1f} card-minutes each, "
+        f"with {left} of {stages} stages left undone"
+    )
+
+
 def limits(seeds: Sequence[Seed]) -> str:
     """What these runs cannot say, from their own numbers."""
     cases = {

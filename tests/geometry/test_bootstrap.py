@@ -9,6 +9,7 @@ from caryatid.geometry.bootstrap import (
     best_bypass_interval,
     bootstrap_carrier,
     bootstrap_reextracted,
+    covered_share,
     most_likely,
 )
 from caryatid.geometry.carriers import CALIBRATED, PUBLISHED, CandidateScores, Profile, select
@@ -154,6 +155,32 @@ def test_reextraction_adds_its_own_noise() -> None:
     assert plain.layer_share == {5: 1.0}
     assert both.layer_share == {2: 0.5, 5: 0.5}
     assert both.argmin_depth == (0.5, 0.2, 0.5)
+
+
+def test_few_candidates_scored_anew_cover_the_draws_that_choose_them() -> None:
+    scores = bank(CLOSE, noise=1.5, seed=2)
+    drawn = bootstrap_carrier(scores, CALIBRATED, draws=60, rng=np.random.default_rng(7))
+    first, second = (float((drawn.best_draws == index).sum()) for index in (0, 1))
+    assert first > 0 < second
+    assert covered_share(drawn, scores, scores) == 1.0
+    assert covered_share(drawn, scores, scores.rows([1])) == second / (drawn.best_draws >= 0).sum()
+    without = bootstrap_carrier(
+        bank([(-1, 2, 1.0, 4.0, 9.0)]), CALIBRATED, draws=9, rng=np.random.default_rng(0)
+    )
+    assert np.isnan(covered_share(without, scores, scores))
+
+
+def test_a_draw_whose_best_candidate_was_not_scored_anew_lacks_a_carrier_that_it_has() -> None:
+    """The other candidate is barely admissible: where it alone is scored, draws are lost."""
+    scores = bank([(-1, 2, -5.0, 4.0, 0.05), (-2, 5, -4.9, 4.0, 0.349)], noise=0.0)
+    noisy = dataclasses.replace(scores, kl=scores.kl * np.linspace(0.9, 1.1, scores.kl.shape[1]))
+    whole, alone = (
+        bootstrap_reextracted(noisy, [noisy.rows(rows)], CALIBRATED, draws=60, rng=np.random.default_rng(0))
+        for rows in ([0, 1], [1])
+    )
+    assert whole.none_share == 0 < 0.2 < alone.none_share
+    drawn = bootstrap_carrier(noisy, CALIBRATED, draws=60, rng=np.random.default_rng(0))
+    assert covered_share(drawn, noisy, noisy.rows([1])) == 0
 
 
 def likely(scores: CandidateScores, count: int, *profiles: Profile) -> list[int]:

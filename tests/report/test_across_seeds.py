@@ -389,3 +389,17 @@ def test_agreement_with_the_publication_is_counted() -> None:
         seed_comparison.judged([seeds[0], closed(0, 0, 1)], seed_comparison.closing) == "agrees in both seeds"
     )
     assert seed_comparison.judged([seed(0), seed(1)], seed_comparison.closing) == "not measured"
+
+
+def test_the_cards_time_is_shared_by_all_arms_of_all_seeds() -> None:
+    seeds = [
+        Seed(
+            f"s-{n}",
+            n,
+            {"behaviour": behaviour(direct={("sft", 50): 0.7, ("r2d2", 50): 0.2})},
+            {**PROVENANCE, "unfinished": ["a"]},
+        )
+        for n in range(2)
+    ]
+    said = seed_comparison.card_time(seeds, 2)
+    assert said == "0.03 card-hours for 4 arms, 0.5 card-minutes each, with 2 of 8 stages left undone"

@@ -68,7 +68,8 @@ class GeometryConfig(Part):
     )
     reextraction_candidates: Positive = Field(
         8,
-        description="Candidates scored in each of these, those most often chosen over the selection prompts.",
+        description="Candidates scored in each of these, those most often chosen over the selection prompts; with few, "
+        "P(no carrier) is too high (`covered` in the table carrier_summary).",
     )
     splits: Annotated[int, Field(ge=20)] = 200
     cone: ConeConfig = ConeConfig()

@@ -191,6 +191,22 @@ def most_likely(
     return np.sort(order[usable[order]][:count])
 
 
+def covered_share(drawn: CarrierBootstrap, scores: CandidateScores, kept: CandidateScores) -> float:
+    """Share of the draws with a carrier whose best candidate is one of a few; NaN where no draw has a carrier.
+
+    Where directions extracted anew are scored at a few candidates alone, a draw whose best one is not among them lacks
+    a carrier that it would have had: `none_share` of `bootstrap_reextracted` is then too high.
+
+    Args:
+        drawn: of all candidates, with the directions as extracted. scores: of these. kept: of those scored anew.
+    """
+    best = drawn.best_draws[drawn.best_draws >= 0]
+    if not len(best):
+        return float("nan")
+    few = set(zip(kept.layers.tolist(), kept.positions.tolist(), strict=True))
+    return float(np.mean([(int(scores.layers[one]), int(scores.positions[one])) in few for one in best]))
+
+
 def best_bypass_interval(
     scores: CandidateScores,
     profile: Profile,

@@ -1,11 +1,12 @@
 """Each anchor's carrier with its uncertainty, under every profile."""
 
-from ...geometry.bootstrap import CarrierBootstrap
+from ...geometry.bootstrap import CarrierBootstrap, covered_share
 from ...report.tables import Column
 from ..profiles import profiles_of
 from ..run import Run
 from ..stages.candidates import ScoredCandidates
 from ..stages.carrier import ChosenCarrier
+from ..stages.reextraction import Reextraction
 from ..stages.uncertainty import BOTH, SELECTION, Uncertainty
 from ..table import ANCHOR, NOISE, PROFILE, QUANTITY, SELECTOR, Row, Table, register_table
 
@@ -39,7 +40,11 @@ def _rows(run: Run) -> list[Row]:
             "depth_layer": choice.depth_layer,
             "p_none": draws.none_share,
             "resamples": uncertain.resamples if where["noise"] == BOTH else 0,
+            "covered": None,
         }
+        if facts["resamples"]:
+            scored, anew = run.of(ScoredCandidates, ref).scores, run.of(Reextraction, ref).resamples[0]
+            facts["covered"] = covered_share(uncertain.selection[profile], scored, anew)
         quantities = {"depth": draws.depth, "argmin_depth": draws.argmin_depth}
         if where["noise"] == SELECTION:
             quantities["bypass_effect"] = uncertain.bypass_effect[profile]
@@ -68,6 +73,12 @@ TABLE = register_table(
             NOISE,
             *QUANTITY,
             Column("resamples", int, "of the extraction prompts"),
+            Column(
+                "covered",
+                float,
+                "share of draws of the selection prompts whose best candidate is among those scored anew for the "
+                "resamples; where it is low, p_none is too high (geometry.reextraction_candidates)",
+            ),
         ),
         _rows,
     )
