@@ -316,18 +316,22 @@ def turning(seeds: Sequence[Seed]) -> str:
     """R2D2's corrected angle beside SFT's, pair by pair."""
     pairs = [pair for pair in pairs_of(seeds, ROBUST) if pair in pairs_of(seeds, PLAIN)]
     states = {pair: {seed.number: turns_more(seed, pair) for seed in seeds} for pair in pairs}
+    since, between = (
+        {pair: found for pair, found in states.items() if (pair[0] == 0) == first} for first in (True, False)
+    )
     measured = {
-        seed.number: every(found[seed.number] for found in states.values() if found[seed.number] is not None)
+        seed.number: every(found[seed.number] for found in since.values() if found[seed.number] is not None)
         for seed in seeds
     }
     head = headed(
         measured,
-        "R2D2 turns the direction more than SFT in every pair of anchors that was measured",
-        "R2D2 does not turn the direction more than SFT in every pair of anchors",
+        "From step 0 to every anchor R2D2 turns the direction more than SFT",
+        "R2D2 does not turn the direction more than SFT from step 0 to every anchor",
         "Turn of the direction",
     )
-    less = [f"{arrow(pair)} {held(found)}" for pair, found in states.items() if False in found.values()]
-    said = f"{head}: intervals apart {held(measured)}{'; ' if less else ''}{', '.join(less)}."
+    said = f"{head}: intervals apart {held(measured)}."
+    if between:
+        said += f" Between neighbours: {', '.join(f'{arrow(pair)} {held(found)}' for pair, found in between.items())}."
     if not pairs:
         return said
     pair = max(pairs, key=lambda one: one[1] - one[0])
