@@ -30,11 +30,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 # Two runners share the run, each with half of the cores: so small a model gains little from threads that wait for each other.
+# The second one is for the stages alone: where there is a report, none is left to do.
 study: install
 	@mkdir -p runs
 	export OMP_NUM_THREADS=$$($(BIN)/python -c "import os; print(max(1, os.cpu_count() // 2))"); \
-	$(BIN)/caryatid study run --preset quick --out runs/quick > runs/second-runner.log 2>&1 & second=$$!; \
-	$(BIN)/caryatid study run --preset quick --out runs/quick; code=$$?; wait $$second; exit $$code
+	if [ ! -e runs/quick/report/index.html ]; then \
+	  $(BIN)/caryatid study run --preset quick --out runs/quick > runs/second-runner.log 2>&1 & \
+	fi; \
+	$(BIN)/caryatid study run --preset quick --out runs/quick; code=$$?; wait; exit $$code
 
 # The published result (docs/results/) on one GPU: make reproduce MODEL=… CHAT=…
 reproduce: install
