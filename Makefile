@@ -30,14 +30,20 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 # Two runners share the run, each with half of the cores: so small a model gains little from threads that wait for each other.
-# The second one is for the stages alone: where there is a report, none is left to do.
+# The second begins once the first has settled the run, and ends with it.
 study: install
 	@mkdir -p runs
-	export OMP_NUM_THREADS=$$($(BIN)/python -c "import os; print(max(1, os.cpu_count() // 2))"); \
-	if [ ! -e runs/quick/report/index.html ]; then \
-	  $(BIN)/caryatid study run --preset quick --out runs/quick > runs/second-runner.log 2>&1 & \
+	@cores=$$($(BIN)/python -c "import os; print(len(getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count() or 1))(0)))"); \
+	run="$(BIN)/caryatid study run --preset quick --out runs/quick"; second=; \
+	if [ $$cores -gt 1 ] && [ ! -e runs/quick/report/index.html ]; then \
+	  export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$((cores / 2))}; \
+	  (until [ -e runs/quick/manifest.json ]; do sleep 1; done; exec $$run) > runs/second-runner.log 2>&1 & second=$$!; \
+	  trap 'kill $$second 2> /dev/null' EXIT INT TERM; \
 	fi; \
-	$(BIN)/caryatid study run --preset quick --out runs/quick; code=$$?; wait; exit $$code
+	$$run; code=$$?; \
+	if [ $$code -eq 0 ] && [ -n "$$second" ]; then \
+	  wait $$second || { code=$$?; echo "the second runner failed: runs/second-runner.log"; }; \
+	fi; exit $$code
 
 # The published result (docs/results/) on one GPU: make reproduce MODEL=… CHAT=…
 reproduce: install

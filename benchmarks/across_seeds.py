@@ -101,6 +101,11 @@ class Seed:
                 return answer
         return None
 
+    def placed(self, arm: str, pair: Pair) -> bool:
+        """Whether it was measured if the place changed between two anchors: it is for pairs with a verdict alone."""
+        rows = rows_of(self.tables, "drift", arm=arm, of=pair[0], to=pair[1])
+        return any(row["quantity"].startswith("p_depth_") for row in rows)
+
     def removal(self, arm: str, pair: Pair, quantity: str = "transfer") -> Cell:
         """What ablating a's carrier takes from b's refusals, rank 1; (b, b): b's own carrier."""
         source = arm if pair[0] else BASE

@@ -7,7 +7,7 @@ measured. Two rates differ where their intervals do not overlap, which is strict
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from across_seeds import Pair, Seed, anchors_of, arrow, counted, pairs_of, refusals, shown
+from across_seeds import Pair, Seed, anchors_of, arms_of, arrow, counted, pairs_of, refusals, shown
 from caryatid.study.series import BASE
 from compared_arms import LIMITS, Cell, rows_of
 
@@ -227,11 +227,12 @@ def adaptive(seeds: Sequence[Seed]) -> str:
     said = (
         f"{head}: fewer of the same behaviours answered, paired interval above 0, {held(better)} ({values})."
     )
-    for arm in (ROBUST, PLAIN):
+    asked = ", ".join(f"{NAMES.get(arm, arm)} {rates(seeds, arm, step, DIRECT)}" for arm in arms_of(seeds))
+    said += f" Asked directly they answer {asked}."
+    for arm in arms_of(seeds):
         gains = {seed.number: positive(seed.rate(arm, step, GAIN)) for seed in seeds}
-        said += (
-            f" On {NAMES[arm]} attacking gains over asking {held(gains)} ({rates(seeds, arm, step, GAIN)})."
-        )
+        values = rates(seeds, arm, step, GAIN)
+        said += f" On {NAMES.get(arm, arm)} attacking gains over asking {held(gains)} ({values})."
     return said
 
 
@@ -285,12 +286,13 @@ def grip(seed: Seed, arm: str, pair: Pair) -> str:
 
 def control(seeds: Sequence[Seed]) -> str:
     """Whether the place changed from step 0 to each anchor, and what step 0's carrier does there, verdict or not."""
-    said = "**From step 0 to each anchor of each seed**, with a verdict or without, by its thresholds."
+    said = "**From step 0 to each anchor of each seed**, by the verdict's thresholds; place is measured with a verdict."
     for arm in (ROBUST, PLAIN):
         places, grips, least = Counter[str](), Counter[str](), list[tuple[float, str]]()
         for seed in seeds:
             for pair in (pair for pair in seed.pairs(arm) if pair[0] == 0):
-                places[{True: "moved", False: "unchanged", None: "not shown"}[seed.moved(arm, pair)]] += 1
+                state = {True: "moved", False: "unchanged", None: "not shown"}[seed.moved(arm, pair)]
+                places[state if seed.placed(arm, pair) else "not measured"] += 1
                 grips[grip(seed, arm, pair)] += 1
                 removed, of = seed.removal(arm, pair), refusals(seed, arm, pair[1])
                 if removed.there:
@@ -330,8 +332,22 @@ def turning(seeds: Sequence[Seed]) -> str:
         "Turn of the direction",
     )
     said = f"{head}: intervals apart {held(measured)}."
+    others = [arm for arm in arms_of(seeds) if arm not in (ROBUST, PLAIN)]
+    for arm in others:
+        beside = {
+            seed.number: every(
+                below(seed.angle(arm, pair), seed.angle(ROBUST, pair))
+                for pair in since
+                if seed.angle(arm, pair).there and seed.angle(ROBUST, pair).there
+            )
+            for seed in seeds
+        }
+        said += f" More than `{arm}` {held(beside)}."
     if between:
-        said += f" Between neighbours: {', '.join(f'{arrow(pair)} {held(found)}' for pair, found in between.items())}."
+        said += (
+            f" Between neighbours, beside SFT: "
+            f"{', '.join(f'{arrow(pair)} {held(found)}' for pair, found in between.items())}."
+        )
     if not pairs:
         return said
     pair = max(pairs, key=lambda one: one[1] - one[0])

@@ -186,18 +186,19 @@ def test_turning_is_said_of_pairs_from_step_zero_and_then_of_neighbours() -> Non
 
     assert seed_claims.turning([one(0, 30), one(1, 30)]).startswith(
         "**From step 0 to every anchor R2D2 turns the direction more than SFT**: intervals apart in both seeds. "
-        "Between neighbours: 50 → 100 in both seeds. From 0 → 50: R2D2 30.0°"
+        "Between neighbours, beside SFT: 50 → 100 in both seeds. From 0 → 50: R2D2 30.0°"
     )
     said = seed_claims.turning([one(0, 30), one(1, 30, 11), seed(2)])
     assert "SFT**: intervals apart in both seeds (unknown: 2)" in said
-    assert "Between neighbours: 50 → 100 in 1 of 2 seeds (0) (unknown: 2)." in said
+    assert "Between neighbours, beside SFT: 50 → 100 in 1 of 2 seeds (0) (unknown: 2)." in said
     mixed = seed_claims.turning([one(0, 30), one(1, 11)])
     assert "more than SFT, in some seeds**: intervals apart in 1 of 2 seeds (0)." in mixed
     assert "**R2D2 does not turn the direction more than SFT" in seed_claims.turning([one(0, 11)])
     assert seed_claims.turning([seed(0)]).startswith("**Turn of the direction: not measured**")
     part = seed(3, pair("sft", 0, 50, angle=10), pair("r2d2", 0, 50, angle=30))
-    assert "Between neighbours: 50 → 100 in the one seed measured (unknown: 3)." in seed_claims.turning(
-        [one(0, 30), part]
+    assert (
+        "Between neighbours, beside SFT: 50 → 100 in the one seed measured (unknown: 3)."
+        in seed_claims.turning([one(0, 30), part])
     )
 
 

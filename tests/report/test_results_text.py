@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 import publish
+from across_seeds import RATES
 from caryatid.artifacts import file_sha256
 from caryatid.attacks.gcg.settings import GcgSettings, Ranking
+from seed_claims import GAIN
 from shares import share
 
 RUNS = sorted(path.parent for path in publish.RESULTS.glob("*/provenance.json"))
@@ -75,8 +77,21 @@ def test_the_start_page_quotes_the_behaviour_of_three_seeds() -> None:
         f"never refreshed (at most {most[1]})",
         f"stays open ({spread('refusal_sft', 'behaviour', **fixed)} at 500)",
         "R2D2 answers {}, that control {}, SFT and the taught one {}".format(*own),
+        "asked directly {}, {}, {} and {}".format(
+            *(
+                spread(arm, "behaviour", **compliance, attack="direct")
+                for arm in ("r2d2", "r2d2_static", "sft", "refusal_sft")
+            )
+        ),
     ):
         assert quoted in START, quoted
+    for run in SEEDS:
+        gains = {
+            arm: run.row("behaviour", arm=arm, step=500, **RATES[GAIN])
+            for arm in ("r2d2", "r2d2_static", "refusal_sft")
+        }
+        assert gains["r2d2"]["lo"] < 0 > gains["r2d2_static"]["lo"]
+        assert gains["refusal_sft"]["lo"] > 0
 
 
 def test_the_start_page_quotes_the_geometry_of_three_seeds() -> None:
@@ -91,6 +106,11 @@ def test_the_start_page_quotes_the_geometry_of_three_seeds() -> None:
         for arm, step in (("base", 0), ("r2d2", 500))
     ]
     assert [share(one.depth.value) for one in places] == [".71", ".58"] * 3
+    earlier = publish.compared_arms.Matched(
+        publish.Published("qwen-0.5b-seed0-four-arms").tables(), "r2d2", 500
+    )
+    assert earlier.place is not None
+    assert f"to {share(earlier.place['argmin_layer'] / 24)}; a move counts" in START
     removed = {"quantity": "transfer", "rank": 1}
     old = spread("r2d2", "transfer", from_arm="base", **removed)
     own = [
@@ -306,11 +326,15 @@ def test_what_is_said_of_tuned_arms_is_so() -> None:
         assert broken[0] > broken[1]
         assert useful[0] < 0.3 < 0.75 < useful[1]
     before = value(untuned, "base", 0, "utility", "pass")
-    best = {
-        attack: share(value(tried[0], "lat", 100, "harmbench", "compliance", attack))
+    quoted = [
+        share(value(run, "lat", 100, "harmbench", "compliance", attack))
+        for run in (tried[2], tried[0])
         for attack in ("direct", "fixed_source")
-    }
-    assert "({direct} of direct requests, {fixed_source} of suffixes)".format(**best) in START
+    ]
+    assert (
+        "answers {} and {} at the setting that a rule chose, {} and {} at a larger radius".format(*quoted)
+        in START
+    )
     begun = {
         (run.folder.name, arm, step): value(run, arm, step, "harmbench", "compliance", "adaptive")
         for run in (untuned, *tried)

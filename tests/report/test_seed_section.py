@@ -91,7 +91,7 @@ def test_what_equal_runs_say_they_say_in_all_seeds(results: Path) -> None:
         "| r2d2 0 → 100 | *drift only*, 34.6° [32.9°, 36.4°] |",
         "| 3 of 3 drift only |",
         "r2d2 50 → 100, seed 2: the angle cannot be told from 10°",
-        "**R2D2 turns the direction more than SFT in every pair of anchors that was measured**: intervals apart in all",
+        "**From step 0 to every anchor R2D2 turns the direction more than SFT**: intervals apart in all",
         "seed 1: 0 false labels of 10 redraws (10 *undetermined*)",
         "The claim is *R2D2 0 → 100: drift only* (3 of 3 drift only), and R2D2 turns the direction further than SFT.",
     ):

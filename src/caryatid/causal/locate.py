@@ -203,6 +203,7 @@ class CandidateScorer:
         )
         loaded, selection = self.model.loaded, self.selection
         if cosmic not in self._unablated:
+            self.release()  # first, so that two are never held
             self._unablated = {cosmic: measure_unablated(loaded, selection, settings)}
         return score_candidates(
             loaded,
@@ -212,6 +213,10 @@ class CandidateScorer:
             progress=self.model.progress,
             unablated=self._unablated[cosmic],
         )
+
+    def release(self) -> None:
+        """Forget what the model does as it is, which takes room on the device; it is measured again when needed."""
+        self._unablated = {}
 
     def score_all(self) -> CandidateScores:
         """Every candidate of the extraction prompts, with COSMIC's cosines."""

@@ -69,7 +69,7 @@ class GeometryConfig(Part):
     reextraction_candidates: Positive = Field(
         8,
         description="Candidates scored in each of these, those most often chosen over the selection prompts; with few, "
-        "P(no carrier) is too high (`covered` in the table carrier_summary).",
+        "P(no carrier) may be too high (`covered` in the table carrier_summary).",
     )
     splits: Annotated[int, Field(ge=20)] = 200
     cone: ConeConfig = ConeConfig()

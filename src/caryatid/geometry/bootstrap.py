@@ -194,8 +194,9 @@ def most_likely(
 def covered_share(drawn: CarrierBootstrap, scores: CandidateScores, kept: CandidateScores) -> float:
     """Share of the draws with a carrier whose best candidate is one of a few; NaN where no draw has a carrier.
 
-    Where directions extracted anew are scored at a few candidates alone, a draw whose best one is not among them lacks
-    a carrier that it would have had: `none_share` of `bootstrap_reextracted` is then too high.
+    Where directions extracted anew are scored at a few candidates alone, a draw in which none of these is admissible
+    lacks a carrier that another candidate may be: where few draws are covered, `none_share` of `bootstrap_reextracted`
+    may be too high.
 
     Args:
         drawn: of all candidates, with the directions as extracted. scores: of these. kept: of those scored anew.

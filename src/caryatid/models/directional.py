@@ -119,7 +119,7 @@ class Ablate(Intervention):
         def apply(hidden: Tensor) -> Tensor:  # [rows, tokens, d]
             wide = hidden.float()
             along = wide @ basis.mT  # [rows, tokens, rank]
-            removed = along * scaled if basis.shape[1] == 1 else along @ scaled  # the same bits, sooner
+            removed = along * scaled if basis.shape[1] == 1 else along @ scaled  # the same in float32, sooner
             changed = (wide - removed).to(hidden.dtype)
             return changed if all_active else torch.where(active, changed, hidden)
 

@@ -321,7 +321,9 @@ class _Locating:
 
         def compute() -> CandidateScores:
             self.model.progress.start("candidates", self.scorer.candidates * self.scorer.passes)
-            return self.scorer.score_all()
+            found = self.scorer.score_all()
+            self.scorer.release()
+            return found
 
         return self.steps.of("candidates", CandidateScores, compute)
 
@@ -356,6 +358,7 @@ class _Locating:
             end = min(start + together, settings.resamples)
             part = self.steps.of("resamples", _Banks, partial(compute, start, end), start=start)
             banks += part.banks
+        self.scorer.release()
         return bootstrap_reextracted(scores, banks, profile, draws=settings.draws, rng=rng())
 
     def _under(self, carrier: Carrier) -> Under:

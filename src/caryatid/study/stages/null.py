@@ -36,7 +36,7 @@ from .answers import Answers
 from .candidates import SCORING, ScoredCandidates, scored_units, scorer_at
 from .profile import profile_name, profile_needs
 from .prompts import MIN_EXTRACTION, Prompts
-from .reextraction import CHOOSING, TOGETHER, likeliest
+from .reextraction import CHOOSING, likeliest, scored_together
 from .refusal_tokens import RefusalTokens
 from .selection import Selection
 from .transfer import (
@@ -218,8 +218,9 @@ class Null(Stage[Redrawn]):
         (scores,) = rescored(scorer, [scorer.directions()], places, cosmic=cosmic)
         found: list[CandidateScores] = []
         with work.progressing("null: re-extracted directions", count * len(places) * scorer.passes):
-            for start in range(0, count, TOGETHER):
-                numbers = range(start, min(start + TOGETHER, count))
+            together = scored_together(cosmic)
+            for start in range(0, count, together):
+                numbers = range(start, min(start + together, count))
                 grids = [scorer.directions(up[number], down[number]) for number in numbers]
                 found += rescored(scorer, grids, places, cosmic=cosmic)
         return scores, found

@@ -83,7 +83,7 @@ class Reextraction(Stage[Reextracted]):
         grids = resampled_directions(scorer, count, self.place.seed)
         done: list[CandidateScores] = []
         total = count * len(kept) * scorer.passes
-        together = TOGETHER_WITH_OUTPUTS if cosmic else TOGETHER
+        together = scored_together(cosmic)
         with work.kept("resamples"), work.progressing("re-extracted directions", total):
             for start in range(0, count if len(kept) else 0, together):
                 part = grids(start, min(start + together, count))
@@ -100,6 +100,11 @@ class Reextraction(Stage[Reextracted]):
 
     def summary(self, result: Reextracted) -> Mapping[str, Any]:
         return {"resamples": len(result.resamples)}
+
+
+def scored_together(cosmic: bool) -> int:
+    """How many resamples are scored at once."""
+    return TOGETHER_WITH_OUTPUTS if cosmic else TOGETHER
 
 
 def likeliest(work: Work) -> list[int]:

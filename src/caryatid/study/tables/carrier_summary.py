@@ -1,5 +1,7 @@
 """Each anchor's carrier with its uncertainty, under every profile."""
 
+import math
+
 from ...geometry.bootstrap import CarrierBootstrap, covered_share
 from ...report.tables import Column
 from ..profiles import profiles_of
@@ -44,7 +46,8 @@ def _rows(run: Run) -> list[Row]:
         }
         if facts["resamples"]:
             scored, anew = run.of(ScoredCandidates, ref).scores, run.of(Reextraction, ref).resamples[0]
-            facts["covered"] = covered_share(uncertain.selection[profile], scored, anew)
+            covered = covered_share(uncertain.selection[profile], scored, anew)
+            facts["covered"] = None if math.isnan(covered) else covered
         quantities = {"depth": draws.depth, "argmin_depth": draws.argmin_depth}
         if where["noise"] == SELECTION:
             quantities["bypass_effect"] = uncertain.bypass_effect[profile]
@@ -77,7 +80,7 @@ TABLE = register_table(
                 "covered",
                 float,
                 "share of draws of the selection prompts whose best candidate is among those scored anew for the "
-                "resamples; where it is low, p_none is too high (geometry.reextraction_candidates)",
+                "resamples; where it is low, p_none may be too high (geometry.reextraction_candidates)",
             ),
         ),
         _rows,
