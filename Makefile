@@ -45,9 +45,10 @@ study: install
 	  wait $$second || { code=$$?; echo "the second runner failed: runs/second-runner.log"; }; \
 	fi; exit $$code
 
-# The published result (docs/results/) on one GPU: make reproduce MODEL=… CHAT=…
+# A published result (docs/results/) on one GPU: make reproduce MODEL=… CHAT=… [RESULT=qwen-0.5b-trajectory-seed0]
+RESULT ?= qwen-0.5b-seed0
 reproduce: install
-	$(BIN)/caryatid study run --config docs/results/qwen-0.5b-seed0/config.yaml --out runs/reproduce \
+	$(BIN)/caryatid study run --config docs/results/$(RESULT)/config.yaml --out runs/reproduce-$(RESULT) \
 	  --set model.spec=$(MODEL) --set chat.path=$(CHAT)
 
 # One test process per core: tiny models gain nothing from more threads. Files go out in tests/conftest.py's order.
