@@ -66,6 +66,11 @@ def _length(pair: Pair) -> int:
     return pair[1] - pair[0]
 
 
+def under(own: Cell, known: float) -> bool:
+    """Whether an interval lies below a published rate, both as the page shows them."""
+    return round(own.hi, 2) < round(known, 2)
+
+
 def closing(seed: Seed) -> Outcome:
     """Fixed-source attacks at the first anchor."""
     steps = anchors_of([seed], ROBUST)
@@ -84,7 +89,7 @@ def reopening(name: str) -> Callable[[Seed], Outcome]:
             return None
         first, last = seed.rate(ROBUST, steps[0], name), seed.rate(ROBUST, steps[-1], name)
         known = PUBLISHED[name].get(steps[-1])
-        return outcome(below(first, last), last.hi < known if known is not None else None)
+        return outcome(below(first, last), under(last, known) if known is not None else None)
 
     return found
 
@@ -95,7 +100,7 @@ def over_refusal(seed: Seed) -> Outcome:
     beside = [
         (seed.rate(ROBUST, step, SAFE), known) for step, known in PUBLISHED[SAFE].items() if step in steps
     ]
-    less = every(own.hi < known if own.there else None for own, known in beside)
+    less = every(under(own, known) if own.there else None for own, known in beside)
     return outcome(rises(seed, steps), less)
 
 
