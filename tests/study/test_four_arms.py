@@ -195,10 +195,10 @@ def test_a_small_study_is_run_published_and_written_about(
     assert [ref.arm for ref in chosen] == ["base", *config.arms]
     monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
-    for name in ("README.md.j2", "matched.md.j2"):
-        (tmp_path / "results" / name).write_text((ROOT / "docs" / "results" / name).read_text())
+    for template in (ROOT / "docs" / "results").glob("*.j2"):
+        (tmp_path / "results" / template.name).write_text(template.read_text())
     for folder in (ROOT / "docs" / "results").iterdir():
-        if folder.is_dir() and folder.name != "qwen-0.5b-seed0-robust":
+        if folder.is_dir() and "-robust" not in folder.name and "-trajectory-" not in folder.name:
             (tmp_path / "results" / folder.name).symlink_to(folder)
     publish.add(tmp_path / "run", "qwen-0.5b-seed0-robust", "one CPU", "", 1.0, TABLES)
     run = publish.Published("qwen-0.5b-seed0-robust")
