@@ -28,6 +28,7 @@ import across_seeds
 import compared_arms
 import seed_claims
 import seed_comparison
+import seed_doubts
 import seed_figure
 from arm_claims import claims
 from caryatid.artifacts import file_sha256, write_bytes, write_json
@@ -206,6 +207,7 @@ def rendered(template: str = "README.md.j2") -> str:
         "across": across_seeds,
         "said": seed_claims,
         "beside": seed_comparison,
+        "doubting": seed_doubts,
     }
     return environment.get_template(template).render(**names)
 

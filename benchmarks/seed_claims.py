@@ -285,7 +285,7 @@ def grip(seed: Seed, arm: str, pair: Pair) -> str:
 
 
 def control(seeds: Sequence[Seed]) -> str:
-    """Whether the place changed from step 0 to each anchor, and what step 0's carrier does there, verdict or not."""
+    """Whether the place changed from step 0 to each anchor, and what step 0's carrier does there."""
     said = "**From step 0 to each anchor of each seed**, by the verdict's thresholds; place is measured with a verdict."
     for arm in (ROBUST, PLAIN):
         places, grips, least = Counter[str](), Counter[str](), list[tuple[float, str]]()

@@ -8,6 +8,7 @@ from made_up_seeds import PROVENANCE, behaviour, pair, seed
 import across_seeds
 import seed_claims
 import seed_comparison
+import seed_doubts
 from across_seeds import Seed
 from seed_claims import ADAPTIVE, FIXED
 
@@ -272,6 +273,17 @@ def refusing(step: int, rate: float) -> Seed:
     return seed(0, rows=behaviour(safe={("base", 0): 0.2, ("r2d2", step): rate}))
 
 
+def banked(*ranks: float | None) -> Seed:
+    """The bank's effective rank at step 0 and at R2D2's anchors 50 and 100."""
+    where = [("base", 0), ("r2d2", 50), ("r2d2", 100)]
+    rows = [
+        {"arm": arm, "step": step, "quantity": "effective_rank_bank", "value": value}
+        for (arm, step), value in zip(where, ranks, strict=True)
+    ]
+    asked = behaviour(direct={("r2d2", 50): 0.3, ("r2d2", 100): 0.4})
+    return seed(0, {"rank": rows}, rows=asked)
+
+
 @pytest.mark.parametrize(
     ("found", "one", "expected"),
     [
@@ -292,6 +304,11 @@ def refusing(step: int, rate: float) -> Seed:
         (seed_comparison.rank, seed(0, pair("r2d2", 0, 500, flag="expansion"), pair("sft", 0, 500)), "disagrees"),
         (seed_comparison.rank, seed(0, pair("r2d2", 0, 500)), "open"),
         (seed_comparison.rank, seed(0), None),
+        (seed_comparison.bank_grows, banked(3.1, 8.0, 2.9), "agrees"),  # the last anchor counts
+        (seed_comparison.bank_grows, banked(3.1, 2.9, 8.0), "disagrees"),
+        (seed_comparison.bank_grows, banked(3.1, 8.0, None), "disagrees"),  # … that has one
+        (seed_comparison.bank_grows, banked(None, 8.0, 9.0), None),
+        (seed_comparison.bank_grows, seed(0), None),
         (seed_comparison.drift, seed(0, pair("r2d2", 0, 500, angle=10), pair("sft", 0, 500, angle=20)), "agrees"),
         (seed_comparison.drift, seed(0, pair("r2d2", 0, 500, angle=20), pair("sft", 0, 500, angle=10)), "disagrees"),
         (seed_comparison.drift, seed(0, pair("r2d2", 0, 500), pair("sft", 0, 500)), "open"),
@@ -323,5 +340,22 @@ def test_the_cards_time_is_shared_by_all_arms_of_all_seeds() -> None:
         )
         for n in range(2)
     ]
-    said = seed_comparison.card_time(seeds, 2)
+    said = seed_doubts.card_time(seeds, 2)
     assert said == "0.03 card-hours for 4 arms, 0.5 card-minutes each, with 2 of 8 stages left undone"
+
+
+def test_a_pair_whose_place_was_not_measured_is_neither_moved_nor_open() -> None:
+    turned = {"drift": pair("r2d2", 0, 250)["drift"][:2]}  # the angle alone, as of pairs without a verdict
+    one = seed(0, turned, pair("r2d2", 0, 500))
+    assert [one.placed("r2d2", (0, step)) for step in (250, 500)] == [False, True]
+    assert "place not measured in 1 of 2, unchanged in 1 of 2" in seed_claims.control([one])
+    assert seed_comparison.relocation("r2d2")(one) == "disagrees"
+
+
+def test_controls_turn_beside_r2d2_where_they_are_there() -> None:
+    asked = behaviour(direct={("sft", 50): 0.7, ("r2d2", 50): 0.3, ("refusal_sft", 50): 0.3})
+    angles = {"sft": 10, "r2d2": 30, "refusal_sft": 20}
+    one = seed(0, *(pair(arm, 0, 50, angle=angle) for arm, angle in angles.items()), rows=asked)
+    assert "More than `refusal_sft` in the one seed measured." in seed_claims.turning([one])
+    (last,) = [doubt for doubt in seed_doubts.doubts([one]) if "any training toward refusal" in doubt]
+    assert "`refusal_sft` turns by 20.0° [19.0°, 21.0°]; without `r2d2_static` this section" in last

@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_across_seeds import attacked, closed, pair, seed
+from made_up_seeds import pair, seed
+from test_across_seeds import attacked, closed
 
 import publish
-import seed_comparison
+import seed_doubts
 import seed_figure
+from caryatid.report.charts import Panel
 
 STUDIES = (
     "qwen-0.5b-seed0",
@@ -110,7 +112,9 @@ def test_the_figure_has_every_arm_and_seed_and_leaves_out_what_nobody_measured(r
     stand_in(results, *STUDIES[:1] * 2)
     chart = seed_figure.chart(publish.trajectory_seeds())
     assert "Adaptive GCG: answered" not in [panel.title for panel in chart.panels]
-    lines = chart.panels[0].lines  # type: ignore[union-attr]
+    panel = chart.panels[0]
+    assert isinstance(panel, Panel)
+    lines = panel.lines
     assert [line.name for line in lines] == [
         f"{arm}, seed {n}" for arm in ("sft", "r2d2", "refusal_sft") for n in (0, 1)
     ]
@@ -134,19 +138,17 @@ def test_the_claim_that_is_doubted_is_the_one_that_all_seeds_make(labels: list[s
         seed(number, pair("r2d2", 0, 100, label), pair("sft", 0, 100, angle=10), rows=rows)
         for number, label in enumerate(labels)
     ]
-    assert said in seed_comparison.main_claim(seeds)
+    assert said in seed_doubts.main_claim(seeds)
 
 
 def test_doubts_name_the_controls_that_are_missing() -> None:
-    without = seed_comparison.doubts([closed(0, 0)])
+    without = seed_doubts.doubts([closed(0, 0)])
     assert any("no adaptive attack was made here, so this is open;" in one for one in without)
     assert without[-1].endswith(
         "without `refusal_sft` and `r2d2_static` this section cannot tell; studies of seed 0 below have these arms."
     )
     assert any("one seed, so this is open" in one for one in without)
-    attack = seed_comparison.doubts(
-        [attacked(0.5, 0.0, ("sft", "r2d2")), attacked(0.5, 0.1, ("sft", "r2d2"), 1)]
-    )
+    attack = seed_doubts.doubts([attacked(0.5, 0.0, ("sft", "r2d2")), attacked(0.5, 0.1, ("sft", "r2d2"), 1)])
     assert any(
         "attacking R2D2 as it is at 50 gains .00 [-.05, .05]; .10 [.05, .15] over asking" in one
         for one in attack
@@ -158,7 +160,7 @@ def test_what_is_unfinished_is_counted_by_kind() -> None:
     part = seed(
         1, unfinished=["verdict/base@0-r2d2@50/seed1", "verdict/base@0-sft@50/seed1", "null/base@0/seed1"]
     )
-    said = seed_comparison.lacking([closed(0, 0), part])
+    said = seed_doubts.lacking([closed(0, 0), part])
     assert said == ["Seed 1 lacks stages 2 verdict, 1 null and the tables `behaviour`."]
 
 

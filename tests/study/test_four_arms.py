@@ -179,6 +179,21 @@ def test_the_recipe_is_a_configuration_with_every_arm() -> None:
         assert load_config(file=ROOT / "recipes" / "four_arms.yaml", overrides=[override]) != config
 
 
+def test_settings_that_were_tried_are_shown_at_every_anchor_beside_one_sft() -> None:
+    sft = {"behaviour": [row for step in (10, 25) for row in anchor("sft", step, 0.7)]}
+    runs: dict[str, Tables] = {
+        name: {"behaviour": [*anchor("base", 0, 0.7), *anchor("lat", 10, first), *anchor("lat", 25, 0.75)]}
+        for name, first in (("0.1", 0.2), ("0.05", 0.9))
+    }
+    table = compared_arms.tried_table("lat", runs, sft).splitlines()
+    assert [line.split(" | ")[:2] for line in table[2:]] == [
+        ["| 0.1", "10"], ["| 0.1", "25"], ["| 0.05", "10"], ["| 0.05", "25"],
+    ]  # fmt: skip
+    assert "yes: .50 below SFT at 10" in table[2]
+    assert "no: .05 above SFT at 25" in table[4]
+    assert "SFT" not in table[3]
+
+
 @pytest.mark.slow
 def test_a_small_study_is_run_published_and_written_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -22,8 +22,10 @@ from tiny import save_tiny
 @pytest.mark.parametrize("name", ["lat", "circuit_breakers"])
 def test_arms_that_hook_blocks_refuse_checkpointing(name: str) -> None:
     trainee = trainee_of(settings=replace(SETTINGS, gradient_checkpointing=True))
+    terms = arm_named(name).terms
+    assert terms is not None
     with pytest.raises(InputError, match="checkpointing"):
-        arm_named(name).terms(trainee, drawn_of(trainee), SETTINGS.r2d2)  # type: ignore[misc]  # these arms have terms
+        terms(trainee, drawn_of(trainee), SETTINGS.r2d2)
 
 
 @pytest.mark.parametrize("name", NAMES)
