@@ -153,6 +153,6 @@ class _Search:
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
         if new:
             scored = target_losses(self.loaded, self.chat, new, self.goal.target, self.run.limit)
-            record.spend(len(new), scored.tokens)
+            record.spend(len(new), sum(scored.tokens))
             self.known.update(zip(new, scored.target.tolist(), strict=True))
         return [self.known[text] for text in texts]

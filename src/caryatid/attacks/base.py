@@ -116,7 +116,7 @@ class BlockRun:
     Attributes:
         seed: with the goal it decides everything that is drawn.
         limit: rows per forward; lowered where memory runs out, and shared by all blocks.
-        keep: a file for the state of an unfinished search; None: nothing is kept.
+        keep: where the state of an unfinished search is kept, in a file or a folder; None: nowhere.
         on_step: called with the number of steps that were taken, summed over goals.
         answered: who judges answers while it searches; None: nobody does.
     """

@@ -70,7 +70,7 @@ class _Search:
         draw, record = random.Random(seed), TextRecord(self.goal, "best_of_n")
         judge = self.run.answered
         plain = target_losses(self.loaded, self.chat, [self.goal.user_text], self.goal.target, self.run.limit)
-        record.spend(0, plain.tokens)
+        record.spend(0, sum(plain.tokens))
         record.keep(self.goal.user_text, float(plain.target[0]))
         record.step()
         asked, found, spent = 0, False, 0
@@ -96,7 +96,7 @@ class _Search:
     def _score(self, record: TextRecord, texts: Sequence[str], asked: int) -> bool:
         """Keep the best of the garbled texts so far; none counts as answered."""
         scored = target_losses(self.loaded, self.chat, texts, self.goal.target, self.run.limit)
-        record.spend(len(texts), scored.tokens)
+        record.spend(len(texts), sum(scored.tokens))
         for number, (text, loss) in enumerate(zip(texts, scored.target.tolist(), strict=True)):
             if loss < record.loss or asked + number == 0:
                 record.keep(text, loss)
@@ -114,7 +114,7 @@ class _Search:
         for text, verdict in zip(texts, verdicts, strict=True):
             if verdict:
                 loss = target_losses(self.loaded, self.chat, [text], self.goal.target, self.run.limit)
-                record.spend(0, loss.tokens)
+                record.spend(0, sum(loss.tokens))
                 record.keep(text, float(loss.target[0]))
             record.step()
             if verdict:

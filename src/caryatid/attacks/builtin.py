@@ -22,7 +22,12 @@ base.register_attack(base.Attack("autodan", settings.AutoDanSettings, _in(".auto
 base.register_attack(base.Attack("prefill", settings.PrefillSettings, _in(".prefill", "prefill")))
 base.register_attack(base.Attack("templates", settings.TemplateSettings, _in(".templates", "templates")))
 base.register_attack(
-    base.Attack("random_search", settings.RandomSearchSettings, _in(".random_search", "random_search"))
+    base.Attack(
+        "random_search",
+        settings.RandomSearchSettings,
+        _in(".random_search", "random_search"),
+        together=True,
+    )
 )
 base.register_attack(
     base.Attack("embedding", settings.EmbeddingSettings, _in(".embedding", "embedding_search"), together=True)

@@ -3,24 +3,26 @@
 As released, but for six things: tokens are printable ASCII; a candidate whose whole templated prompt does not survive
 decode → encode is drawn anew; the suffix keeps its length; the manual prompt around it is left to the attack
 `templates`; it begins with "! ! ! …" for every model; nothing is generated and judged on the way, so that it ends after
-its steps or by `stop_below` and `token_budget`. A step may score several candidates.
+its steps or by `stop_below` and `token_budget`. A step may score several candidates; goals of a block share passes.
 """
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..keeping import kept, piece
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
 from .base import AttackResult, BlockRun, Goal
 from .gcg.candidates import allowed_token_ids
 from .gcg.layout import evaluation_mode
 from .gcg.search import drawn_length
-from .gcg.slot import PlacedSuffix, initial_suffix, round_trip
+from .gcg.slot import initial_suffix, round_trip
 from .settings import RandomSearchSettings
 from .texts import TextRecord, target_losses
 
@@ -64,87 +66,127 @@ def random_search(
     settings: RandomSearchSettings,
     run: BlockRun,
 ) -> list[AttackResult]:
-    """A suffix for each goal, from "! ! ! …", one goal after the other.
+    """A suffix for each goal of a block, from "! ! ! …"; all score their candidates in the same passes.
+
+    With `run.keep` the losses of finished steps are written to that folder once a minute; a later call with the same
+    arguments draws the same candidates, takes their losses from there, and goes on.
 
     Raises:
         InputError: a prompt beyond the model's context.
     """
-    with evaluation_mode(loaded.model):
-        return [_Search(loaded, chat, goal, settings, run).searched() for goal in goals]
-
-
-@dataclass
-class _Search:
-    loaded: LoadedModel
-    chat: ChatFormat
-    goal: Goal
-    settings: RandomSearchSettings
-    run: BlockRun
-
-    def searched(self) -> AttackResult:
-        settings, generator = self.settings, self.goal.generator(self.run.seed)
-        record = TextRecord(self.goal, "random_search")
-        length = drawn_length(settings.suffix_length, generator)
-        placed = initial_suffix(self.chat, self.goal.user_text, length)
-        usable = self._usable(placed)
-        ids, suffix, stalled = torch.tensor(placed.ids), placed.text, 0
-        ((loss, objective),) = self._losses(record, [suffix])
-        record.keep(f"{self.goal.user_text} {suffix}", loss)
-        record.step()
-        row = record.forward_tokens
+    began = time.perf_counter()
+    with evaluation_mode(loaded.model), kept(run.keep) if run.keep else nullcontext():
+        searches = [_Search(loaded, chat, goal, settings, run.seed) for goal in goals]
+        _score(searches, [[search.suffix] for search in searches], run)
         for _ in range(settings.steps):
-            if record.ends(settings.stop_below, settings.token_budget, row * settings.width):
+            going = [search for search in searches if not search.ended()]
+            if not going:
                 break
-            change = tokens_to_change(settings.change, math.exp(-objective))
-            rows, texts = self._candidates(placed, ids, usable, change, generator)
-            stalled += not texts
-            for one, text, (loss, found) in zip(rows, texts, self._losses(record, texts), strict=True):
-                if found < objective:
-                    ids, suffix, objective = one, text, found
-                    record.keep(f"{self.goal.user_text} {text}", loss)
-            record.step()
-            self.run.on_step(1)
-        self.run.on_step(settings.steps - (len(record.losses) - 1))
-        return record.result(
-            self.run.limit.rows,
-            suffix_text=suffix,
-            suffix_ids=tuple(ids.tolist()),
-            stalled_steps=stalled,
-            details={"objective": settings.objective, "objective_loss": objective},
-        )
+            _score(going, [search.candidates() for search in going], run)
+            run.on_step(len(going))
+    run.on_step(sum(settings.steps - search.steps for search in searches))
+    seconds = (time.perf_counter() - began) / len(searches)
+    return [search.result(run.limit.rows, seconds) for search in searches]
 
-    def _usable(self, placed: PlacedSuffix) -> list[Tensor]:
+
+def _score(searches: Sequence["_Search"], suffixes: Sequence[Sequence[str]], run: BlockRun) -> None:
+    """Losses of all searches' suffixes, run forward together, which each search then takes note of."""
+    owners = [search for search, own in zip(searches, suffixes, strict=True) for _ in own]
+    texts = [search.sent(text) for search, own in zip(searches, suffixes, strict=True) for text in own]
+
+    def scored() -> tuple[list[float], list[float], list[int]]:
+        loaded, chat = searches[0].loaded, searches[0].chat
+        targets = [search.goal.target for search in owners]
+        found = target_losses(loaded, chat, texts, targets, run.limit)
+        return found.target.tolist(), found.first.tolist(), list(found.tokens)
+
+    target, first, tokens = piece(f"losses of {len(texts)}", scored) if texts else ([], [], [])
+    place = 0
+    for search, own in zip(searches, suffixes, strict=True):
+        part = slice(place, place + len(own))
+        place += len(own)
+        search.take(target[part], first[part], tokens[part])
+
+
+class _Search:
+    """The search for one goal.
+
+    Attributes:
+        suffix, ids: what is kept. objective: its objective, in nats.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        chat: ChatFormat,
+        goal: Goal,
+        settings: RandomSearchSettings,
+        seed: int,
+    ) -> None:
+        self.loaded, self.chat, self.goal, self.settings = loaded, chat, goal, settings
+        self._generator = goal.generator(seed)
+        self._placed = initial_suffix(
+            chat, goal.user_text, drawn_length(settings.suffix_length, self._generator)
+        )
+        self._usable = self._tokens()
+        self.ids, self.suffix, self.objective = torch.tensor(self._placed.ids), self._placed.text, math.inf
+        self._drawn = [(self.ids, self.suffix)]
+        self._record, self._stalled, self._row = TextRecord(goal, "random_search"), 0, 0
+
+    def _tokens(self) -> list[Tensor]:
+        """The tokens that may stand at each position of the suffix."""
         vocabulary = int(self.loaded.model.config.get_text_config().vocab_size)
         tokens = allowed_token_ids(self.chat.tokenizer)
-        mask = tokens.mask(vocabulary, len(placed.ids), bool(placed.slot.lead))
+        mask = tokens.mask(vocabulary, len(self._placed.ids), bool(self._placed.slot.lead))
         return [row.nonzero().squeeze(1) for row in mask]
 
-    def _candidates(
-        self,
-        placed: PlacedSuffix,
-        ids: Tensor,
-        usable: Sequence[Tensor],
-        change: int,
-        generator: torch.Generator,
-    ) -> tuple[list[Tensor], list[str]]:
-        """As many candidates as a step scores that survive the round trip, and their texts; fewer if few do."""
-        rows: list[Tensor] = []
-        width = self.settings.width
-        for _ in range(_DRAWS_PER_CANDIDATE):
-            drawn = changed_suffixes(ids, usable, change, width, generator)
-            rows += drawn[round_trip(placed.slot, self.chat.tokenizer, drawn)]
-            if len(rows) >= width:
-                break
-        kept = rows[:width]
-        texts = placed.slot.suffix_texts(self.chat.tokenizer, [row.tolist() for row in kept])
-        return kept, [text for text in texts if text is not None]
+    def sent(self, suffix: str) -> str:
+        """What the user sends with a suffix."""
+        return f"{self.goal.user_text} {suffix}"
 
-    def _losses(self, record: TextRecord, suffixes: Sequence[str]) -> list[tuple[float, float]]:
-        """Target loss and objective after each suffix."""
-        if not suffixes:
-            return []
-        texts = [f"{self.goal.user_text} {suffix}" for suffix in suffixes]
-        scored = target_losses(self.loaded, self.chat, texts, self.goal.target, self.run.limit)
-        record.spend(len(texts), scored.tokens)
-        wanted = scored.first if self.settings.objective == "first_token" else scored.target
-        return list(zip(scored.target.tolist(), wanted.tolist(), strict=True))
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return len(self._record.losses) - 1
+
+    def ended(self) -> bool:
+        """Whether a rule ends the search before its next step."""
+        settings = self.settings
+        return self._record.ends(settings.stop_below, settings.token_budget, self._row * settings.width)
+
+    def candidates(self) -> list[str]:
+        """The texts of as many candidates as a step scores that survive the round trip; fewer if few do."""
+        change = tokens_to_change(self.settings.change, math.exp(-self.objective))
+        slot, tokenizer, rows = self._placed.slot, self.chat.tokenizer, list[Tensor]()
+        for _ in range(_DRAWS_PER_CANDIDATE):
+            drawn = changed_suffixes(self.ids, self._usable, change, self.settings.width, self._generator)
+            rows += drawn[round_trip(slot, tokenizer, drawn)]
+            if len(rows) >= self.settings.width:
+                break
+        rows = rows[: self.settings.width]
+        texts = slot.suffix_texts(tokenizer, [row.tolist() for row in rows])
+        self._drawn = [(row, text) for row, text in zip(rows, texts, strict=True) if text is not None]
+        self._stalled += not self._drawn
+        return [text for _, text in self._drawn]
+
+    def take(self, target: Sequence[float], first: Sequence[float], tokens: Sequence[int]) -> None:
+        """A step: target loss, loss of the first target token and tokens of each candidate (of the start: its own)."""
+        self._record.spend(len(tokens), sum(tokens))
+        self._row = self._row or sum(tokens)
+        objectives = first if self.settings.objective == "first_token" else target
+        for (ids, text), loss, objective in zip(self._drawn, target, objectives, strict=True):
+            if objective < self.objective:
+                self.ids, self.suffix, self.objective = ids, text, objective
+                self._record.keep(self.sent(text), loss)
+        self._record.step()
+
+    def result(self, batch_size: int, seconds: float) -> AttackResult:
+        """What the search came to; `seconds` of the block are its share."""
+        return self._record.result(
+            batch_size,
+            seconds,
+            suffix_text=self.suffix,
+            suffix_ids=tuple(self.ids.tolist()),
+            stalled_steps=self._stalled,
+            details={"objective": self.settings.objective, "objective_loss": self.objective},
+        )

@@ -1,6 +1,7 @@
 """Running an attack: goals in blocks, shards of whole blocks, and finished goals kept one by one."""
 
 import math
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,7 +142,9 @@ def run_attack(
                     write_json(file, result.to_json())
         else:
             progress.advance(len(block) * steps)
-        if keep is not None:
+        if keep is not None and keep.is_dir():
+            shutil.rmtree(keep)
+        elif keep is not None:
             keep.unlink(missing_ok=True)
         results += found
     progress.done()

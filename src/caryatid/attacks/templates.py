@@ -97,7 +97,7 @@ def _best(
     record = TextRecord(goal, "templates")
     texts = [goal.user_text, *(frame.filled(goal) for frame in frames)]
     scored = target_losses(loaded, chat, texts, goal.target, run.limit)
-    record.spend(len(texts), scored.tokens)
+    record.spend(len(texts), sum(scored.tokens))
     plain, *losses = scored.target.tolist()
     record.keep(goal.user_text, plain)
     record.step()

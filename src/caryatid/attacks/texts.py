@@ -17,7 +17,7 @@ from .base import AttackResult, Goal
 
 
 class TextLosses(NamedTuple):
-    """Losses of texts, in nats, and the real tokens that were run forward for them.
+    """Losses of texts, in nats, and the real tokens that were run forward for each.
 
     Attributes:
         target: mean cross-entropy of the target's tokens. first: that of its first token alone.
@@ -25,33 +25,36 @@ class TextLosses(NamedTuple):
 
     target: Float[Tensor, "texts"]
     first: Float[Tensor, "texts"]
-    tokens: int
+    tokens: tuple[int, ...]
 
 
 def target_losses(
-    loaded: LoadedModel, chat: ChatFormat, texts: Sequence[str], target: str, limit: RowLimit
+    loaded: LoadedModel, chat: ChatFormat, texts: Sequence[str], target: str | Sequence[str], limit: RowLimit
 ) -> TextLosses:
     """How unlikely a target is after each text, as it follows the templated prompt; whole rows, no cache.
 
     Args:
+        target: of all texts, or one for each.
         limit: rows per forward; lowered where memory runs out.
 
     Raises:
         InputError: a text beyond the model's context. MemoryExhaustedError: out of memory at one row.
     """
     prompts = chat.ids_many(texts)
-    answer = chat.answer_ids(target, end_of_turn=False)
-    check_context(loaded, max(map(len, prompts)) + len(answer))
+    targets = [target] * len(texts) if isinstance(target, str) else list(target)
+    answers = [chat.answer_ids(one, end_of_turn=False) for one in targets]
+    tokens = tuple(len(one) + len(other) for one, other in zip(prompts, answers, strict=True))
+    check_context(loaded, max(tokens))
 
     def both(batch: AnswerBatch) -> Tensor:
         losses = -batch.token_logprobs()
         return torch.stack([losses.nanmean(dim=1), losses[:, 0]], dim=1)
 
     def run(rows: int) -> Tensor:
-        return answer_logprobs(loaded, prompts, [answer] * len(prompts), batch_size=rows, reduce=both).cpu()
+        return answer_logprobs(loaded, prompts, answers, batch_size=rows, reduce=both).cpu()
 
     found, limit.rows = with_backoff(run, limit.rows)
-    return TextLosses(found[:, 0], found[:, 1], sum(map(len, prompts)) + len(prompts) * len(answer))
+    return TextLosses(found[:, 0], found[:, 1], tokens)
 
 
 @dataclass
@@ -94,8 +97,8 @@ class TextRecord:
             self.stopped = "token_budget"
         return self.stopped != "steps"
 
-    def result(self, batch_size: int, **more: Any) -> AttackResult:
-        """The result; `more`: further fields of `AttackResult`."""
+    def result(self, batch_size: int, seconds: float | None = None, **more: Any) -> AttackResult:
+        """The result; `seconds`: since the record began, unless given; `more`: further fields of `AttackResult`."""
         return AttackResult(
             attack=self.attack,
             behavior_id=self.goal.behavior_id,
@@ -107,7 +110,7 @@ class TextRecord:
             steps=len(self.losses) - 1,
             candidates=self.candidates,
             forward_tokens=self.forward_tokens,
-            seconds=time.perf_counter() - self.began,
+            seconds=time.perf_counter() - self.began if seconds is None else seconds,
             stopped=self.stopped,
             batch_size=batch_size,
             scored="whole texts",
