@@ -14,7 +14,7 @@ from caryatid.attacks.gcg.settings import GcgSettings
 from caryatid.attacks.gcg.slot import initial_suffix
 from caryatid.attacks.run import cases_json, goals_together
 from caryatid.attacks.saved import TestCase, harmbench_json, load_cases, read_sent_texts, save_cases
-from caryatid.attacks.settings import EmbeddingSettings, RandomSearchSettings
+from caryatid.attacks.settings import AutoDanSettings, EmbeddingSettings, RandomSearchSettings
 from caryatid.errors import InputError
 from caryatid.models.batch import RowLimit
 from caryatid.models.generate import Decoding, generate
@@ -196,5 +196,6 @@ def test_goals_go_together_where_they_share_passes() -> None:
     batch = BatchSizes(forward=256, generate=256, gcg=256, train=8)
     assert goals_together(EmbeddingSettings(), "cuda", batch) == 8
     assert goals_together(EmbeddingSettings(), "cpu", batch) == 1
-    assert goals_together(RandomSearchSettings(width=8), "cuda", batch) == 1
+    assert goals_together(RandomSearchSettings(width=8), "cuda", batch) == 16
+    assert goals_together(AutoDanSettings(), "cuda", batch) == 1
     assert goals_together(GcgSettings(width=128), "cuda", batch) == 8
