@@ -79,10 +79,17 @@ def lower(loaded: LoadedModel) -> SearchPrecision:
     return "bfloat16" if loaded.dtype == torch.float32 else "float8"
 
 
-def searching(steps: int, width: int, top_k: int, precision: SearchPrecision) -> GcgSettings:
+def searching(
+    steps: int, width: int, top_k: int, precision: SearchPrecision, rescored: int | None = None
+) -> GcgSettings:
     """A search that nothing ends early."""
     return GcgSettings(
-        steps=steps, width=width, top_k=top_k, suffix_length=SUFFIX, search_precision=precision
+        steps=steps,
+        width=width,
+        top_k=top_k,
+        suffix_length=SUFFIX,
+        search_precision=precision,
+        rescored=rescored,
     )
 
 
@@ -207,7 +214,7 @@ def part_losses(args: argparse.Namespace) -> dict[str, Any]:
     loaded, finals = real_model(args), dict[str, list[float]]()
     scored, seconds = {}, {}
     for precision in ("model", lower(loaded)):
-        settings = searching(args.steps, args.width, 256, precision)
+        settings = searching(args.steps, args.width, 256, precision, args.rescored)
         began, best = time.perf_counter(), list[float]()
         chosen = goals(args.cases)
         for start in range(0, len(chosen), 10):
@@ -237,6 +244,7 @@ def main() -> int:
     )
     parser.add_argument("--cases", type=int, default=20, help="of winners and losses")
     parser.add_argument("--width", type=int, default=128, help="of winners and losses")
+    parser.add_argument("--rescored", type=int, help="of losses: candidates decided in the model's precision")
     parser.add_argument("--seconds", type=float, default=120, help="a part is given up after so many")
     parser.add_argument("--out", type=Path, default=Path("precision.json"))
     args = parser.parse_args()
