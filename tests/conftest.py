@@ -1,5 +1,7 @@
 """Shared fixtures. Tiny random models live in `tiny.py`."""
 
+import gc
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,18 @@ import shape_checks
 shape_checks.install()  # before anything of caryatid is imported
 
 WHOLE_RUNS = ("study", "report", "docs", "cli")  # folders whose files take longest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported stays: the garbage collector need not go through it, neither now nor after every stage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
