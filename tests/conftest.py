@@ -10,7 +10,8 @@ import shape_checks
 
 shape_checks.install()  # before anything of caryatid is imported
 
-WHOLE_RUNS = ("study", "report", "docs", "cli")  # folders whose files take longest
+# Folders whose files take longest.
+LONG = ("study", "report", "docs", "cli", "training", "causal", "data")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -31,6 +32,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     def place(item: pytest.Item) -> int:
         folder = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
-        return WHOLE_RUNS.index(folder) if folder in WHOLE_RUNS else len(WHOLE_RUNS)
+        return LONG.index(folder) if folder in LONG else len(LONG)
 
     items.sort(key=place)

@@ -16,7 +16,7 @@ from caryatid.study.run import open_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
 from hostile_texts import HOSTILE, SAFE_SECRET, SECRET, Seen
-from shared_study import copied_study
+from shared_study import copied_study, made_once
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -28,10 +28,9 @@ NO_POINTER = "--blink-settings=" + ",".join(
 )
 
 
-@pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished tiny study: answers to harmful prompts are secret, prompts and answers of safe suites hostile."""
-    directory = copied_study(tmp_path_factory)
+def hostile(directory: Path) -> Path:
+    """A finished study with its page: answers to harmful prompts are secret, prompts and answers of safe suites
+    hostile."""
     texts = itertools.cycle(HOSTILE)
     for file in sorted(directory.glob("stages/answers/*/result.json")):
         stored = read_json(file)
@@ -50,6 +49,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_report(open_run(directory))
     write_figures(open_run(directory))
     return directory
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small study with hostile texts in it."""
+    return made_once(tmp_path_factory, "hostile-study", lambda _: hostile(copied_study(tmp_path_factory)))
 
 
 @pytest.fixture(scope="session")
