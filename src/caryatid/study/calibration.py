@@ -22,8 +22,7 @@ from ..anchors import Anchor, open_from
 from ..artifacts import content_key, read_json, write_json
 from ..attacks.base import Goal
 from ..attacks.gcg.settings import GcgSettings
-from ..attacks.gcg.state import start_state
-from ..attacks.gcg.steps import gcg_steps
+from ..attacks.run import goals_together
 from ..causal.answer_reference import AnswerReference
 from ..causal.locate import Activations
 from ..errors import MemoryExhaustedError
@@ -31,21 +30,23 @@ from ..models.forward import last_logits
 from ..models.generate import Decoding, generate_ids
 from ..models.load import LoadedModel, has_device, load_model
 from ..models.machine import busy, device_name, threads
+from ..models.sizes import BatchSizes
 from ..paths import cache_dir
 from ..training.losses import sft_loss
 from ..training.trainee import Example, Trainee
+from .attack_clock import Stepped, all_steps, timed_attack
 from .costs import TIMED, WorkUnits
 from .stage import Study
 from .stages.comparison import Measure
 
-VERSION = 1  # of what is measured; raised, older measurements are not used
+VERSION = 2  # of what is measured; raised, older measurements are not used
 BUSY = 1.5  # processes a core over the last minute, from which on other programs disturb
 SECONDS = 0.6  # that one measurement of the larger size may take, about
 TOO_LONG = 3.0  # seconds of the smaller size, from which no larger one is run
 RUNS = 3  # of one measurement at most
 NEW_TOKENS = 6  # decoded in a measurement
 LENGTH, SHORT = 32, 16  # tokens of a row; of a prompt that is answered
-FEW, MANY = 4, 64  # candidates of an attack's step
+FEW, MANY = 4, 64  # candidates of an attack's step; on CUDA as many as the study's attack has
 LARGE = 4e9  # bytes of weights from which a model is not loaded a second time
 WIDTH = 1024  # of activations that are compared
 REQUEST, TARGET = (
@@ -207,26 +208,26 @@ class _Calibration:
         return min(taken)
 
     def _two_sizes(
-        self, run: Callable[[int], Any], batch: int, kind: str, *, few: int = 1, guess: float | None = None
+        self, run: Callable[[int], Any], batch: int, kind: str, *, guess: float | None = None
     ) -> tuple[float, float]:
-        """Seconds of one more row, and of none, from `few` rows and as many more as are measured in about `SECONDS`.
+        """Seconds of one more row, and of none, from one row and as many more as are measured in about `SECONDS`.
 
         Notes the working memory of a whole batch under `kind`.
 
         Args:
-            batch: rows at most. guess: seconds of one more row; None: those of the few, shared out.
+            batch: rows at most. guess: seconds of one more row; None: those of the one.
         """
-        run(few)  # what happens once only
-        small = self._best(lambda: run(few))
+        run(1)  # what happens once only
+        small = self._best(lambda: run(1))
         if small > TOO_LONG:  # a large model, or a device that others use: one size must do
             self.memory.setdefault(kind, 0.0)
-            return small / few, 0.0
-        rows = max(few + 1, min(batch, few + int(SECONDS / (guess or small / few))))
+            return small, 0.0
+        rows = max(2, min(batch, 1 + int(SECONDS / (guess or small))))
         with _peak(self.device) as peak:
             large = self._best(lambda: run(rows))
         self.memory[kind] = max(self.memory.get(kind, 0.0), peak[0] * max(batch / rows, 1.0))
-        each = max(large - small, 0.0) / (rows - few)
-        return each, max(small - few * each, 0.0)
+        each = max(large - small, 0.0) / (rows - 1)
+        return each, max(small - each, 0.0)
 
     def _rows(self, loaded: LoadedModel, count: int) -> list[list[int]]:
         """Random tokens, so that no rows have a beginning in common."""
@@ -276,17 +277,29 @@ class _Calibration:
         chat, goal = loaded.chat(config.model.system), Goal("calibration", REQUEST, TARGET)
         length = wanted.suffix_length if isinstance(wanted.suffix_length, int) else wanted.suffix_length[1]
 
-        def attack(width: int, steps: int = 1) -> Any:
-            settings = replace(wanted, steps=steps, width=width, stop_below=None)
-            states = [start_state(chat, goal, length=length)]
-            generator = torch.Generator().manual_seed(0)
-            return gcg_steps(loaded, chat, states, settings, batch_size=batch, generator=generator)
+        together = goals_together(wanted, str(self.device), BatchSizes(**self.study.facts.batch))
+        goals = [replace(goal, behavior_id=f"calibration-{number}") for number in range(together)]
 
-        most = max(min(wanted.width, MANY), FEW + 1)
-        each, rest = self._two_sizes(attack, most, "candidates", few=FEW)
-        further = (self._best(lambda: attack(FEW, 3)) - rest - FEW * each) / 2  # seconds of one more step
-        gradient = min(max(further - FEW * each, 0.0), rest)
-        self.seconds |= {"candidates": each, "attack_steps": gradient, "attacks": rest - gradient}
+        def stepped(width: int) -> Stepped:
+            settings = replace(wanted, steps=all_steps(self.device), width=width, stop_below=None)
+            return timed_attack(loaded, chat, goals, settings, length, batch)
+
+        cuda = (
+            self.device.type == "cuda"
+        )  # which a few candidates do not fill, and all of them take no second
+        most = max(wanted.width if cuda else min(wanted.width, MANY), FEW + 1)
+        stepped(most if cuda else FEW)  # what happens once: compiling, the filter of the vocabulary
+        small = stepped(FEW)
+        if small.step > TOO_LONG:
+            self.memory.setdefault("candidates", 0.0)
+            each = small.step / FEW
+        else:
+            with _peak(self.device) as peak:
+                large = stepped(most)
+            self.memory["candidates"] = peak[0]
+            each = max(large.step - small.step, 0.0) / (most - FEW)
+        gradient = max(small.step - FEW * each, 0.0)
+        self.seconds |= {"candidates": each, "attack_steps": gradient, "attacks": small.begin}
 
     def _training(self) -> None:
         config, loaded = self.study.config, self._timed("loaded", self._load)
