@@ -2,10 +2,11 @@
 
     caryatid attack NAME --model M --behaviors FILE --out FOLDER/NAME.d --json > FOLDER/NAME.json
     caryatid evaluate M --suite harmbench --cases FOLDER/NAME.json --out FOLDER/NAME.ev
-    python benchmarks/attacks_table.py RUN --attack NAME FOLDER SECONDS [--attack …] --out FILE.json
+    python benchmarks/attacks_table.py RUN --attack NAME FOLDER SECONDS [--attack …] --out FILE.json [--further]
 
 RUN is a study whose step 0 is the model M, asked the same behaviours with the same judges; SECONDS is what the first
-command took. docs/attacks.md shows `table()` of `benchmarks/results/attacks-step0-cuda.json`; a test compares.
+command took. With `--further` the attacks are added to those of FILE, whose direct requests they were made beside.
+docs/attacks.md shows `table()` of `benchmarks/results/attacks-step0-cuda.json`; a test compares.
 """
 
 import argparse
@@ -104,6 +105,26 @@ def attacked(
     return rates(rows) | facts, same
 
 
+def added(before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Both files' attacks, on the direct requests of the first.
+
+    Raises:
+        InputError: they are of other behaviours, or what direct requests come to differs.
+    """
+    if before["behaviours"] != found["behaviours"] or before["direct"] != found["direct"]:
+        raise InputError(
+            f"other behaviours, or other direct answers: {before['direct']['compliance']} and "
+            f"{found['direct']['compliance']}",
+            remedy="Attack the same behaviours of the same model.",
+        )
+    unfinished = {name: how for name, how in before["unfinished"].items() if name not in found["attacks"]}
+    return {
+        **before,
+        "attacks": {**before["attacks"], **found["attacks"]},
+        "unfinished": unfinished | found["unfinished"],
+    }
+
+
 def table(content: Mapping[str, Any]) -> str:
     """The file's numbers in Markdown, most often answered first."""
     lines = [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
@@ -138,12 +159,15 @@ def main() -> None:
     parser.add_argument("--device", required=True)
     parser.add_argument("--note", default="")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--further", action="store_true", help="Add to what the file has.")
     options = parser.parse_args()
     anchor, direct = direct_answers(options.run)
     found, asked = {}, dict[str, AnswerRow]()
     for name, folder, seconds in options.attack:
         facts, same = attacked(name, Path(folder), anchor, direct)
-        found[name] = facts | {"command_seconds": float(seconds)}
+        found[name] = (
+            facts | {"command_seconds": float(seconds)} | ({"note": options.note} if options.further else {})
+        )
         asked |= {row.prompt_id: row for row in same}
     content = {
         "device": options.device,
@@ -153,6 +177,8 @@ def main() -> None:
         "unfinished": dict(options.unfinished),
         "behaviours": sorted(asked),
     }
+    if options.further:
+        content = added(json.loads(options.out.read_text(encoding="utf-8")), content)
     write_json(options.out, content)
     print(table(content), end="")
 

@@ -73,6 +73,21 @@ def test_other_behaviours_or_judges_are_refused(tmp_path: Path) -> None:
         attacks_table.attacked("frames", tmp_path, STEP0, DIRECT)
 
 
+def test_further_attacks_join_those_that_were_made_beside_the_same_direct_answers() -> None:
+    direct = attacks_table.rates(DIRECT)
+    before = {
+        "behaviours": ["a"], "direct": direct, "attacks": {"one": {"n": 1}}, "unfinished": {"two": "half"}, "note": "x",
+    }  # fmt: skip
+    found = before | {"attacks": {"two": {"n": 2}}, "unfinished": {}, "note": "y"}
+    both = attacks_table.added(before, found)
+    assert both["attacks"] == {"one": {"n": 1}, "two": {"n": 2}}
+    assert (both["unfinished"], both["note"]) == ({}, "x")
+    with pytest.raises(InputError, match="other direct answers"):
+        attacks_table.added(before, found | {"direct": attacks_table.rates(DIRECT[:3])})
+    with pytest.raises(InputError, match="other behaviours"):
+        attacks_table.added(before, found | {"behaviours": ["b"]})
+
+
 def test_the_page_quotes_the_committed_file() -> None:
     file = ROOT / "benchmarks" / "results" / "attacks-step0-cuda.json"
     content = json.loads(file.read_text(encoding="utf-8"))
