@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import attacks_table
+from caryatid.attacks.base import ATTACKS
 from caryatid.behaviour.answers import AnswerRow, Attack
 from caryatid.behaviour.files import write_answers
 from caryatid.behaviour.judges.base import Verdict
@@ -93,12 +94,17 @@ def test_the_page_quotes_the_committed_file() -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
     assert attacks_table.table(content) in page
-    assert content["unfinished"].keys() == {"random_search"}
-    assert (
-        f"`random_search` has no figure: stopped after 240 s with {content['unfinished']['random_search']}"
-        in page
-    )
+    assert content["unfinished"] == {}
+    assert set(ATTACKS) - set(content["attacks"]) == {"gcg"}  # which studies run at step 0
     count, found = len(content["behaviours"]), content["attacks"]
+    one, whole = found["random_search"], found["random_search_target"]
+    assert one["minus_direct"]["lo"] > 0
+    assert one["begins_with_target"] < 0.2 * count
+    assert whole["budget"]["loss_after"] < one["budget"]["loss_after"]
+    assert whole["compliance"]["lo"] < one["compliance"]["value"] < whole["compliance"]["hi"]
+    assert max(found, key=lambda name: found[name]["budget"]["forward_tokens"]) == "random_search"
+    for name, row in (("random_search", one), ("random_search_target", whole)):
+        assert f"{row['budget']['steps']:.0f}" in page, name
     assert f"{count} HarmBench behaviours" in page
     assert found["best_of_n"]["budget"]["answered_in_search"] == count
     assert found["best_of_n"]["any_refusal"]["value"] > 0.5
