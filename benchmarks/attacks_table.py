@@ -5,8 +5,9 @@
     python benchmarks/attacks_table.py RUN --attack NAME FOLDER SECONDS [--attack …] --out FILE.json [--further]
 
 RUN is a study whose step 0 is the model M, asked the same behaviours with the same judges; SECONDS is what the first
-command took. With `--further` the attacks are added to those of FILE, whose direct requests they were made beside.
-docs/attacks.md shows `table()` of `benchmarks/results/attacks-step0-cuda.json`; a test compares.
+command took (`-`: it was not timed). With `--further` the attacks are added to those of FILE, beside whose direct
+requests they were made. docs/attacks.md shows `table()` of `benchmarks/results/attacks-step0-cuda.json`; a test
+compares.
 """
 
 import argparse
@@ -66,11 +67,13 @@ def rates(rows: Sequence[AnswerRow]) -> dict[str, dict[str, Any]]:
 def budget(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means per behaviour; nats a target token before and after, where the attack takes that loss."""
     means = ("forward_tokens", "backward_tokens", "steps", "candidates", "seconds")
+    objectives = [case["details"]["objective_loss"] for case in cases if "objective_loss" in case["details"]]
     ends = [(case["losses"][0], case["loss"]) for case in cases if case["losses"]]
     return {
         **{name: fmean(case[name] for case in cases) for name in means},
         "loss_before": fmean(before for before, _ in ends) if ends else None,
         "loss_after": fmean(after for _, after in ends) if ends else None,
+        "objective_loss": fmean(objectives) if len(objectives) == len(cases) else None,
         "answered_in_search": sum(case["details"].get("answered", False) for case in cases),
     }
 
@@ -138,7 +141,7 @@ def table(content: Mapping[str, Any]) -> str:
             "(given)" if reached is None else f"{reached} of {row['compliance']['n']}",
             "–" if before is None else f"{before:.4f} → {after:.4f}",
             f"{spent['forward_tokens']:,.0f} + {spent['backward_tokens']:,.0f}",
-            f"{row['command_seconds']:.0f}",
+            "–" if row["command_seconds"] is None else f"{row['command_seconds']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     asked = content["direct"]
@@ -166,7 +169,9 @@ def main() -> None:
     for name, folder, seconds in options.attack:
         facts, same = attacked(name, Path(folder), anchor, direct)
         found[name] = (
-            facts | {"command_seconds": float(seconds)} | ({"note": options.note} if options.further else {})
+            facts
+            | {"command_seconds": None if seconds == "-" else float(seconds)}
+            | ({"note": options.note} if options.further else {})
         )
         asked |= {row.prompt_id: row for row in same}
     content = {

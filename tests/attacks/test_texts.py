@@ -4,7 +4,6 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,39 +167,6 @@ def test_a_random_search_of_the_target_only_gets_better_and_keeps_to_its_budget(
     _, _, (early,), _ = attack("random_search", GOALS[:1], **settings, stop_below=whole.losses[1] + 1e-4)
     assert early.stopped == "stop_below"
     assert early.steps <= 1
-
-
-def test_a_random_search_that_is_broken_off_goes_on_with_the_losses_it_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Goals of a block share a pass a step; after an interruption only the steps that were not taken are scored."""
-    passes: list[int] = []
-
-    def counted(*given: Any) -> Any:
-        passes.append(len(given[2]))
-        if len(passes) == 6:
-            raise KeyboardInterrupt
-        return target_losses(*given)
-
-    monkeypatch.setattr("caryatid.attacks.random_search.target_losses", counted)
-    sizes: dict[str, Any] = {"steps": 8, "width": 2, "suffix_length": 5}
-    settings = attack_named("random_search").settings(**sizes)
-    loaded = tiny_loaded("llama")
-    chat = ChatFormat(loaded.tokenizer)
-
-    def search(keep: Path | None) -> list[AttackResult]:
-        run = BlockRun(0, RowLimit(8), keep=keep)
-        return attack_named("random_search").search(loaded, chat, GOALS, settings, run)
-
-    with pytest.raises(KeyboardInterrupt):
-        search(tmp_path / "x.state")
-    broken_off = len(passes)
-    resumed = search(tmp_path / "x.state")
-    assert len(passes) - broken_off == 1 + 8 - 5
-    whole = search(None)
-    assert [replace(one, seconds=0.0) for one in resumed] == [replace(one, seconds=0.0) for one in whole]
-    assert passes[0] == 2
-    assert set(passes[1:5]) == {4}
 
 
 def test_changed_suffixes_change_one_stretch_to_usable_tokens() -> None:

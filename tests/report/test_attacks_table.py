@@ -105,6 +105,8 @@ def test_the_page_quotes_the_committed_file() -> None:
     assert max(found, key=lambda name: found[name]["budget"]["forward_tokens"]) == "random_search"
     for name, row in (("random_search", one), ("random_search_target", whole)):
         assert f"{row['budget']['steps']:.0f}" in page, name
+        assert row["command_seconds"] is None, name
+    assert f"falls to {one['budget']['objective_loss']:.2f} nats" in page
     assert f"{count} HarmBench behaviours" in page
     assert found["best_of_n"]["budget"]["answered_in_search"] == count
     assert found["best_of_n"]["any_refusal"]["value"] > 0.5

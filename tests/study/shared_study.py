@@ -30,7 +30,8 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
     with FileLock(place / "lock"):
         run = place / "finished"
         if not run.is_dir():
-            shutil.copytree(make(place), run)
+            shutil.copytree(make(place), place / "copied", dirs_exist_ok=True)
+            (place / "copied").rename(run)
     return Path(shutil.copytree(run, tmp_path_factory.mktemp("study") / "run"))
 
 

@@ -9,11 +9,13 @@ import pytest
 from safetensors import safe_open
 from small import small_config
 
+from caryatid.attacks.gcg.settings import GcgSettings
 from caryatid.cli import run as command
 from caryatid.config import dump_config, load_config
 from caryatid.config.load import preset_names
 from caryatid.data.study_prompts import ROLES
 from caryatid.study import calibration
+from caryatid.study.attack_clock import Stepped
 from caryatid.study.calibration import Rates, kept_rates, measured_rates
 from caryatid.study.costs import NOTHING, TIMED, ModelSizes, Sizes, WorkUnits, decoding, scoring, sizes_of
 from caryatid.study.facts import Facts
@@ -170,6 +172,52 @@ def test_a_device_is_timed_once(place: Path, tmp_path: Path, monkeypatch: pytest
     remaining = Remaining.of(plan, None, pending, measure=False)
     assert [entry.id for entry in remaining.entries] == pending
     assert remaining.left() == pytest.approx(sum(found.seconds[name] for name in pending))
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_an_attack_is_priced_by_its_gradient_its_candidates_and_its_beginning(
+    apart: bool, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes 0.5 s and 0.01 s a candidate, an attack 2 s before it; the larger one may not tell them apart."""
+
+    def timed(_loaded: Any, _chat: Any, _goals: Any, settings: GcgSettings, *_: Any) -> Stepped:
+        step = 0.5 + 0.01 * settings.width
+        if settings.width > calibration.FEW and not apart:
+            return Stepped(step + 2.0, 0.0, apart=False)
+        return Stepped(step, 2.0)
+
+    monkeypatch.setattr(calibration, "timed_attack", timed)
+    measured = calibration._Calibration(planned(small_config(place)).study)
+    measured._attack(measured._load())
+    assert measured.seconds["candidates"] == pytest.approx(0.01)
+    assert measured.seconds["attack_steps"] == pytest.approx(0.5)
+    assert measured.seconds["attacks"] == pytest.approx(2.0)
+
+
+def test_on_a_slow_device_one_width_must_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+
+    def timed(_loaded: Any, _chat: Any, _goals: Any, settings: GcgSettings, *_: Any) -> Stepped:
+        widths.append(settings.width)
+        return Stepped(14.0, 3.0)
+
+    monkeypatch.setattr(calibration, "timed_attack", timed)
+    measured = calibration._Calibration(planned(small_config(place)).study)
+    measured._attack(measured._load())
+    assert set(widths) == {calibration.FEW}
+    assert measured.seconds["candidates"] == pytest.approx(2.0)
+    assert measured.seconds["attack_steps"] == pytest.approx(6.0)
+
+
+def test_rates_are_of_one_kind_of_attack(place: Path) -> None:
+    """Another width, or another number of goals together, is timed anew; other numbers of steps are not."""
+
+    def file(*sets: str) -> Path:
+        return calibration.calibration_file(planned(small_config(place, *sets)).study)
+
+    assert file("attacks.fixed_source.steps=7") == file()
+    assert file("attacks.fixed_source.width=7") != file()
+    assert file("attacks.fixed_source.together=2") != file()
 
 
 def test_the_plan_shows_time_memory_and_disk_and_what_is_left(

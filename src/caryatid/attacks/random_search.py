@@ -10,11 +10,14 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..artifacts import content_key
+from ..errors import NumericalError
 from ..keeping import kept, piece
 from ..models.load import LoadedModel
 from ..models.template import ChatFormat
@@ -72,40 +75,59 @@ def random_search(
     arguments draws the same candidates, takes their losses from there, and goes on.
 
     Raises:
-        InputError: a prompt beyond the model's context.
+        InputError: a prompt beyond the model's context. NumericalError: a loss is not finite.
     """
-    began = time.perf_counter()
     with evaluation_mode(loaded.model), kept(run.keep) if run.keep else nullcontext():
         searches = [_Search(loaded, chat, goal, settings, run.seed) for goal in goals]
-        _score(searches, [[search.suffix] for search in searches], run)
+        block = _Block(loaded, chat, run)
+        block.score(searches, [[search.suffix] for search in searches])
         for _ in range(settings.steps):
             going = [search for search in searches if not search.ended()]
             if not going:
                 break
-            _score(going, [search.candidates() for search in going], run)
+            block.score(going, [search.candidates() for search in going])
             run.on_step(len(going))
     run.on_step(sum(settings.steps - search.steps for search in searches))
-    seconds = (time.perf_counter() - began) / len(searches)
-    return [search.result(run.limit.rows, seconds) for search in searches]
+    return [search.result(run.limit.rows, block.seconds / len(searches)) for search in searches]
 
 
-def _score(searches: Sequence["_Search"], suffixes: Sequence[Sequence[str]], run: BlockRun) -> None:
-    """Losses of all searches' suffixes, run forward together, which each search then takes note of."""
-    owners = [search for search, own in zip(searches, suffixes, strict=True) for _ in own]
-    texts = [search.sent(text) for search, own in zip(searches, suffixes, strict=True) for text in own]
+class _Block:
+    """What scores the suffixes of a block's searches, and for how long it has been at it, earlier calls included."""
 
-    def scored() -> tuple[list[float], list[float], list[int]]:
-        loaded, chat = searches[0].loaded, searches[0].chat
-        targets = [search.goal.target for search in owners]
-        found = target_losses(loaded, chat, texts, targets, run.limit)
-        return found.target.tolist(), found.first.tolist(), list(found.tokens)
+    def __init__(self, loaded: LoadedModel, chat: ChatFormat, run: BlockRun) -> None:
+        self.loaded, self.chat, self.run = loaded, chat, run
+        self.seconds, self.since = 0.0, time.perf_counter()
 
-    target, first, tokens = piece(f"losses of {len(texts)}", scored) if texts else ([], [], [])
-    place = 0
-    for search, own in zip(searches, suffixes, strict=True):
-        part = slice(place, place + len(own))
-        place += len(own)
-        search.take(target[part], first[part], tokens[part])
+    def score(self, searches: Sequence["_Search"], suffixes: Sequence[Sequence[str]]) -> None:
+        """Losses of all searches' suffixes, run forward together, which each search then takes note of."""
+        pairs = list(zip(searches, suffixes, strict=True))
+        texts = [search.sent(text) for search, own in pairs for text in own]
+        targets = [search.goal.target for search, own in pairs for _ in own]
+
+        def scored() -> dict[str, Any]:
+            found = target_losses(self.loaded, self.chat, texts, targets, self.run.limit)
+            return {
+                "target": found.target.tolist(),
+                "first": found.first.tolist(),
+                "tokens": list(found.tokens),
+                "rows": self.run.limit.rows,
+                "seconds": time.perf_counter() - self.since,
+            }
+
+        # Texts that are drawn otherwise by now, by another version say, have another name, and are scored anew.
+        found = (
+            piece(content_key([texts, targets]), scored)
+            if texts
+            else {"target": [], "first": [], "tokens": []}
+        )
+        self.seconds += found.get("seconds", 0.0)
+        self.since = time.perf_counter()
+        self.run.limit.rows = min(self.run.limit.rows, found.get("rows", self.run.limit.rows))
+        place = 0
+        for search, own in pairs:
+            part = slice(place, place + len(own))
+            place += len(own)
+            search.take(found["target"][part], found["first"][part], found["tokens"][part])
 
 
 class _Search:
@@ -170,7 +192,15 @@ class _Search:
         return [text for _, text in self._drawn]
 
     def take(self, target: Sequence[float], first: Sequence[float], tokens: Sequence[int]) -> None:
-        """A step: target loss, loss of the first target token and tokens of each candidate (of the start: its own)."""
+        """A step: target loss, loss of the first target token and tokens of each candidate (of the start: its own).
+
+        Raises:
+            NumericalError: a loss is not finite.
+        """
+        if not all(map(math.isfinite, (*target, *first))):
+            raise NumericalError(
+                "a target loss is not finite", where=f"random search, {self.goal.behavior_id}"
+            )
         self._record.spend(len(tokens), sum(tokens))
         self._row = self._row or sum(tokens)
         objectives = first if self.settings.objective == "first_token" else target

@@ -143,7 +143,7 @@ def run_attack(
         else:
             progress.advance(len(block) * steps)
         if keep is not None and keep.is_dir():
-            shutil.rmtree(keep)
+            shutil.rmtree(keep, ignore_errors=True)  # another call may be removing it, too
         elif keep is not None:
             keep.unlink(missing_ok=True)
         results += found

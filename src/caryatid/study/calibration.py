@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..anchors import Anchor, open_from
 from ..artifacts import content_key, read_json, write_json
 from ..attacks.base import Goal
 from ..attacks.gcg.settings import GcgSettings
-from ..attacks.run import goals_together
+from ..attacks.run import MOST_TOGETHER, goals_together
 from ..causal.answer_reference import AnswerReference
 from ..causal.locate import Activations
 from ..errors import MemoryExhaustedError
@@ -34,7 +34,7 @@ from ..models.sizes import BatchSizes
 from ..paths import cache_dir
 from ..training.losses import sft_loss
 from ..training.trainee import Example, Trainee
-from .attack_clock import Stepped, all_steps, timed_attack
+from .attack_clock import Stepped, timed_attack
 from .costs import TIMED, WorkUnits
 from .stage import Study
 from .stages.comparison import Measure
@@ -46,7 +46,8 @@ TOO_LONG = 3.0  # seconds of the smaller size, from which no larger one is run
 RUNS = 3  # of one measurement at most
 NEW_TOKENS = 6  # decoded in a measurement
 LENGTH, SHORT = 32, 16  # tokens of a row; of a prompt that is answered
-FEW, MANY = 4, 64  # candidates of an attack's step; on CUDA as many as the study's attack has
+FEW, MANY = 4, 64  # candidates of an attack's step
+GRADIENT = 3  # passes over one goal's row that a gradient takes, about, where that is not timed
 LARGE = 4e9  # bytes of weights from which a model is not loaded a second time
 WIDTH = 1024  # of activations that are compared
 REQUEST, TARGET = (
@@ -79,10 +80,25 @@ class Rates:
         return self.memory.get("process", 0.0) + max(used, default=0.0) + units.held
 
 
+def searched(study: Study) -> tuple[GcgSettings, int]:
+    """The GCG search that is timed for a study, the fixed-source attack's or R2D2's, and how many goals go together."""
+    fixed, r2d2 = study.config.attacks.fixed_source, study.config.training.r2d2
+    if not isinstance(fixed.settings, GcgSettings):
+        return r2d2.gcg(1), min(r2d2.cases, MOST_TOGETHER)
+    sizes = BatchSizes(**study.facts.batch)
+    together = fixed.together or goals_together(fixed.settings, study.facts.device, sizes)
+    return fixed.settings, min(together, fixed.behaviours)
+
+
+def _most(settings: GcgSettings, device: torch.device) -> int:
+    """Candidates of a step that is timed beside one of `FEW`; on CUDA, which few do not fill, all."""
+    return max(settings.width if device.type == "cuda" else min(settings.width, MANY), FEW + 1)
+
+
 def calibration_file(study: Study) -> Path:
     """Where the rates of this study's backbone on this device are kept."""
     facts, config = study.facts, study.settings
-    device = torch.device(facts.device)
+    device, (search, together) = torch.device(facts.device), searched(study)
     depends = {
         "version": VERSION,
         "torch": torch.__version__,
@@ -91,6 +107,7 @@ def calibration_file(study: Study) -> Path:
         "device": device_name(device),
         "threads": threads().used if device.type == "cpu" else None,
         "batch": dict(facts.batch),
+        "attack": {**asdict(search), "steps": None, "together": together},
         "training": [config["training"][key] for key in ("mode", "lora", "gradient_checkpointing")],
         "geometry": [config["geometry"][key] for key in ("splits", "rank")],
         "extraction": config["prompts"]["limits"].get("extraction_harmful", 0),
@@ -270,36 +287,32 @@ class _Calibration:
         self.seconds["steps"] = max(begin - self.seconds["passes"], 0.0) / NEW_TOKENS
 
     def _attack(self, loaded: LoadedModel) -> None:
-        config, batch = self.study.config, self.study.facts.batch["gcg"]
-        wanted = config.attacks.fixed_source.settings
-        if not isinstance(wanted, GcgSettings):
-            wanted = config.training.r2d2.gcg(1)
-        chat, goal = loaded.chat(config.model.system), Goal("calibration", REQUEST, TARGET)
+        wanted, together = searched(self.study)
+        chat, goal = loaded.chat(self.study.config.model.system), Goal("calibration", REQUEST, TARGET)
         length = wanted.suffix_length if isinstance(wanted.suffix_length, int) else wanted.suffix_length[1]
-
-        together = goals_together(wanted, str(self.device), BatchSizes(**self.study.facts.batch))
         goals = [replace(goal, behavior_id=f"calibration-{number}") for number in range(together)]
 
         def stepped(width: int) -> Stepped:
-            settings = replace(wanted, steps=all_steps(self.device), width=width, stop_below=None)
+            settings, batch = replace(wanted, width=width), self.study.facts.batch["gcg"]
             return timed_attack(loaded, chat, goals, settings, length, batch)
 
-        cuda = (
-            self.device.type == "cuda"
-        )  # which a few candidates do not fill, and all of them take no second
-        most = max(wanted.width if cuda else min(wanted.width, MANY), FEW + 1)
-        stepped(most if cuda else FEW)  # what happens once: compiling, the filter of the vocabulary
-        small = stepped(FEW)
-        if small.step > TOO_LONG:
-            self.memory.setdefault("candidates", 0.0)
-            each = small.step / FEW
-        else:
-            with _peak(self.device) as peak:
-                large = stepped(most)
-            self.memory["candidates"] = peak[0]
-            each = max(large.step - small.step, 0.0) / (most - FEW)
-        gradient = max(small.step - FEW * each, 0.0)
-        self.seconds |= {"candidates": each, "attack_steps": gradient, "attacks": small.begin}
+        with _peak(self.device) as peak:
+            stepped(FEW)  # what happens once only
+            small = stepped(FEW)
+            if (
+                small.step * together > TOO_LONG
+            ):  # a large model, or a device that others use: one size must do
+                each = small.step / (FEW + GRADIENT)
+                gradient, begin = GRADIENT * each, small.begin
+            else:
+                if self.device.type == "cuda":  # compiles for longer rows, makes a copy in lower precision
+                    stepped(_most(wanted, self.device))
+                large = stepped(_most(wanted, self.device))
+                step = large.step if large.apart else max(large.step - small.begin, small.step)
+                each = max(step - small.step, 0.0) / (_most(wanted, self.device) - FEW)
+                gradient, begin = max(small.step - FEW * each, 0.0), max(small.begin, large.begin)
+        self.memory["candidates"] = peak[0]
+        self.seconds |= {"candidates": each, "attack_steps": gradient, "attacks": begin}
 
     def _training(self) -> None:
         config, loaded = self.study.config, self._timed("loaded", self._load)
