@@ -134,8 +134,9 @@ def test_names_are_unique_and_known() -> None:
     for name in ("ablate", "none"):
         with pytest.raises(ValueError, match="registered already"):
             register_intervention(name, Mirror)
-    with pytest.raises(UsageError, match=r"no intervention is named 'rotate'.*ablate, add, affine, mirror"):
+    with pytest.raises(UsageError, match="no intervention is named 'rotate'") as caught:
         Condition("rotate", "carrier", normal(1, WIDTH))
+    assert all(name in str(caught.value) for name in ("ablate", "add", "affine", "mirror"))
 
 
 def test_rows_of_different_rank_are_filled_up_and_others_stay_idle() -> None:
