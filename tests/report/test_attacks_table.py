@@ -114,6 +114,11 @@ def test_the_page_quotes_the_committed_file() -> None:
     assert found["embedding"]["begins_with_target"] == count
     assert found["embedding"]["degenerate"]["value"] > 0.25
     assert found["embedding"]["minus_direct"]["lo"] < 0 < found["embedding"]["minus_direct"]["hi"]
+    stopped = found["embedding_stopped"]
+    assert stopped["minus_direct"]["lo"] < 0 < stopped["minus_direct"]["hi"]
+    assert stopped["begins_with_target"] < count
+    assert min(stopped["degenerate"]["value"], stopped["any_refusal"]["value"]) > 0.1
+    assert f"after {stopped['budget']['steps']:.0f} steps in the mean" in page
     assert min(found, key=lambda name: found[name]["budget"]["loss_after"] or 9) == "embedding"
     assert found["templates"]["compliance"]["value"] == found["prefill"]["compliance"]["value"]
     assert found["templates"]["harm"]["lo"] > found["prefill"]["harm"]["hi"]
