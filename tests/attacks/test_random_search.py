@@ -98,6 +98,17 @@ def test_a_goal_that_ends_early_leaves_the_block_and_changes_no_other() -> None:
     assert sum(taken) == 16
 
 
+def test_a_step_without_a_usable_candidate_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "caryatid.attacks.random_search.round_trip",
+        lambda _slot, _tokenizer, rows: torch.zeros(len(rows), dtype=torch.bool),
+    )
+    for result in search():
+        assert (result.steps, result.stalled_steps, result.candidates) == (8, 8, 1)
+        assert len(set(result.losses)) == 1
+        assert result.sent_text.endswith(result.suffix_text)
+
+
 def test_a_loss_that_is_not_finite_is_an_error_that_names_the_goal(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*given: Any) -> TextLosses:
         found = target_losses(*given)

@@ -64,6 +64,8 @@ def test_losses_of_texts_are_those_of_a_plain_forward(arch: str) -> None:
     assert found.tokens == tuple(len(chat.ids(text)) + len(plain[0]) for text in texts)
     with pytest.raises(InputError, match="context"):
         target_losses(loaded, chat, ["sea " * 600], "Sure", RowLimit(2))
+    none = target_losses(loaded, chat, [], "Sure", RowLimit(2))
+    assert (none.target.tolist(), none.first.tolist(), none.tokens) == ([], [], ())
 
 
 def test_templates_keep_the_frame_of_the_lowest_loss(tmp_path: Path) -> None:

@@ -54,14 +54,20 @@ def test_what_an_attack_does_before_its_steps_is_not_taken_for_candidates(
     assert 0.0 < found.step < 0.7
 
 
-def test_on_a_slow_cpu_one_step_must_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for every step that is taken."""
+    steps: list[int] = []
 
     def counted(*given: Any) -> Any:
-        taken.append(1)
+        steps.append(1)
         return gcg_step(*given)
 
     monkeypatch.setattr("caryatid.attacks.gcg.steps.gcg_step", counted)
+    return steps
+
+
+def test_on_a_slow_cpu_one_step_must_do(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attack_clock, "FEW_SECONDS", 0.0)
     found = timed()
     assert len(taken) == 1
@@ -69,14 +75,7 @@ def test_on_a_slow_cpu_one_step_must_do(monkeypatch: pytest.MonkeyPatch) -> None
     assert found.begin == 0
 
 
-def test_all_steps_are_taken_where_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
-
-    def counted(*given: Any) -> Any:
-        taken.append(1)
-        return gcg_step(*given)
-
-    monkeypatch.setattr("caryatid.attacks.gcg.steps.gcg_step", counted)
+def test_all_steps_are_taken_where_there_is_time(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attack_clock, "FEW_SECONDS", 600.0)
     assert timed().apart
     assert len(taken) == 1 + STEPS

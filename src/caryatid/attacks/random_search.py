@@ -115,14 +115,10 @@ class _Block:
             }
 
         # Texts that are drawn otherwise by now, by another version say, have another name, and are scored anew.
-        found = (
-            piece(content_key([texts, targets]), scored)
-            if texts
-            else {"target": [], "first": [], "tokens": []}
-        )
-        self.seconds += found.get("seconds", 0.0)
+        found = piece(content_key([texts, targets]), scored)
+        self.seconds += found["seconds"]
         self.since = time.perf_counter()
-        self.run.limit.rows = min(self.run.limit.rows, found.get("rows", self.run.limit.rows))
+        self.run.limit.rows = min(self.run.limit.rows, found["rows"])
         place = 0
         for search, own in pairs:
             part = slice(place, place + len(own))

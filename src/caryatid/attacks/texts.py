@@ -40,6 +40,8 @@ def target_losses(
     Raises:
         InputError: a text beyond the model's context. MemoryExhaustedError: out of memory at one row.
     """
+    if not texts:
+        return TextLosses(torch.zeros(0), torch.zeros(0), ())
     prompts = chat.ids_many(texts)
     targets = [target] * len(texts) if isinstance(target, str) else list(target)
     answers = [chat.answer_ids(one, end_of_turn=False) for one in targets]

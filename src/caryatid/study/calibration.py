@@ -46,7 +46,10 @@ TOO_LONG = 3.0  # seconds of the smaller size, from which no larger one is run
 RUNS = 3  # of one measurement at most
 NEW_TOKENS = 6  # decoded in a measurement
 LENGTH, SHORT = 32, 16  # tokens of a row; of a prompt that is answered
-FEW, MANY = 4, 64  # candidates of an attack's step
+FEW, MANY = (
+    4,
+    64,
+)  # candidates of an attack's step; on CUDA as many as the study's attack has, instead of MANY
 GRADIENT = 3  # passes over one goal's row that a gradient takes, about, where that is not timed
 LARGE = 4e9  # bytes of weights from which a model is not loaded a second time
 WIDTH = 1024  # of activations that are compared
@@ -88,11 +91,6 @@ def searched(study: Study) -> tuple[GcgSettings, int]:
     sizes = BatchSizes(**study.facts.batch)
     together = fixed.together or goals_together(fixed.settings, study.facts.device, sizes)
     return fixed.settings, min(together, fixed.behaviours)
-
-
-def _most(settings: GcgSettings, device: torch.device) -> int:
-    """Candidates of a step that is timed beside one of `FEW`; on CUDA, which few do not fill, all."""
-    return max(settings.width if device.type == "cuda" else min(settings.width, MANY), FEW + 1)
 
 
 def calibration_file(study: Study) -> Path:
@@ -296,20 +294,22 @@ class _Calibration:
             settings, batch = replace(wanted, width=width), self.study.facts.batch["gcg"]
             return timed_attack(loaded, chat, goals, settings, length, batch)
 
+        cuda = self.device.type == "cuda"  # which a few candidates do not fill
+        most = max(wanted.width if cuda else min(wanted.width, MANY), FEW + 1)
         with _peak(self.device) as peak:
             stepped(FEW)  # what happens once only
             small = stepped(FEW)
-            if (
-                small.step * together > TOO_LONG
-            ):  # a large model, or a device that others use: one size must do
+            # A large model, or a device that others use: one size must do.
+            slow = small.step * together > TOO_LONG
+            if slow:
                 each = small.step / (FEW + GRADIENT)
                 gradient, begin = GRADIENT * each, small.begin
             else:
-                if self.device.type == "cuda":  # compiles for longer rows, makes a copy in lower precision
-                    stepped(_most(wanted, self.device))
-                large = stepped(_most(wanted, self.device))
+                if cuda:
+                    stepped(most)  # compiles for longer rows, makes a copy in lower precision
+                large = stepped(most)
                 step = large.step if large.apart else max(large.step - small.begin, small.step)
-                each = max(step - small.step, 0.0) / (_most(wanted, self.device) - FEW)
+                each = max(step - small.step, 0.0) / (most - FEW)
                 gradient, begin = max(small.step - FEW * each, 0.0), max(small.begin, large.begin)
         self.memory["candidates"] = peak[0]
         self.seconds |= {"candidates": each, "attack_steps": gradient, "attacks": begin}
