@@ -216,7 +216,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--shape", choices=("tiny", "smollm2", "mistral-7b"), default="tiny")
+    parser.add_argument("--shape", choices=("tiny", "smollm2", "qwen2-0.5b", "mistral-7b"), default="tiny")
     parser.add_argument("--tokenizer", default="embedded", help="folder, hub id, or `embedded`")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--updates", type=int, default=5, help="timed updates, after one warm-up update")
