@@ -196,6 +196,8 @@ def rendered(template: str = "README.md.j2") -> str:
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip  # Markdown, from our own tables
     published = [path.parent.name for path in RESULTS.glob("*/provenance.json")]
+    seeds = trajectory_seeds()
+    many = across_seeds.numbered(len(seeds))
     names = {
         "run": Published,
         "bounds": bounds,
@@ -203,7 +205,9 @@ def rendered(template: str = "README.md.j2") -> str:
         "compared": compared_arms,
         "claims": claims,
         "published": published,
-        "seeds": trajectory_seeds(),
+        "seeds": seeds,
+        "many": many,
+        "seeds_anchor": f"#qwen25-coder-05b-instruct-{many}-seeds-step-0-to-500-what-sft-and-r2d2-do-to-refusal",
         "across": across_seeds,
         "said": seed_claims,
         "beside": seed_comparison,

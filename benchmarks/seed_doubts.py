@@ -1,9 +1,11 @@
 """What seeds claim together, what would have to be true for it to be wrong, what they cannot say, what they took."""
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
 from across_seeds import (
+    NUMBERS,
     Nulls,
     Pair,
     Seed,
@@ -130,16 +132,23 @@ def resamples(seeds: Sequence[Seed]) -> str:
     return " or ".join(map(str, sorted(found))) or "no"
 
 
-def card_time(seeds: Sequence[Seed], cards: int) -> str:
-    """What seeds that ran at the same time on some cards took together, and an arm of a seed on average."""
-    seconds = cards * max(seed.provenance["wall"] for seed in seeds)
-    arms = sum(len(seed.arms) for seed in seeds)
-    left = sum(len(seed.unfinished) for seed in seeds)
-    stages = left + sum(one["stages"] for seed in seeds for one in seed.provenance["seconds"].values())
-    return (
-        f"{seconds / 3600:.2f} card-hours for {arms} arms, {seconds / 60 / arms:.1f} card-minutes each, "
-        f"with {left} of {stages} stages left undone"
-    )
+def card_time(seeds: Sequence[Seed]) -> str:
+    """What seeds took on the cards on which they ran, and an arm of a seed on average; those of one device together."""
+    said = []
+    for device, some in itertools.groupby(seeds, key=lambda seed: seed.provenance["device"]):
+        beside = list(some)
+        cards = NUMBERS.index(device.split()[0])
+        seconds = cards * max(seed.provenance["wall"] for seed in beside)
+        arms = sum(len(seed.arms) for seed in beside)
+        left = sum(len(seed.unfinished) for seed in beside)
+        stages = left + sum(one["stages"] for seed in beside for one in seed.provenance["seconds"].values())
+        numbers = ", ".join(str(seed.number) for seed in beside)
+        said.append(
+            f"seed{'s' if len(beside) > 1 else ''} {numbers}, on {NUMBERS[cards]} card{'s' if cards > 1 else ''}: "
+            f"{seconds / 3600:.2f} card-hours for {arms} arms, {seconds / 60 / arms:.1f} card-minutes each, "
+            f"with {left or 'none'} of {stages} stages left undone"
+        )
+    return "; ".join(said)
 
 
 def limits(seeds: Sequence[Seed]) -> str:

@@ -1,5 +1,6 @@
 """Seeds side by side: what is shown and said follows from the tables, whatever of them is missing."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -340,8 +341,16 @@ def test_the_cards_time_is_shared_by_all_arms_of_all_seeds() -> None:
         )
         for n in range(2)
     ]
-    said = seed_doubts.card_time(seeds, 2)
-    assert said == "0.03 card-hours for 4 arms, 0.5 card-minutes each, with 2 of 8 stages left undone"
+    seeds = [
+        *(replace(one, provenance=one.provenance | {"device": "two cards of one kind"}) for one in seeds),
+        replace(
+            seeds[0], number=2, provenance=seeds[0].provenance | {"device": "one card", "unfinished": []}
+        ),
+    ]
+    assert seed_doubts.card_time(seeds) == (
+        "seeds 0, 1, on two cards: 0.03 card-hours for 4 arms, 0.5 card-minutes each, with 2 of 8 stages left undone; "
+        "seed 2, on one card: 0.02 card-hours for 2 arms, 0.5 card-minutes each, with none of 3 stages left undone"
+    )
 
 
 def test_a_pair_whose_place_was_not_measured_is_neither_moved_nor_open() -> None:

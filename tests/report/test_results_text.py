@@ -45,7 +45,7 @@ def test_shares_are_written_without_the_nought() -> None:
 
 
 START = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
-SEEDS = [publish.Published(f"qwen-0.5b-trajectory-seed{seed}") for seed in range(3)]
+SEEDS = [publish.Published(f"qwen-0.5b-trajectory-seed{seed}") for seed in range(4)]
 
 
 def spread(arms: str, table: str, form: str = "", steps: tuple[int, ...] = (500,), **wanted: Any) -> str:
@@ -64,7 +64,7 @@ def spread(arms: str, table: str, form: str = "", steps: tuple[int, ...] = (500,
     return f"{low} to {high}"
 
 
-def test_the_start_page_quotes_the_behaviour_of_three_seeds() -> None:
+def test_the_start_page_quotes_the_behaviour_of_the_seeds() -> None:
     compliance = {"suite": "harmbench", "metric": "compliance"}
     fixed, adaptive = compliance | {"attack": "fixed_source"}, compliance | {"attack": "adaptive"}
     every = (50, 100, 250, 500)
@@ -94,18 +94,18 @@ def test_the_start_page_quotes_the_behaviour_of_three_seeds() -> None:
         assert gains["refusal_sft"]["lo"] > 0
 
 
-def test_the_start_page_quotes_the_geometry_of_three_seeds() -> None:
+def test_the_start_page_quotes_the_geometry_of_the_seeds() -> None:
     turned = {"form": ".0f", "quantity": "corrected_angle", "site": "first anchor"}
     arms = [spread(one, "drift", **turned) for one in ("r2d2", "sft", "refusal_sft r2d2_static")]
     assert "by {} from step 0 to 500 (SFT {}, the controls {})".format(*arms) in START
     labels = [run.row("verdict", arm="r2d2", of=0, to=500)["label"] for run in SEEDS]
-    assert sorted(labels) == ["drift only", "drift only", "undetermined"]
+    assert sorted(labels) == ["drift only"] * 3 + ["undetermined"]
     places = [
         publish.compared_arms.Matched(run.tables(), arm, step)
         for run in SEEDS
         for arm, step in (("base", 0), ("r2d2", 500))
     ]
-    assert [share(one.depth.value) for one in places] == [".71", ".58"] * 3
+    assert [share(one.depth.value) for one in places] == [".71", ".58"] * 4
     earlier = publish.compared_arms.Matched(
         publish.Published("qwen-0.5b-seed0-four-arms").tables(), "r2d2", 500
     )

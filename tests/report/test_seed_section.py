@@ -18,7 +18,7 @@ STUDIES = (
     "qwen-0.5b-seed0-four-arms",
     "qwen-0.5b-seed1",
 )  # whole; in part; behaviour alone
-HEADING = re.compile(r"^## .*, (one seed|two seeds|three seeds), step 0 to (\d+): .*$", re.MULTILINE)
+HEADING = re.compile(r"^## .*, (one seed|\w+ seeds), step 0 to (\d+): .*$", re.MULTILINE)
 
 
 @pytest.fixture
