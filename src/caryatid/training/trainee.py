@@ -132,6 +132,7 @@ class Trainee:
         low = self.peft is not None and LowPrecisionAdapters.suit(self.peft)
         self._low_precision = LowPrecisionAdapters(self.peft) if low else None
         self._merged: MergedCopy | None = None  # made at the first attack
+        self._modules = list(model.modules())
         self.names = [name for name, value in model.named_parameters() if value.requires_grad]
         self.parameters = [value for value in model.parameters() if value.requires_grad]
         self.initial = [value.detach().clone() for value in self.parameters] if mode == "full" else []
@@ -218,14 +219,19 @@ class Trainee:
             torch.set_rng_state(self._random)
             if self._cuda_random is not None:
                 torch.cuda.set_rng_state(self._cuda_random, self.loaded.device)
-            self.loaded.model.train()
+            self._set_mode(True)
             try:
                 yield
             finally:
-                self.loaded.model.eval()
+                self._set_mode(False)
                 self._random = torch.get_rng_state()
                 if self._cuda_random is not None:
                     self._cuda_random = torch.cuda.get_rng_state(self.loaded.device)
+
+    def _set_mode(self, training: bool) -> None:
+        """As `nn.Module.train`, which looks for all modules anew and tests what each attribute is."""
+        for module in self._modules:
+            object.__setattr__(module, "training", training)
 
     @contextmanager
     def attacked(self) -> Iterator[LoadedModel]:

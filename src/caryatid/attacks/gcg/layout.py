@@ -31,7 +31,8 @@ def one_thread(device: torch.device) -> Iterator[None]:
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Context with dropout off; afterwards every module is in its former mode."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    for module in training:
+        module.training = False
     try:
         yield
     finally:

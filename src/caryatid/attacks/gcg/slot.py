@@ -6,8 +6,9 @@ the prompt that hold the suffix text; with most byte-level tokenizers the first 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Int
@@ -19,6 +20,8 @@ from ...models.template import ChatFormat
 from .candidates import Substitutions, decode_ids, encode_texts
 
 _ANCHOR = 4  # tokens of the prompt decoded before a suffix, so that word-start markers show as spaces
+_DECODED = 24  # endings of a prompt that are decoded in one call
+_KEPT = 4096  # initial suffixes of a chat format, which R2D2 asks for at every update
 _FILLERS = ("!", "x", "*", "a", "the", "1")
 _PROBE = "x y"
 _CHECKS_PER_CANDIDATE = 16
@@ -90,6 +93,9 @@ class PlacedSuffix:
     text: str
 
 
+_INITIAL: WeakKeyDictionary[ChatFormat, dict[tuple[str, int], PlacedSuffix]] = WeakKeyDictionary()
+
+
 def place_suffix(chat: ChatFormat, user_text: str, suffix_text: str) -> PlacedSuffix | None:
     """Find the suffix in the tokens of the templated prompt; None if a token straddles its ends.
 
@@ -109,11 +115,7 @@ def place_suffix(chat: ChatFormat, user_text: str, suffix_text: str) -> PlacedSu
     tokenizer = chat.tokenizer
     spans = chat.spans(user_text + needle)
     ids, end = list(spans.ids), spans.user_end
-    for length in range(1, end + 1):
-        first = end - length
-        anchor = ids[max(0, first - _ANCHOR) : first]
-        before, both = decode_ids(tokenizer, [anchor, [*anchor, *ids[first:end]]])
-        piece = both[len(before) :] if both.startswith(before) else None
+    for first, piece in _endings(tokenizer, ids[:end]):
         if piece in (needle, suffix_text):
             lead = " " if piece == needle else ""
             slot = SuffixSlot(head, tail, lead, tuple(ids[:first]), tuple(ids[end:]))
@@ -121,6 +123,18 @@ def place_suffix(chat: ChatFormat, user_text: str, suffix_text: str) -> PlacedSu
         if piece is not None and len(piece) > len(needle):
             return None
     return None
+
+
+def _endings(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Iterator[tuple[int, str | None]]:
+    """What the tokens from an index on add to the text before them, the last token first; None: more than they add
+    changes."""
+    for stop in range(len(ids), 0, -_DECODED):
+        starts = range(stop - 1, max(stop - _DECODED, 0) - 1, -1)
+        anchors = [max(0, first - _ANCHOR) for first in starts]
+        befores = decode_ids(tokenizer, [ids[at:first] for at, first in zip(anchors, starts, strict=True)])
+        texts = decode_ids(tokenizer, [ids[at:] for at in anchors])
+        for first, before, text in zip(starts, befores, texts, strict=True):
+            yield first, text[len(before) :] if text.startswith(before) else None
 
 
 def initial_suffix(chat: ChatFormat, user_text: str, length: int) -> PlacedSuffix:
@@ -131,6 +145,15 @@ def initial_suffix(chat: ChatFormat, user_text: str, length: int) -> PlacedSuffi
     """
     if length < 1:
         raise InputError(f"suffix length {length} is below 1", where="GCG")
+    known = _INITIAL.setdefault(chat, {})
+    if (user_text, length) not in known:
+        if len(known) >= _KEPT:
+            known.clear()
+        known[user_text, length] = _initial_suffix(chat, user_text, length)
+    return known[user_text, length]
+
+
+def _initial_suffix(chat: ChatFormat, user_text: str, length: int) -> PlacedSuffix:
     for filler in _FILLERS:
         for words in sorted(range(1, 2 * length + 2), key=lambda n: abs(n - length)):
             placed = place_suffix(chat, user_text, " ".join([filler] * words))
