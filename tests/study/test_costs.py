@@ -52,8 +52,9 @@ def sizes(run: Run) -> Sizes:
 
 def test_units_add_and_multiply() -> None:
     two = decoding(5, 10.0, 3, batch=4)
-    assert two == WorkUnits(passes=2, tokens=50, steps=6, decoded=15)
-    assert two + scoring(2, 7.0, 8, 3) == WorkUnits(passes=3, tokens=64, logits=6, steps=6, decoded=15)
+    before = 5 * sum(10.0 + done for done in (0.5, 1.5, 2.5))  # tokens before the middle of each decoded one
+    assert two == WorkUnits(passes=2, tokens=50, steps=6, decoded=15, attended=before)
+    assert two + scoring(2, 7.0, 8, 3) == replace(two, passes=3, tokens=64, logits=6)
     assert (two * 0.5).decoded == 7.5
 
 

@@ -36,20 +36,18 @@ from ..training.losses import sft_loss
 from ..training.trainee import Example, Trainee
 from .attack_clock import Stepped, timed_attack
 from .costs import TIMED, WorkUnits
+from .decode_clock import seconds_per_attended
 from .stage import Study
 from .stages.comparison import Measure
 
-VERSION = 2  # of what is measured; raised, older measurements are not used
+VERSION = 3  # of what is measured; raised, older measurements are not used
 BUSY = 1.5  # processes a core over the last minute, from which on other programs disturb
 SECONDS = 0.6  # that one measurement of the larger size may take, about
 TOO_LONG = 3.0  # seconds of the smaller size, from which no larger one is run
 RUNS = 3  # of one measurement at most
 NEW_TOKENS = 6  # decoded in a measurement
 LENGTH, SHORT = 32, 16  # tokens of a row; of a prompt that is answered
-FEW, MANY = (
-    4,
-    64,
-)  # candidates of an attack's step; on CUDA as many as the study's attack has, instead of MANY
+FEW, MANY = 4, 64  # candidates of an attack's step; on CUDA as many as the study's attack has, not MANY
 GRADIENT = 3  # passes over one goal's row that a gradient takes, about, where that is not timed
 LARGE = 4e9  # bytes of weights from which a model is not loaded a second time
 WIDTH = 1024  # of activations that are compared
@@ -238,6 +236,8 @@ class _Calibration:
             self.memory.setdefault(kind, 0.0)
             return small, 0.0
         rows = max(2, min(batch, 1 + int(SECONDS / (guess or small))))
+        if self.device.type == "cuda":
+            run(rows)  # which loads kernels for larger products, and takes memory
         with _peak(self.device) as peak:
             large = self._best(lambda: run(rows))
         self.memory[kind] = max(self.memory.get(kind, 0.0), peak[0] * max(batch / rows, 1.0))
@@ -283,6 +283,11 @@ class _Calibration:
         )  # more rows: a step's cost is uneven
         self.seconds["decoded"] = max(each - prompt, 0.0) / NEW_TOKENS
         self.seconds["steps"] = max(begin - self.seconds["passes"], 0.0) / NEW_TOKENS
+        self.seconds["attended"] = 0.0  # on a CPU, where a step takes long in any case
+        if self.device.type == "cuda":
+            with _peak(self.device) as peak:
+                self.seconds["attended"] = seconds_per_attended(loaded, batch)
+            self.memory["decoded"] = max(self.memory["decoded"], peak[0])
 
     def _attack(self, loaded: LoadedModel) -> None:
         wanted, together = searched(self.study)

@@ -31,7 +31,8 @@ class WorkUnits:
             trainable.
         passes: forward passes (batches). tokens: that go through the blocks in them. logits: rows of the vocabulary's
             size that are computed and compared.
-        steps: decoding steps (of a batch). decoded: tokens decoded (in all rows).
+        steps: decoding steps (of a batch). decoded: tokens decoded (in all rows). attended: tokens before each of them,
+            all together.
         updates: optimizer updates. trained: tokens run forward and back.
         attacks: goals whose attack begins, or goes on from a kept suffix. attack_steps: steps of these, one gradient
             each. candidates: suffixes scored.
@@ -47,6 +48,7 @@ class WorkUnits:
     logits: float = 0
     steps: float = 0
     decoded: float = 0
+    attended: float = 0
     updates: float = 0
     trained: float = 0
     attacks: float = 0
@@ -82,7 +84,11 @@ def decoding(rows: float, prompt_tokens: float, new_tokens: int, batch: int) -> 
     """Answers of `new_tokens` tokens to `rows` prompts: how long an answer is before its end is not known."""
     batches = math.ceil(rows / batch)
     return WorkUnits(
-        passes=batches, tokens=rows * prompt_tokens, steps=batches * new_tokens, decoded=rows * new_tokens
+        passes=batches,
+        tokens=rows * prompt_tokens,
+        steps=batches * new_tokens,
+        decoded=rows * new_tokens,
+        attended=rows * new_tokens * (prompt_tokens + new_tokens / 2),
     )
 
 
