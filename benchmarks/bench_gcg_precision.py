@@ -4,7 +4,8 @@
     python benchmarks/bench_gcg_precision.py --device cuda --parts winners losses --model FOLDER --out precision.json
     python benchmarks/bench_gcg_precision.py --shape tiny --parts 7b small winners losses --steps 2   # on a CPU
 
-Parts, each with random weights unless it says otherwise, in one process, and each given up after `--seconds`:
+Parts, each with random weights unless it says otherwise, in one process, and each given up after `--seconds`
+(`losses`: compared by the cases that are done then):
 
 * `7b`: seconds per GCG step of one case, Mistral-7B shape in bfloat16, 512 candidates, top-k 256.
 * `small`: seconds per case and step of 8 cases together, Qwen2-0.5B shape in float32, 128 candidates.
@@ -22,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from caryatid.models.template import ChatFormat
 
 PARTS = ("7b", "small", "r2d2", "winners", "losses")
 RESCORED = (4, 8, 16, 32, 64)  # best candidates that would be scored again
+TOGETHER = 5  # cases of `losses`
 WARM_UP = 4  # steps: the second records graphs; new row lengths may compile anew
 PLACES = (
     "bridge",
@@ -211,23 +214,36 @@ def part_winners(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def part_losses(args: argparse.Namespace) -> dict[str, Any]:
-    loaded, finals = real_model(args), dict[str, list[float]]()
-    scored, seconds = {}, {}
-    for precision in ("model", lower(loaded)):
-        settings = searching(args.steps, args.width, 256, precision, args.rescored)
-        began, best = time.perf_counter(), list[float]()
-        chosen = goals(args.cases)
-        for start in range(0, len(chosen), 10):
-            left = args.seconds / 2 - (time.perf_counter() - began)
-            states, _ = search(loaded, chosen[start : start + 10], settings, left, exact=True)
-            best += [state.best_loss for state in states]
-            scored[precision] = states[0].scored
-        finals[precision], seconds[precision] = best, time.perf_counter() - began
-    differences = np.array(finals[lower(loaded)]) - np.array(finals["model"])
+    """Some cases at a time with both, so that what is done when the time is over can be compared."""
+    loaded, chosen = real_model(args), goals(args.cases)
+    both: tuple[SearchPrecision, ...] = ("model", lower(loaded))
+    finals, seconds = {one: list[float]() for one in both}, dict.fromkeys(both, 0.0)
+    scored: dict[str, str] = {}
+    began = time.perf_counter()
+    with suppress(OutOfTime):
+        for start in range(0, len(chosen), TOGETHER):
+            found = {}
+            for precision in both:
+                settings = searching(args.steps, args.width, 256, precision, args.rescored)
+                left = args.seconds - (time.perf_counter() - began)
+                states, spans = search(loaded, chosen[start : start + TOGETHER], settings, left, exact=True)
+                found[precision] = [state.best_loss for state in states]
+                seconds[precision] += sum(spans)
+                scored[precision] = states[0].scored
+            for precision in both:
+                finals[precision] += found[precision]
+    differences = np.array(finals[both[1]]) - np.array(finals["model"])
+    if len(differences) < 2:
+        raise OutOfTime
     draws = np.random.default_rng(0).choice(differences, (10_000, len(differences))).mean(axis=1)
-    interval = np.quantile(draws, (0.025, 0.975)).tolist()
-    mean = float(differences.mean())
-    return {"scored": scored, "seconds": seconds, "finals": finals, "difference": mean, "interval": interval}
+    return {
+        "scored": scored,
+        "cases": len(differences),
+        "seconds": seconds,
+        "finals": finals,
+        "difference": float(differences.mean()),
+        "interval": np.quantile(draws, (0.025, 0.975)).tolist(),
+    }
 
 
 def main() -> int:
@@ -245,9 +261,11 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=20, help="of winners and losses")
     parser.add_argument("--width", type=int, default=128, help="of winners and losses")
     parser.add_argument("--rescored", type=int, help="of losses: candidates decided in the model's precision")
+    parser.add_argument("--matmul", choices=("highest", "high"), default="highest", help="high: TF32")
     parser.add_argument("--seconds", type=float, default=120, help="a part is given up after so many")
     parser.add_argument("--out", type=Path, default=Path("precision.json"))
     args = parser.parse_args()
+    torch.set_float32_matmul_precision(args.matmul)
     run: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "7b": part_7b,
         "small": part_small,
