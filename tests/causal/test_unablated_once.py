@@ -61,7 +61,7 @@ def test_resamples_scored_together_in_parts_or_alone_have_the_same_scores(
         return [
             one
             for start in ends
-            for one in rescored(own, grids(start, min(start + size, RESAMPLES)), places, cosmic=cosmic)
+            for one in rescored(own, grids(range(start, min(start + size, RESAMPLES))), places, cosmic=cosmic)
         ]
 
     together, alone = parts(RESAMPLES), parts(1)

@@ -3,13 +3,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from bank import bank
+from bank import bank, with_cosines
 
 from caryatid.geometry.bootstrap import (
     best_bypass_interval,
     bootstrap_carrier,
     bootstrap_reextracted,
     covered_share,
+    lacking_share,
     most_likely,
 )
 from caryatid.geometry.carriers import CALIBRATED, PUBLISHED, CandidateScores, Profile, select
@@ -234,3 +235,24 @@ def test_the_first_profiles_carriers_come_first_and_the_other_profiles_next() ->
     assert likely(bank(rows), 1, PUBLISHED, CALIBRATED) == [2]
     assert likely(bank(rows), 1, CALIBRATED, PUBLISHED) == [1]
     assert likely(bank(rows), 2, PUBLISHED, CALIBRATED) == [1, 2]
+
+
+def test_candidates_in_two_parts_are_the_whole_again() -> None:
+    rows = [(-1, layer, 0.5 * layer, 2.0, 0.05) for layer in range(4)]
+    whole = with_cosines(bank(rows, noise=0.5), [(0.1 * n, 0.2 * n) for n in range(4)])
+    again = whole.rows([0, 2]).beside(whole.rows([1, 3])).rows([0, 2, 1, 3]).arrays()
+    assert again.keys() == whole.arrays().keys()
+    assert all(np.array_equal(again[name], value) for name, value in whole.arrays().items())
+
+
+def test_the_share_of_draws_without_a_carrier_is_that_of_the_bootstrap() -> None:
+    scores = bank([(-1, 3, -2.0, 2.0, 0.1), (-1, 4, 0.0, 2.0, 0.1)], noise=1.5, n=6)
+    kl = np.where(np.arange(6) < 3, 0.02, 0.2) * np.ones(
+        (2, 1)
+    )  # about as often above a cut between as below it
+    scores = dataclasses.replace(scores, kl=kl, kl_answer=kl)
+    profile = dataclasses.replace(CALIBRATED, kl_max=0.11)
+    share = lacking_share(scores, profile, draws=500, rng=np.random.default_rng(3))
+    drawn = bootstrap_carrier(scores, profile, draws=500, rng=np.random.default_rng(3))
+    assert 0.2 < share < 0.8
+    assert share == drawn.none_share

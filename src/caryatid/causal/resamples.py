@@ -1,6 +1,6 @@
 """Directions from resamples of the extraction prompts, and their scores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,14 +15,16 @@ from .scores import CandidateDirections
 Grid = Float[Tensor, "positions layers d"]
 
 
-def resampled_directions(scorer: CandidateScorer, count: int, seed: int) -> Callable[[int, int], list[Grid]]:
-    """Directions of resamples of the extraction prompts, by the range of their numbers; `count` in all.
+def resampled_directions(
+    scorer: CandidateScorer, count: int, seed: int
+) -> Callable[[Iterable[int]], list[Grid]]:
+    """Directions of resamples of the extraction prompts, by their numbers; `count` in all.
 
     The resamples depend on the seed and the numbers of prompts alone.
     """
     rng = np.random.default_rng(seed)
     up, down = (bootstrap_indices(len(side), count, rng) for side in (scorer.harmful, scorer.harmless))
-    return lambda start, end: [scorer.directions(up[n], down[n]) for n in range(start, end)]
+    return lambda numbers: [scorer.directions(up[n], down[n]) for n in numbers]
 
 
 def rescored(

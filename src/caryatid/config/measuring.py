@@ -68,8 +68,8 @@ class GeometryConfig(Part):
     )
     reextraction_candidates: Positive = Field(
         8,
-        description="Candidates scored in each of these, those most often chosen over the selection prompts; with few, "
-        "P(no carrier) may be too high (`covered` in the table carrier_summary).",
+        description="Candidates scored in each of these, those most often chosen over the selection prompts; further "
+        "ones are where none of them is a carrier (docs/geometry.md).",
     )
     splits: Annotated[int, Field(ge=20)] = 200
     cone: ConeConfig = ConeConfig()

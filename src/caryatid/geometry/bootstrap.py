@@ -191,6 +191,18 @@ def most_likely(
     return np.sort(order[usable[order]][:count])
 
 
+def lacking_share(
+    scores: CandidateScores,
+    profile: Profile,
+    *,
+    draws: int,
+    rng: np.random.Generator,
+    min_gap: float = MIN_GAP,
+) -> float:
+    """Share of resamples of the selection prompts in which no candidate is a carrier."""
+    return float((_draw(scores, profile, draws, rng, min_gap).best < 0).mean())
+
+
 def covered_share(drawn: CarrierBootstrap, scores: CandidateScores, kept: CandidateScores) -> float:
     """Share of the draws with a carrier whose best candidate is one of a few; NaN where no draw has a carrier.
 

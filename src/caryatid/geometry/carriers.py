@@ -25,6 +25,7 @@ NO_REFUSAL_BELOW = 0.1
 UNDISCRIMINATING_ABOVE = 0.5
 
 _COSMIC = "cosmic_"  # prefix of the names of COSMIC's arrays
+_BY_CANDIDATE = ("positions", "layers", "bypass", "induce", "kl", "kl_answer")
 
 NoCarrier = Literal["no refusal", "undiscriminating refusal", "gap too small", "no admissible carrier"]
 
@@ -81,9 +82,16 @@ class CandidateScores:
     def rows(self, index: Sequence[int]) -> "CandidateScores":
         """Some of the candidates, by their numbers."""
         chosen = np.asarray(index, dtype=np.int64)
-        names = ("positions", "layers", "bypass", "induce", "kl", "kl_answer")
         cosmic = None if self.cosmic is None else self.cosmic.rows(chosen)
-        return replace(self, **{name: getattr(self, name)[chosen] for name in names}, cosmic=cosmic)
+        return replace(self, **{name: getattr(self, name)[chosen] for name in _BY_CANDIDATE}, cosmic=cosmic)
+
+    def beside(self, other: "CandidateScores") -> "CandidateScores":
+        """These and other candidates of the same model, scored on the same prompts."""
+        cosmic = None if self.cosmic is None or other.cosmic is None else self.cosmic.beside(other.cosmic)
+        joined = {
+            name: np.concatenate([getattr(one, name) for one in (self, other)]) for name in _BY_CANDIDATE
+        }
+        return replace(self, **joined, cosmic=cosmic)
 
     def admitted(self, profile: Profile) -> int:
         """How many candidates a profile admits over all prompts."""

@@ -71,6 +71,13 @@ class CosmicProducts(NamedTuple):
             added_harmful=self.added_harmful[index],
         )
 
+    def beside(self, other: "CosmicProducts") -> "CosmicProducts":
+        """With those of other candidates on the same prompts."""
+        names = ("ablated", "ablated_harmless", "added", "added_harmful")
+        return self._replace(
+            **{name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in names}
+        )
+
     def scores(
         self,
         up: Float[np.ndarray, "samples harmful"] | None = None,

@@ -338,19 +338,13 @@ class _Locating:
             return bootstrap_carrier(scores, profile, draws=settings.draws, rng=rng())
         kept = most_likely(scores, [profile], settings.likely, draws=settings.draws, rng=rng())
         grids = resampled_directions(self.scorer, settings.resamples, settings.seed)
-        cost = len(kept) * self.scorer.passes
+        places, cost = scores.rows([int(index) for index in kept]), len(kept) * self.scorer.passes
 
         def compute(start: int, end: int) -> _Banks:
             self.model.progress.start(
                 f"resamples {start + 1}–{end} of {settings.resamples}", (end - start) * cost
             )
-            return _Banks(
-                tuple(
-                    rescored(
-                        self.scorer, grids(start, end), scores.rows([int(i) for i in kept]), cosmic=False
-                    )
-                )
-            )
+            return _Banks(tuple(rescored(self.scorer, grids(range(start, end)), places, cosmic=False)))
 
         banks: list[CandidateScores] = []
         together = 2

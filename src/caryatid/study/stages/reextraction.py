@@ -1,14 +1,15 @@
 """The likeliest carriers of an anchor, with directions from resamples of the extraction prompts, scored anew."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...artifacts import StageFolder
-from ...causal.resamples import resampled_directions, rescored
-from ...geometry.bootstrap import most_likely
+from ...causal.locate import CandidateScorer
+from ...causal.resamples import Grid, resampled_directions, rescored
+from ...geometry.bootstrap import lacking_share, most_likely
 from ...geometry.carriers import PROFILES, CandidateScores
 from ..costs import Sizes, WorkUnits
 from ..profiles import profiles_of
@@ -32,6 +33,9 @@ from .selection import Selection
 
 TOGETHER = 50  # resamples that are scored at once …
 TOGETHER_WITH_OUTPUTS = 10  # … and where blocks' outputs are held for COSMIC
+LACKING = 0.05  # share of a resample's draws; more without a carrier, and further candidates are scored …
+FURTHER = 3  # … at most so often, each time as many as at first
+LACKING_DRAWS = 400  # resamples of the selection prompts from which that share is taken
 LIKELY_DRAWS = 1000  # resamples of the selection prompts over which the likeliest carriers are found
 CHOOSING = ("selector", "min_gap", "profile", "reextraction_resamples", "reextraction_candidates")
 
@@ -52,6 +56,7 @@ class Reextraction(Stage[Reextracted]):
     """
 
     kind, scope, result = "reextraction", "anchor", Reextracted
+    version = 2
 
     @classmethod
     def places(cls, study: Study) -> Iterable[Place]:
@@ -78,17 +83,66 @@ class Reextraction(Stage[Reextracted]):
         return scored_units(self, sizes, geometry.reextraction_resamples * kept)
 
     def run(self, work: Work) -> Reextracted:
-        count, cosmic = self.config.geometry.reextraction_resamples, self.config.geometry.selector == "cosmic"
+        count = self.config.geometry.reextraction_resamples
         scorer, scores, kept = scorer_at(work), work.of(ScoredCandidates).scores, likeliest(work)
         grids = resampled_directions(scorer, count, self.place.seed)
-        done: list[CandidateScores] = []
-        total = count * len(kept) * scorer.passes
-        together = scored_together(cosmic)
-        with work.kept("resamples"), work.progressing("re-extracted directions", total):
-            for start in range(0, count if len(kept) else 0, together):
-                part = grids(start, min(start + together, count))
-                done += rescored(scorer, part, scores.rows(kept), cosmic=cosmic)
+        with work.kept("resamples"):
+            done = self._scored(work, scorer, grids, range(count if kept else 0), scores.rows(kept))
+            self._scored_further(work, scorer, grids, kept, done)
         return Reextracted(tuple(done))
+
+    def _scored(
+        self,
+        work: Work,
+        scorer: CandidateScorer,
+        grids: Callable[[Iterable[int]], list[Grid]],
+        numbers: Sequence[int],
+        places: CandidateScores,
+    ) -> list[CandidateScores]:
+        """The scores of some resamples' directions at the places of some candidates."""
+        cosmic, done = self.config.geometry.selector == "cosmic", list[CandidateScores]()
+        together = scored_together(cosmic)
+        total = len(numbers) * len(places) * scorer.passes
+        with work.progressing("re-extracted directions", total):
+            for start in range(0, len(numbers), together):
+                part = grids(numbers[start : start + together])
+                done += rescored(scorer, part, places, cosmic=cosmic)
+        return done
+
+    def _scored_further(
+        self,
+        work: Work,
+        scorer: CandidateScorer,
+        grids: Callable[[Iterable[int]], list[Grid]],
+        kept: Sequence[int],
+        done: list[CandidateScores],
+    ) -> None:
+        """Score further candidates of the resamples in which those that were scored leave too many draws without one,
+        for as long as that leaves fewer.
+
+        Too many: more by `LACKING` than lack a carrier with the directions as extracted, of which all candidates are
+        scored.
+        """
+        scores, seed, config = work.of(ScoredCandidates).scores, self.place.seed, self.config
+        profile = profiles_of(config, profile_name(work, self.study, seed))[0]
+
+        def lacking(one: CandidateScores) -> float:
+            rng = np.random.default_rng(seed)
+            return lacking_share(one, profile, draws=LACKING_DRAWS, rng=rng, min_gap=config.geometry.min_gap)
+
+        limit, seen = lacking(scores) + LACKING, set(kept)
+        left = {number: share for number, one in enumerate(done) if (share := lacking(one)) > limit}
+        for times in range(2, 2 + FURTHER):
+            more = [index for index in likeliest(work, times) if index not in seen]
+            if not more or not left:
+                return
+            found = self._scored(work, scorer, grids, list(left), scores.rows(more))
+            for number, one in zip(list(left), found, strict=True):
+                done[number] = done[number].beside(one)
+                share, before = lacking(done[number]), left.pop(number)
+                if limit < share < before:
+                    left[number] = share
+            seen.update(more)
 
     def save(self, result: Reextracted, folder: StageFolder) -> None:
         rows = [{"n_layers": one.n_layers, "scores": plain_scores(one)} for one in result.resamples]
@@ -107,13 +161,14 @@ def scored_together(cosmic: bool) -> int:
     return TOGETHER_WITH_OUTPUTS if cosmic else TOGETHER
 
 
-def likeliest(work: Work) -> list[int]:
-    """The candidates of the anchor in hand that are scored anew with other directions (see `most_likely`)."""
+def likeliest(work: Work, times: int = 1) -> list[int]:
+    """The candidates of the anchor in hand that are scored anew with other directions (see `most_likely`): as many as
+    are asked for, or so many times as many."""
     geometry, seed = work.study.config.geometry, work.entry.stage.place.seed
     found = most_likely(
         work.of(ScoredCandidates).scores,
         profiles_of(work.study.config, profile_name(work, work.study, seed)),
-        geometry.reextraction_candidates,
+        times * geometry.reextraction_candidates,
         draws=LIKELY_DRAWS,
         rng=np.random.default_rng(seed),
         min_gap=geometry.min_gap,

@@ -45,8 +45,8 @@ def _rows(run: Run) -> list[Row]:
             "covered": None,
         }
         if facts["resamples"]:
-            scored, anew = run.of(ScoredCandidates, ref).scores, run.of(Reextraction, ref).resamples[0]
-            covered = covered_share(uncertain.selection[profile], scored, anew)
+            scored, anew = run.of(ScoredCandidates, ref).scores, run.of(Reextraction, ref).resamples
+            covered = covered_share(uncertain.selection[profile], scored, min(anew, key=len))
             facts["covered"] = None if math.isnan(covered) else covered
         quantities = {"depth": draws.depth, "argmin_depth": draws.argmin_depth}
         if where["noise"] == SELECTION:
@@ -79,7 +79,7 @@ TABLE = register_table(
             Column(
                 "covered",
                 float,
-                "share of draws of the selection prompts whose best candidate is among those scored anew for the "
+                "share of draws of the selection prompts whose best candidate is among those scored anew for all "
                 "resamples; where it is low, p_none may be too high (geometry.reextraction_candidates)",
             ),
         ),
