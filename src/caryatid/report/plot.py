@@ -62,12 +62,14 @@ def drawn(chart: Chart, *kinds: Kind) -> tuple[bytes, ...]:
     """A chart as the content of files, in the order of `kinds`; the same whichever of them are asked for together."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     contents = []
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=_size(chart), layout="constrained")
+        layout = ConstrainedLayoutEngine()
+        figure = Figure(figsize=_size(chart), layout=layout)
         _draw(chart, figure)
-        figure.draw_without_rendering()  # settles the layout, once
+        layout.execute(figure)  # once
         figure.set_layout_engine(None)  # not "none", with which every file is drawn twice
         for kind in kinds:
             file = io.BytesIO()
