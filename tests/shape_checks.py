@@ -1,7 +1,8 @@
 """Run-time checks of tensor shapes, in every module of caryatid that names one; switched on by `conftest.py`.
 
-jaxtyping's import hook decorates every function and dataclass of a module. Here only those are wrapped whose annotations
-name a shape, in one check of arguments and result: mypy sees to the others, and each wrapper costs time in every call.
+jaxtyping's import hook decorates every function and dataclass of a module. Here only those are wrapped whose
+annotations name a shape, in one check of arguments and result: mypy sees to the others, and each wrapper costs time in
+every call.
 """
 
 import dataclasses
