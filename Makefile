@@ -52,8 +52,9 @@ reproduce: install
 	  --set model.spec=$(MODEL) --set chat.path=$(CHAT)
 
 # One test process per core: tiny models gain nothing from more threads. Files go out in tests/conftest.py's order.
+# Compiled tests are kept for the next run, also where the environment says that Python should write none.
 test: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m slow

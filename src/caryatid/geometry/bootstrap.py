@@ -14,6 +14,7 @@ from .carriers import (
     Means,
     Picks,
     Profile,
+    admissible,
     average,
     centres_of_mass,
     effects,
@@ -147,17 +148,19 @@ def _picked(
 def _draw(
     scores: CandidateScores, profile: Profile, draws: int, rng: np.random.Generator, min_gap: float
 ) -> _Draws:
-    means, picks = _picked(scores, profile, min_gap, _resamples(scores, draws, rng))
+    resamples = _resamples(scores, draws, rng)
     if len(scores) == 0:
-        missing = np.full(draws, np.nan)
-        return _Draws(picks.best, missing, missing, picks.best, picks.best, missing)
+        none, missing = np.full(draws, -1), np.full(draws, np.nan)
+        return _Draws(none, missing, missing, none, none, missing)
+    means = average(scores, *resamples, cosmic=profile.selector == "cosmic")
+    where = (scores.layers, scores.n_layers, profile)
+    passed = admissible(means, *where)
+    picks = pick(means, *where, min_gap, passed)
     depth, argmin = (
         np.where(index >= 0, scores.layers[index] / scores.n_layers, np.nan)
         for index in (picks.earliest, picks.best)
     )
-    centre = np.where(
-        picks.best >= 0, centres_of_mass(means, scores.layers, scores.n_layers, profile), np.nan
-    )
+    centre = np.where(picks.best >= 0, centres_of_mass(means, *where, passed), np.nan)
     return _Draws(picks.best, depth, argmin, scores.layers[picks.best], scores.positions[picks.best], centre)
 
 

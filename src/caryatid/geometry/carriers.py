@@ -142,7 +142,8 @@ class Effects(NamedTuple):
 
 def effects(means: Means) -> Effects:
     """(h − bypass)/(h − s) and (induce − s)/(h − s)."""
-    gap = np.where(means.gap > 0, means.gap, np.nan)
+    gap = means.gap
+    gap = np.where(gap > 0, gap, np.nan)
     return Effects((means.h[:, None] - means.bypass) / gap, (means.induce - means.s[:, None]) / gap)
 
 
@@ -223,38 +224,54 @@ def pick(
     n_layers: int,
     profile: Profile,
     min_gap: float = MIN_GAP,
+    passed: Bool[np.ndarray, "samples candidates"] | None = None,
 ) -> Picks:
     """Best = admissible with the lowest bypass, or with COSMIC's highest score where the profile's selector is that.
     Earliest = the first admissible layer whose bypass is within 5 % of the gap of the best's, or lower.
 
     Of equal candidates the first listed wins; of several at the earliest layer the one with the lowest bypass.
+
+    Args:
+        passed: what `admissible` says, where it was asked already.
     """
     if len(layers) == 0:
         none = np.full(len(means.h), -1)
         return Picks(none, none)
-    passed = admissible(means, layers, n_layers, profile) & (means.gap >= min_gap)
+    gap = means.gap
+    if passed is None:
+        passed = admissible(means, layers, n_layers, profile)
+    passed = passed & (gap >= min_gap)
     found = passed.any(axis=1)
     best = np.where(passed, _merit(means, profile), np.inf).argmin(axis=1)
     bypass = np.where(passed, means.bypass, np.inf)
     of_best = np.take_along_axis(bypass, best[:, None], axis=1)
-    near = passed & (bypass <= of_best + TIE * means.gap + 1e-12)
+    near = passed & (bypass <= of_best + TIE * gap + 1e-12)
     first_layer = np.where(near, layers, n_layers).min(axis=1, keepdims=True)
     at_first = np.where(near & (layers == first_layer), bypass, np.inf)
     return Picks(np.where(found, best, -1), np.where(found, at_first.argmin(axis=1), -1))
 
 
 def centres_of_mass(
-    means: Means, layers: Int[np.ndarray, "candidates"], n_layers: int, profile: Profile
+    means: Means,
+    layers: Int[np.ndarray, "candidates"],
+    n_layers: int,
+    profile: Profile,
+    passed: Bool[np.ndarray, "samples candidates"] | None = None,
 ) -> Float[np.ndarray, "samples"]:
     """Centre of mass of the admissible layers over L, in each sample; NaN where no layer has a mass.
 
     Each layer with an admissible candidate counts once, however many positions are admissible there; its mass is the
     gap-normalised bypass effect of its admissible candidate of lowest bypass, 0 where that removes nothing. Unlike
     the arg-min it does not jump between layers that tie, and a layer that is admissible but idle does not pull.
+
+    Args:
+        passed: what `admissible` says, where it was asked already.
     """
     if len(layers) == 0:
         return np.full(len(means.h), np.nan)
-    strength = np.nan_to_num(effects(means).bypass).clip(min=0) * admissible(means, layers, n_layers, profile)
+    if passed is None:
+        passed = admissible(means, layers, n_layers, profile)
+    strength = np.nan_to_num(effects(means).bypass).clip(min=0) * passed
     depths = np.unique(layers)
     mass = np.stack([strength[:, layers == layer].max(axis=1) for layer in depths], axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -2,6 +2,8 @@
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from .charts import Chart, Grid, Line, Panel
@@ -26,6 +28,8 @@ MARKERS = {
 }
 FRAME, INK, FAINT = "#D55E00", "#1d2733", "#d5dbe1"
 STYLE: dict[Any, Any] = {
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -47,6 +51,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "caryatid",
     "pdf.fonttype": 42,
 }
+LAYOUT_TABLES = ("BASE", "GDEF", "GPOS", "GSUB", "JSTF", "MATH", "kern")
 NO_METADATA = {
     "svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
     "pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")),
@@ -57,19 +62,39 @@ def drawn(chart: Chart, *kinds: Kind) -> tuple[bytes, ...]:
     """A chart as the content of files, in the order of `kinds`; the same whichever of them are asked for together."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     contents = []
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=_size(chart), layout="constrained")
+        layout = ConstrainedLayoutEngine()
+        figure = Figure(figsize=_size(chart), layout=layout)
         _draw(chart, figure)
-        figure.draw_without_rendering()  # settles the layout, once
-        figure.set_layout_engine("none")
+        layout.execute(figure)  # once
+        figure.set_layout_engine(None)  # not "none", with which every file is drawn twice
         for kind in kinds:
             file = io.BytesIO()
-            figure.savefig(file, format=kind, metadata=NO_METADATA[kind])
+            with _plain_fonts():
+                figure.savefig(file, format=kind, metadata=NO_METADATA[kind])
             content = file.getvalue()
             contents.append(content[content.index(b"<svg") :] if kind == "svg" else content)
     return tuple(contents)
+
+
+@contextmanager
+def _plain_fonts() -> Iterator[None]:
+    """Inside, fonts are embedded without their tables for laying out text, which is laid out already; to reduce these
+    to the characters in use takes longer than all drawing. Where fontTools has no such list they stay."""
+    from fontTools.subset import Options
+
+    dropped = getattr(Options, "_drop_tables_default", None)
+    if dropped is None:
+        yield
+        return
+    Options._drop_tables_default = [*dropped, *LAYOUT_TABLES]
+    try:
+        yield
+    finally:
+        Options._drop_tables_default = dropped
 
 
 def _size(chart: Chart) -> tuple[float, float]:
