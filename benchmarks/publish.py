@@ -198,6 +198,8 @@ def rendered(template: str = "README.md.j2") -> str:
     published = [path.parent.name for path in RESULTS.glob("*/provenance.json")]
     seeds = trajectory_seeds()
     many = across_seeds.numbered(len(seeds))
+    last = across_seeds.last_of(seeds) if seeds else 0
+    anchor = f"{many}-seed{'s' if len(seeds) > 1 else ''}-step-0-to-{last}"  # of the heading in seeds.md.j2
     names = {
         "run": Published,
         "bounds": bounds,
@@ -207,7 +209,7 @@ def rendered(template: str = "README.md.j2") -> str:
         "published": published,
         "seeds": seeds,
         "many": many,
-        "seeds_anchor": f"#qwen25-coder-05b-instruct-{many}-seeds-step-0-to-500-what-sft-and-r2d2-do-to-refusal",
+        "seeds_anchor": f"#qwen25-coder-05b-instruct-{anchor}-what-sft-and-r2d2-do-to-refusal",
         "across": across_seeds,
         "said": seed_claims,
         "beside": seed_comparison,

@@ -73,7 +73,7 @@ def test_the_start_page_quotes_the_behaviour_of_the_seeds() -> None:
     ]
     own = [spread(arms, "behaviour", **adaptive) for arms in ("r2d2", "r2d2_static", "sft refusal_sft")]
     for quoted in (
-        f"R2D2 answers at most {most[0]} of the attacks made on the untrained model",
+        f"R2D2 closes: from step 50 it answers at most {most[0]} of the attacks made on the untrained model",
         f"never refreshed (at most {most[1]})",
         f"stays open ({spread('refusal_sft', 'behaviour', **fixed)} at 500)",
         "R2D2 answers {}, that control {}, SFT and the taught one {}".format(*own),
@@ -85,6 +85,13 @@ def test_the_start_page_quotes_the_behaviour_of_the_seeds() -> None:
         ),
     ):
         assert quoted in START, quoted
+    direct = compliance | {"attack": "direct", "arm": "r2d2"}
+    reopened = [
+        run.row("behaviour", step=500, **direct)["lo"] > run.row("behaviour", step=50, **direct)["hi"]
+        for run in SEEDS
+    ]
+    assert reopened == [True, True, True, False]
+    assert "(R2D2 more than at 50 in three of the four)" in START
     for run in SEEDS:
         gains = {
             arm: run.row("behaviour", arm=arm, step=500, **RATES[GAIN])

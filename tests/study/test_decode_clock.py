@@ -35,5 +35,16 @@ def test_reading_the_prompts_and_the_step_itself_are_taken_off(monkeypatch: pyte
     assert {new for _, new, _ in seen} == {1, 1 + STEPS}
 
 
-def test_a_model_is_timed() -> None:
-    assert 0.0 <= seconds_per_attended(tiny_loaded("llama"), 2) < 1e-3
+def test_few_rows_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a model that decodes is timed without an error."""
+    rows = list[int]()
+    decode = decode_clock.generate_ids
+
+    def counted(loaded: Any, prompts: Sequence[Sequence[int]], *given: Any, **named: Any) -> Any:
+        rows.append(len(prompts))
+        return decode(loaded, prompts, *given, **named)
+
+    monkeypatch.setattr(decode_clock, "generate_ids", counted)
+    monkeypatch.setattr(decode_clock, "ROWS", 2)
+    assert seconds_per_attended(tiny_loaded("llama"), 64) >= 0.0
+    assert set(rows) == {2}

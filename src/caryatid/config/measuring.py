@@ -68,8 +68,8 @@ class GeometryConfig(Part):
     )
     reextraction_candidates: Positive = Field(
         8,
-        description="Candidates scored in each of these, those most often chosen over the selection prompts; further "
-        "ones are where none of them is a carrier (docs/geometry.md).",
+        description="Candidates scored in each of these, those most often chosen over the selection prompts; "
+        "where these leave many draws without a carrier, further ones are scored (docs/geometry.md).",
     )
     splits: Annotated[int, Field(ge=20)] = 200
     cone: ConeConfig = ConeConfig()

@@ -6,7 +6,7 @@ Reads scores only; `caryatid.causal.scores` computes them.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -88,7 +88,7 @@ class CandidateScores:
     def beside(self, other: "CandidateScores") -> "CandidateScores":
         """These and other candidates of the same model, scored on the same prompts."""
         cosmic = None if self.cosmic is None or other.cosmic is None else self.cosmic.beside(other.cosmic)
-        joined = {
+        joined: dict[str, Any] = {
             name: np.concatenate([getattr(one, name) for one in (self, other)]) for name in _BY_CANDIDATE
         }
         return replace(self, **joined, cosmic=cosmic)

@@ -283,11 +283,9 @@ class _Calibration:
         )  # more rows: a step's cost is uneven
         self.seconds["decoded"] = max(each - prompt, 0.0) / NEW_TOKENS
         self.seconds["steps"] = max(begin - self.seconds["passes"], 0.0) / NEW_TOKENS
-        self.seconds["attended"] = 0.0  # on a CPU, where a step takes long in any case
-        if self.device.type == "cuda":
-            with _peak(self.device) as peak:
-                self.seconds["attended"] = seconds_per_attended(loaded, batch)
-            self.memory["decoded"] = max(self.memory["decoded"], peak[0])
+        # On a CPU, and where one row takes seconds, a step takes long in any case.
+        long = self.device.type != "cuda" or each > TOO_LONG
+        self.seconds["attended"] = 0.0 if long else seconds_per_attended(loaded, batch)
 
     def _attack(self, loaded: LoadedModel) -> None:
         wanted, together = searched(self.study)

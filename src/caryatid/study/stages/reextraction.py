@@ -75,7 +75,8 @@ class Reextraction(Stage[Reextracted]):
 
     def size(self) -> str:
         geometry = self.config.geometry
-        return f"{geometry.reextraction_resamples} resamples × {geometry.reextraction_candidates} candidates"
+        few = f"{geometry.reextraction_resamples} resamples × {geometry.reextraction_candidates} candidates"
+        return f"{few}, more where these leave too many draws without a carrier"
 
     def work_units(self, sizes: Sizes) -> WorkUnits:
         geometry = self.config.geometry
@@ -98,12 +99,13 @@ class Reextraction(Stage[Reextracted]):
         grids: Callable[[Iterable[int]], list[Grid]],
         numbers: Sequence[int],
         places: CandidateScores,
+        title: str = "re-extracted directions",
     ) -> list[CandidateScores]:
         """The scores of some resamples' directions at the places of some candidates."""
         cosmic, done = self.config.geometry.selector == "cosmic", list[CandidateScores]()
         together = scored_together(cosmic)
         total = len(numbers) * len(places) * scorer.passes
-        with work.progressing("re-extracted directions", total):
+        with work.progressing(title, total):
             for start in range(0, len(numbers), together):
                 part = grids(numbers[start : start + together])
                 done += rescored(scorer, part, places, cosmic=cosmic)
@@ -121,7 +123,8 @@ class Reextraction(Stage[Reextracted]):
         for as long as that leaves fewer.
 
         Too many: more by `LACKING` than lack a carrier with the directions as extracted, of which all candidates are
-        scored.
+        scored; under the study's own profile. For how many resamples that is so is known then alone: what it takes is
+        estimated without it, and can be up to 1 + `FURTHER` times as much.
         """
         scores, seed, config = work.of(ScoredCandidates).scores, self.place.seed, self.config
         profile = profiles_of(config, profile_name(work, self.study, seed))[0]
@@ -133,10 +136,11 @@ class Reextraction(Stage[Reextracted]):
         limit, seen = lacking(scores) + LACKING, set(kept)
         left = {number: share for number, one in enumerate(done) if (share := lacking(one)) > limit}
         for times in range(2, 2 + FURTHER):
-            more = [index for index in likeliest(work, times) if index not in seen]
-            if not more or not left:
+            more = [index for index in likeliest(work, times) if index not in seen] if left else []
+            if not more:
                 return
-            found = self._scored(work, scorer, grids, list(left), scores.rows(more))
+            title = f"further candidates of {len(left)} resamples"
+            found = self._scored(work, scorer, grids, list(left), scores.rows(more), title)
             for number, one in zip(list(left), found, strict=True):
                 done[number] = done[number].beside(one)
                 share, before = lacking(done[number]), left.pop(number)
