@@ -247,9 +247,7 @@ def test_candidates_in_two_parts_are_the_whole_again() -> None:
 
 def test_the_share_of_draws_without_a_carrier_is_that_of_the_bootstrap() -> None:
     scores = bank([(-1, 3, -2.0, 2.0, 0.1), (-1, 4, 0.0, 2.0, 0.1)], noise=1.5, n=6)
-    kl = np.where(np.arange(6) < 3, 0.02, 0.2) * np.ones(
-        (2, 1)
-    )  # about as often above a cut between as below it
+    kl = np.where(np.arange(6) < 3, 0.02, 0.2) * np.ones((2, 1))  # their mean: as often above .11 as below
     scores = dataclasses.replace(scores, kl=kl, kl_answer=kl)
     profile = dataclasses.replace(CALIBRATED, kl_max=0.11)
     share = lacking_share(scores, profile, draws=500, rng=np.random.default_rng(3))

@@ -72,7 +72,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], list[int]]]:
     return calls
 
 
-def run(whole: CandidateScores, monkeypatch: pytest.MonkeyPatch) -> list[CandidateScores]:
+def run(whole: CandidateScores) -> list[CandidateScores]:
     """The stage with one candidate at first."""
 
     class Open:
@@ -103,9 +103,9 @@ def layers(found: Iterable[CandidateScores]) -> list[list[int]]:
 
 
 def test_only_resamples_without_a_carrier_are_scored_further_and_while_that_helps(
-    asked: list[tuple[list[int], list[int]]], monkeypatch: pytest.MonkeyPatch
+    asked: list[tuple[list[int], list[int]]],
 ) -> None:
-    found = run(WHOLE, monkeypatch)
+    found = run(WHOLE)
     assert asked == [([0, 1, 2, 3, 4], [0]), ([1, 2, 3, 4], [1]), ([4], [2])]
     assert layers(found) == [[2], [2, 4], [2, 4], [2, 4], [2, 4, 6]]
     drawn = bootstrap_reextracted(WHOLE, found, PROFILE, draws=50, rng=np.random.default_rng(0), min_gap=1.0)
@@ -118,18 +118,17 @@ def test_further_candidates_are_scored_three_times_at_most(
     asked: list[tuple[list[int], list[int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reextraction, "LACKING", 0.0)
-    shares = iter(
-        [0.0, 0.0, *(1.0 - 0.01 * n for n in range(100))]
-    )  # of all candidates, of one resample; then fewer
+    fewer = (1.0 - 0.01 * n for n in range(100))
+    shares = iter([0.0, 0.0, *fewer])  # of all candidates, of one resample, of the others again and again
     monkeypatch.setattr(reextraction, "lacking_share", lambda *_, **__: next(shares))
-    run(WHOLE, monkeypatch)
+    run(WHOLE)
     assert [rows for _, rows in asked] == [[0], [1], [2], [3]]
     assert len(asked) == 1 + FURTHER
     assert [numbers for numbers, _ in asked][1:] == [[1, 2, 3, 4]] * FURTHER
 
 
 def test_where_the_directions_as_extracted_lack_a_carrier_too_nothing_is_scored_further(
-    asked: list[tuple[list[int], list[int]]], monkeypatch: pytest.MonkeyPatch
+    asked: list[tuple[list[int], list[int]]],
 ) -> None:
-    run(scores([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], range(PLACES)), monkeypatch)
+    run(scores([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], range(PLACES)))
     assert asked == [([0, 1, 2, 3, 4], [0])]
