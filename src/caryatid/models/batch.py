@@ -135,25 +135,31 @@ class BackedOff(Generic[T]):
         return iter((self.value, self.size))
 
 
+RELEASES: list[Callable[[], bool]] = []
+"""Functions that give up memory which is held to save time, and say whether there was any."""
+
+
 def with_backoff(fn: Callable[[int], T], size: int) -> BackedOff[T]:
-    """Call `fn(size)`, halving the size each time memory runs out.
+    """Call `fn(size)`, halving the size each time memory runs out; once all that `RELEASES` give up is given up.
 
     Raises:
         MemoryExhaustedError: memory also runs out at size 1; in lockstep (`lockstep.py`) at once.
     """
     size = max(1, size)
     while True:
+        released = False
         try:
             return BackedOff(fn(size), size)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            if size == 1 or is_lockstep():
+            released = max((release() for release in RELEASES), default=False)
+            if (size == 1 and not released) or is_lockstep():
                 raise MemoryExhaustedError(
                     f"out of memory at batch size {size}",
                     remedy="Use smaller batches, a smaller model, a shorter token limit, or a device with more memory.",
                 ) from error
-        size //= 2
+        size = size if released else size // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

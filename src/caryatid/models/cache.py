@@ -30,8 +30,9 @@ class _SharedLayer(DynamicLayer):
     def __init__(self, keys: Pieces, values: Pieces) -> None:
         super().__init__()
         self.pieces = keys, values
-        self.keys, self.values = keys[0], values[0]
-        self.dtype, self.device = self.keys.dtype, self.keys.device
+        if keys:
+            self.keys, self.values = keys[0], values[0]
+            self.dtype, self.device = self.keys.dtype, self.keys.device
         self.is_initialized = True
 
     def get_seq_length(self) -> int:
@@ -72,13 +73,18 @@ class SuffixKeys:
         return SuffixKeys(*(tuple(one.to(dtype) for one in pieces) for pieces in (self.keys, self.values)))
 
 
+def shared_cache(blocks: Sequence[tuple[Pieces, Pieces]], columns: int = 0) -> DynamicCache:
+    """A cache of each block's keys and values, which may be none; keeps a forward's first `columns` columns."""
+    cache = DynamicCache()
+    for keys, values in blocks:
+        layer = _RecordingLayer(keys, values, columns) if columns else _SharedLayer(keys, values)
+        cache.layers.append(layer)
+    return cache
+
+
 def recording(shared: DynamicCache, columns: int) -> DynamicCache:
     """As a shared cache, but keeps the keys and values of the next forward's first `columns` columns."""
-    cache = DynamicCache()
-    for layer in shared.layers:
-        assert isinstance(layer, _SharedLayer)
-        cache.layers.append(_RecordingLayer(*layer.pieces, columns))
-    return cache
+    return shared_cache([layer.pieces for layer in shared.layers if isinstance(layer, _SharedLayer)], columns)
 
 
 def recorded_suffixes(cache: DynamicCache) -> SuffixKeys:
@@ -134,10 +140,7 @@ class PrefixCache:
 
         Of one case alone it is an expanded view: nothing is copied.
         """
-        cache = DynamicCache()
-        for pieces in self._pieces(cases, suffix, suffix_columns):
-            cache.layers.append(_SharedLayer(*pieces))
-        return cache
+        return shared_cache(self._pieces(cases, suffix, suffix_columns))
 
     def _pieces(
         self, cases: Sequence[int], suffix: SuffixKeys | None, suffix_columns: int

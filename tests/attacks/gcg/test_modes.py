@@ -151,7 +151,7 @@ def test_packed_rows_hold_tails_of_one_case_and_fit() -> None:
         assert len({cases[tail] for tail in pack}) == 1
         assert sum(lengths[tail] for tail in pack) <= 40
     assert sorted(map(sorted, packs)) == sorted(map(sorted, first_fit_decreasing(cases, lengths, 40)))
-    batch = tails.packed(packs, 23, 7, torch.float32)
+    batch = tails.packed(tails.pack(packs), 23, 7, torch.float32)
     # Each real place sees its position's worth of keys: prefix, unchanged suffix, its own tail up to itself.
     seen = (batch.mask == 0).sum(dim=-1).squeeze(1)
     for row, pack in enumerate(packs):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...models.batch import RowLimit
-from ...models.cache import PrefixCache
+from ...models.cache import PrefixCache, run_prefixes, tree_attention_supported
 from ...models.load import LoadedModel
 from ...models.lockstep import is_lockstep
 from ...models.template import ChatFormat
@@ -15,6 +15,7 @@ from .gradient import GradientPass
 from .graphs import Replay, worth_fusing
 from .layout import PromptLayout, build_prefix_cache
 from .precision import LowPrecision, low_precision, ranking
+from .recordings import may_record, prefixes
 from .scoring import default_scoring, usable_scoring
 from .settings import GcgSettings, Scoring
 from .slot import SuffixSlot, Survival, place_suffix
@@ -26,7 +27,7 @@ class GcgEngine:
     """What stays the same over the steps of some cases: their places in the prompts, targets, and prefixes.
 
     With `exact` each new best is scored again from its text in one fixed layout (single row, no cache), so that the
-    record does not depend on batching.
+    record does not depend on batching. With `record`, passes are recorded where they can be (`recordings.py`).
     """
 
     loaded: LoadedModel
@@ -44,6 +45,7 @@ class GcgEngine:
     survival: tuple[Survival, ...]
     gradients: Replay[GradientPass]
     texts: tuple[Replay[Tensor], ...]
+    record: bool
 
     def layouts(self, states: Sequence[GcgState]) -> list[PromptLayout]:
         return [
@@ -115,12 +117,18 @@ def gcg_engine(
         survival=tuple(Survival() for _ in slots),
         gradients=Replay(loaded.device, repetitions),
         texts=tuple(Replay(loaded.device, repetitions) for _ in slots),
+        record=False,
     )
     layouts, wanted = engine.layouts(states), settings.scoring or default_scoring(loaded.device)
-    prefix = None if wanted == "plain" else build_prefix_cache(loaded, layouts)
+    record = (
+        wanted == "packed" and not engine.fuse and tree_attention_supported(loaded) and may_record(loaded)
+    )
+    run = prefixes if record else run_prefixes
+    prefix = None if wanted == "plain" else build_prefix_cache(loaded, layouts, run)
     scoring, low = usable_scoring(loaded, layouts, prefix, wanted), None
     name = None if plain else ranking(loaded.dtype, loaded.device, settings.search_precision)
     if name is not None and settings.width > settings.decided(name):
         low = low_precision(loaded, settings.search_precision)
     low_prefix = prefix.to(low.loaded.dtype) if low is not None and prefix is not None else None
-    return replace(engine, prefix=prefix, scoring=scoring, low=low, low_prefix=low_prefix)
+    record = record and scoring == "packed"
+    return replace(engine, prefix=prefix, scoring=scoring, low=low, low_prefix=low_prefix, record=record)

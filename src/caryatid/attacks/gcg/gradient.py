@@ -22,7 +22,9 @@ from ...models.heads import logits_at
 from ...models.load import LoadedModel
 from .graphs import Replay
 from .layout import PromptLayout, token_losses
-from .tails import TailBatch, assemble_tails
+from .passes import unstacked
+from .recordings import recorded_gradient
+from .tails import TailBatch, Tails, assemble_tails
 
 _VOCABULARY_CHUNK = 16384
 
@@ -78,6 +80,31 @@ def _pass(
     return GradientPass(losses.detach(), gradient, kept, logits.shape[-1])
 
 
+def _launched(
+    loaded: LoadedModel,
+    tails: Tails,
+    cases: Sequence[int],
+    prefix: PrefixCache | None,
+    columns: int,
+    replay: Replay[GradientPass] | None,
+) -> GradientPass:
+    batch = tails.batch(cases, 0 if prefix is None else prefix.columns(cases), 0)
+    once = partial(_pass, loaded, batch, None if prefix is None else prefix.rows(cases), columns)
+    embeds = loaded.model.get_input_embeddings()(batch.ids).detach()
+    return once(embeds) if replay is None else replay(once, embeds)
+
+
+def _recorded(
+    loaded: LoadedModel, tails: Tails, cases: Sequence[int], prefix: PrefixCache, columns: int
+) -> GradientPass | None:
+    """From a recording; the gradient at the first `columns` columns only."""
+    found = recorded_gradient(loaded, tails.pack([[case] for case in cases]), cases, prefix, columns)
+    if found is None or found.losses is None or found.gradient is None or found.keys is None:
+        return None
+    suffix = unstacked(found.keys, len(cases), columns)
+    return GradientPass(found.losses, found.gradient, suffix, found.vocabulary)
+
+
 def _onehot_gradient(
     embedding: nn.Module, gradient: Float[Tensor, "rows d"], vocabulary: int
 ) -> Float[Tensor, "rows vocab"]:
@@ -104,6 +131,7 @@ def suffix_gradients(
     batch_size: int,
     record: bool = False,
     replay: Replay[GradientPass] | None = None,
+    persistent: bool = False,
 ) -> SuffixGradients:
     """Gradients for the present suffixes of several cases, in batches; no parameter's `.grad` is touched.
 
@@ -112,6 +140,7 @@ def suffix_gradients(
             on the suffix, so the gradient is exact with it.
         record: also keep the suffixes' keys and values (with a prefix cache only).
         replay: of these cases and this cache alone; used where one batch holds them all.
+        persistent: as a recording that outlives these cases, where there can be one (`recordings.py`).
     """
     embedding = loaded.model.get_input_embeddings()
     suffixes = [torch.tensor([layout.suffix_ids]) for layout in layouts]
@@ -119,24 +148,24 @@ def suffix_gradients(
     tails = assemble_tails(loaded, layouts, suffixes, cached=prefix is not None)
 
     def run(size: int) -> tuple[tuple[SuffixGradient, ...], SuffixKeys | None]:
-        at_suffix, losses, recorded = [], [], list[SuffixKeys]()
+        at_suffix, losses, recorded, vocabulary = [], [], list[SuffixKeys](), 0
         for start in range(0, len(layouts), size):
             cases = range(start, min(start + size, len(layouts)))
-            batch = tails.batch(cases, 0 if prefix is None else prefix.columns(cases), 0)
-            shared = None if prefix is None else prefix.rows(cases)
-            once = partial(_pass, loaded, batch, shared, longest if record else 0)
-            embeds = embedding(batch.ids).detach()
-            found = once(embeds) if replay is None or size < len(layouts) else replay(once, embeds)
+            found = _recorded(loaded, tails, cases, prefix, longest) if persistent and prefix else None
+            if found is None:
+                again = replay if size >= len(layouts) else None
+                found = _launched(loaded, tails, cases, prefix, longest if record else 0, again)
             if found.suffix is not None:
                 recorded.append(found.suffix)
             losses += found.losses.tolist()
+            vocabulary = found.vocabulary
             for row, case in enumerate(cases):
                 layout = layouts[case]
                 first = 0 if prefix is not None else len(layout.prefix_ids)
                 at_suffix.append(found.gradient[row, first : first + len(layout.suffix_ids)])
         # Autocast is off here: its rounding would reorder near ties among the tokens to try.
         with torch.no_grad(), torch.autocast(loaded.device.type, enabled=False):
-            onehot = _onehot_gradient(embedding, torch.cat(at_suffix), found.vocabulary)
+            onehot = _onehot_gradient(embedding, torch.cat(at_suffix), vocabulary)
         parts = onehot.split([len(part) for part in at_suffix])
         gradients = tuple(SuffixGradient(part, loss) for part, loss in zip(parts, losses, strict=True))
         return gradients, joined_suffixes(recorded, longest) if recorded else None

@@ -5,6 +5,7 @@ a CUDA graph. Large passes lose time to norms, gates and rotary embeddings, whic
 several times over: `fused` compiles these parts, and nothing else, for as long as it is entered.
 """
 
+import gc
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -59,26 +60,51 @@ class Replay(Generic[Output]):
 
     def _record(self, function: Callable[[Tensor], Output]) -> torch.cuda.CUDAGraph | None:
         value = cast(Tensor, self._input)
-        graph, device = torch.cuda.CUDAGraph(), value.device
-        torch.cuda.synchronize(device)
-        try:
-            with torch.cuda.stream(torch.cuda.Stream(device)):
-                graph.capture_begin()
-                try:
-                    self._output = function(value)
-                finally:
-                    graph.capture_end()
-        except RuntimeError as error:
-            log.warning("no CUDA graph for a repeated pass, which runs without: %s", error)
-            self._open, self._output = False, None
-            torch.cuda.synchronize(device)
-            # A failed recording leaves the generator in its recording state; a copy of it is not.
-            index = torch.cuda.current_device() if device.index is None else device.index
-            random = torch.cuda.default_generators[index]
-            random.graphsafe_set_state(random.clone_state())
+        found = captured(partial(function, value), value.device)
+        if found is None:
+            self._open = False
             return None
         self._function = function
+        graph, self._output = found
         return graph
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: each stream has a workspace of its own for matrix products."""
+    return torch.cuda.Stream(device)
+
+
+def captured(
+    function: Callable[[], Output], device: torch.device, pool: Any = None
+) -> tuple[torch.cuda.CUDAGraph, Output] | None:
+    """A function's launches as a CUDA graph, and what it returned, which each replay overwrites; None where that fails.
+
+    Args:
+        pool: memory that graphs share whose outputs are copied before another of them is replayed.
+    """
+    graph, enabled = torch.cuda.CUDAGraph(), gc.isenabled()
+    torch.cuda.synchronize(device)
+    gc.disable()  # freeing what lies on the device may not be recorded
+    try:
+        with torch.cuda.stream(_capture_stream(device)):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                output = function()
+            finally:
+                graph.capture_end()
+    except RuntimeError as error:
+        log.warning("no CUDA graph for a repeated pass, which runs without: %s", error)
+        torch.cuda.synchronize(device)
+        # A failed recording leaves the generator in its recording state; a copy of it is not.
+        index = torch.cuda.current_device() if device.index is None else device.index
+        random = torch.cuda.default_generators[index]
+        random.graphsafe_set_state(random.clone_state())
+        return None
+    finally:
+        if enabled:
+            gc.enable()
+    return graph, output
 
 
 class _Compiled:

@@ -1,6 +1,6 @@
 """The tokens of a case, and its target's losses from logits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -80,9 +80,13 @@ def longest_row(layouts: Sequence[PromptLayout]) -> int:
     return max(len(layout.prefix_ids) for layout in layouts) + max(layout.tail_length for layout in layouts)
 
 
-def build_prefix_cache(loaded: LoadedModel, layouts: Sequence[PromptLayout]) -> PrefixCache | None:
-    """Run all cases' prefixes in one batch; None where the model does not allow it or a prefix is empty."""
+def build_prefix_cache(
+    loaded: LoadedModel,
+    layouts: Sequence[PromptLayout],
+    run: Callable[[LoadedModel, Sequence[Sequence[int]]], PrefixCache] = run_prefixes,
+) -> PrefixCache | None:
+    """`run` all cases' prefixes in one batch; None where the model does not allow it or a prefix is empty."""
     prefixes = [layout.prefix_ids for layout in layouts]
     if min(map(len, prefixes)) == 0 or not prefix_cache_supported(loaded, longest_row(layouts)):
         return None
-    return run_prefixes(loaded, prefixes)
+    return run(loaded, prefixes)

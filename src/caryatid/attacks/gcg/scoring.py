@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from ...errors import InputError
 from ...models.batch import with_backoff
@@ -34,12 +33,14 @@ from ...models.heads import logits_at
 from ...models.load import LoadedModel
 from .gradient import present_suffixes
 from .layout import PromptLayout, longest_row, token_losses
+from .recordings import recorded_losses
 from .settings import Scoring
-from .tails import TailBatch, Tails, assemble_tails
+from .tails import Packed, Tails, assemble_tails
 
 SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 CPU_ROWS = 8  # per incremental forward on the CPU: enough to keep it busy, and rows of nearly one length
 PACK_TOKENS = 256  # per packed row: attention within a row grows with its square
+FEW = 128  # tails in a forward: few fill rows of several badly, and in numbers that change from step to step
 
 
 def default_scoring(device: torch.device) -> Scoring:
@@ -98,38 +99,69 @@ class PendingScores:
 
 
 class _Forward(NamedTuple):
+    """Tails of one forward, the cases of its rows, and its packed rows where it has these."""
+
     tails: list[int]
-    batch: TailBatch
-    cache: DynamicCache | None
+    rows: list[int]
+    packed: Packed | None
 
 
 def _forwards(
-    tails: Tails, size: int, prefix: PrefixCache | None, suffix: SuffixKeys | None, pack: int | None
+    tails: Tails, size: int, pack: int | None, *, some_at_a_time: bool, few_alone: bool
 ) -> Iterator[_Forward]:
     """Batches of `size` rows; packed ones have the same number of tokens in rows of `pack`."""
-    cases, skipped = tails.cases.tolist(), tails.skipped.tolist()
-    if pack is None or prefix is None:
+    cases = tails.cases.tolist()
+    if pack is None:
         order = tails.by_length()
-        if suffix is not None and tails.device.type == "cpu":
+        if some_at_a_time:
             size = min(size, CPU_ROWS)
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            rows = [cases[tail] for tail in chosen]
-            columns = 0 if prefix is None else prefix.columns(rows)
-            skip = max(skipped[tail] for tail in chosen)
-            cache = None if prefix is None else prefix.rows(rows, suffix, skip)
-            yield _Forward(chosen, tails.batch(chosen, columns, skip), cache)
+            yield _Forward(chosen, [cases[tail] for tail in chosen], None)
         return
     budget = size * int(tails.lengths.max())
-    packs = tails.packs(min(pack, budget))
-    many = max(1, budget // pack)
+    packs, many = tails.packs(min(pack, budget)), max(1, budget // pack)
+    if few_alone and (alone := _alone(tails, packs)):
+        packs, many = alone, size
     for start in range(0, len(packs), many):
         some = packs[start : start + many]
         chosen = [tail for row in some for tail in row]
-        rows = [cases[row[0]] for row in some]
-        columns, skip = prefix.columns(rows), max(skipped[tail] for tail in chosen)
-        cache = prefix.rows(rows, suffix, skip)
-        yield _Forward(chosen, tails.packed(some, columns, skip, prefix.keys[0].dtype), cache)
+        yield _Forward(chosen, [cases[row[0]] for row in some], tails.pack(some))
+
+
+def _alone(tails: Tails, packs: list[list[int]]) -> list[list[int]] | None:
+    """A row for each tail, where there are few and that takes hardly more tokens: always as many rows of one width."""
+    lengths = tails.lengths.tolist()
+    widest = max(sum(lengths[tail] for tail in pack) for pack in packs)
+    few = len(lengths) <= FEW and len(lengths) * max(lengths) <= 1.25 * len(packs) * widest
+    return [[tail] for tail in tails.by_length()] if few else None
+
+
+def _plain_losses(
+    loaded: LoadedModel,
+    tails: Tails,
+    forward: _Forward,
+    prefix: PrefixCache | None,
+    suffix: SuffixKeys | None,
+) -> Float[Tensor, "tails"]:
+    """Of one forward, launched one by one."""
+    columns = 0 if prefix is None else prefix.columns(forward.rows)
+    skip = max(tails.skipped[forward.tails].tolist())
+    cache = None if prefix is None else prefix.rows(forward.rows, suffix, skip)
+    if forward.packed is None or prefix is None:
+        batch = tails.batch(forward.tails, columns, skip)
+    else:
+        batch = tails.packed(forward.packed, columns, skip, prefix.keys[0].dtype)
+    logits = logits_at(
+        loaded.model,
+        ids=batch.ids,
+        mask=batch.mask,
+        positions=batch.positions,
+        cache=cache,
+        rows=batch.scored.rows,
+        columns=batch.scored.columns,
+    )
+    return batch.scored.means(token_losses(logits, batch.scored.targets))
 
 
 @torch.no_grad()
@@ -143,6 +175,7 @@ def start_scoring(
     scoring: Scoring = "prefix",
     suffix: SuffixKeys | None = None,
     pack_tokens: int = PACK_TOKENS,
+    record: bool = False,
 ) -> PendingScores:
     """Begin to score the candidates of several cases, `batch_size` rows at a time across cases.
 
@@ -154,6 +187,7 @@ def start_scoring(
         scoring: one that `usable_scoring` allows.
         suffix: keys and values of the present suffixes; computed here where they are needed and not given.
         pack_tokens: longest packed row.
+        record: packed forwards as recorded passes, where these can be (`recordings.py`).
     """
     counts = [len(rows) for rows in candidates]
     if sum(counts) == 0:
@@ -163,22 +197,18 @@ def start_scoring(
     if prefix is not None and computed:
         suffix = present_suffixes(loaded, layouts, prefix)
     tails = assemble_tails(loaded, layouts, candidates, cached=prefix is not None, incremental=incremental)
-    pack = pack_tokens if scoring == "packed" else None
+    pack = pack_tokens if scoring == "packed" and prefix is not None else None
+    read = suffix if incremental else None
 
     def run(size: int) -> tuple[Tensor, list[int]]:
         parts, order = [], list[int]()
-        for chosen, batch, cache in _forwards(tails, size, prefix, suffix if incremental else None, pack):
-            logits = logits_at(
-                loaded.model,
-                ids=batch.ids,
-                mask=batch.mask,
-                positions=batch.positions,
-                cache=cache,
-                rows=batch.scored.rows,
-                columns=batch.scored.columns,
-            )
-            parts.append(batch.scored.means(token_losses(logits, batch.scored.targets)))
-            order += chosen
+        on_cpu = read is not None and tails.device.type == "cpu"
+        for forward in _forwards(tails, size, pack, some_at_a_time=on_cpu, few_alone=record):
+            losses = None
+            if record and forward.packed is not None and prefix is not None:
+                losses = recorded_losses(loaded, forward.packed, forward.rows, prefix, read)
+            parts.append(_plain_losses(loaded, tails, forward, prefix, read) if losses is None else losses)
+            order += forward.tails
         return torch.cat(parts), order
 
     (losses, order), size = with_backoff(run, batch_size)

@@ -194,6 +194,7 @@ def _start(
             prefix=engine.prefix if low is None else engine.low_prefix,
             scoring=engine.scoring,
             suffix=suffix,
+            record=engine.record,
         )
     engine.limit.rows = pending.batch_size
     return pending
@@ -242,6 +243,7 @@ def _step(
         batch_size=engine.limit.rows,
         record=engine.scoring in ("incremental", "packed"),
         replay=engine.gradients,
+        persistent=engine.record,
     )
     orders = [
         _ordered(engine, slot, layout, case.gradient, generator)

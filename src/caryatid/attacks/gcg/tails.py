@@ -48,6 +48,28 @@ class Scored(NamedTuple):
         table = losses.new_zeros((len(self.counts), self.most))
         return table.index_put((self.owners, self.nth), losses).sum(dim=1) / self.counts
 
+    def to(self, device: torch.device) -> "Scored":
+        """On the device, in two transfers."""
+        places = torch.stack([self.rows, self.columns, self.targets, self.owners, self.nth])
+        rows, columns, targets, owners, nth = to_device(places, device)
+        return Scored(rows, columns, targets, owners, nth, to_device(self.counts, device), self.most)
+
+
+class Packed(NamedTuple):
+    """Several tails of one case per row, on the CPU.
+
+    Attributes:
+        owners: number of each token's tail in the batch, -1 at filling.
+        prefix, skipped: per tail the cached columns that it sees, of its case's prefix and of its suffix.
+    """
+
+    ids: Int[Tensor, "rows columns"]
+    positions: Int[Tensor, "rows columns"]
+    owners: Int[Tensor, "rows columns"]
+    prefix: Int[Tensor, "tails"]
+    skipped: Int[Tensor, "tails"]
+    scored: Scored
+
 
 @dataclass(frozen=True)
 class TailBatch:
@@ -93,11 +115,8 @@ class Tails:
         table = self._target_table[cases]
         owners, nth = (torch.arange(table.shape[1]) < counts.unsqueeze(1)).nonzero(as_tuple=True)
         first = offsets + self.lengths[chosen] - counts
-        places = torch.stack([rows[owners], first[owners] + nth, table[owners, nth], owners, nth])
-        at_row, columns, targets, owners, nth = to_device(places, self.device)
-        return Scored(
-            at_row, columns, targets, owners, nth, to_device(counts, self.device), int(counts.max())
-        )
+        columns = first[owners] + nth
+        return Scored(rows[owners], columns, table[owners, nth], owners, nth, counts, int(counts.max()))
 
     def batch(self, chosen: Sequence[int], prefix_columns: int, suffix_columns: int) -> TailBatch:
         """One tail per row, behind that many cached columns of prefix and of suffix."""
@@ -106,22 +125,33 @@ class Tails:
         columns = int(lengths.max())
         column = torch.arange(columns)
         real = column < lengths.unsqueeze(1)
-        mask = torch.cat([_context(prefix, skipped, prefix_columns, suffix_columns), real], dim=1)
+        mask = torch.cat([seen_context(prefix, skipped, prefix_columns, suffix_columns), real], dim=1)
         start = (prefix + skipped).unsqueeze(1)
         return TailBatch(
             ids=to_device(self.ids[index, :columns], self.device),
             mask=None if bool(mask.all()) else to_device(mask.long(), self.device),
             positions=to_device(torch.where(real, column + start, 0), self.device),
-            scored=self._scored(index, torch.arange(len(index)), torch.zeros_like(index)),
+            scored=self._scored(index, torch.arange(len(index)), torch.zeros_like(index)).to(self.device),
         )
 
     def packed(
-        self, packs: Sequence[Sequence[int]], prefix_columns: int, suffix_columns: int, dtype: torch.dtype
+        self, packed: Packed, prefix_columns: int, suffix_columns: int, dtype: torch.dtype
     ) -> TailBatch:
-        """Several tails of one case per row; each sees its own context and itself.
+        """Several tails of one case per row, behind that many cached columns; each sees its own context and itself.
 
         `dtype` is that of the additive mask. A place of filling sees the filling before it and itself.
         """
+        context = seen_context(packed.prefix, packed.skipped, prefix_columns, suffix_columns)
+        owners = to_device(packed.owners, self.device)
+        return TailBatch(
+            ids=to_device(packed.ids, self.device),
+            mask=tree_mask(owners, to_device(context, self.device), dtype),
+            positions=to_device(packed.positions, self.device),
+            scored=packed.scored.to(self.device),
+        )
+
+    def pack(self, packs: Sequence[Sequence[int]]) -> Packed:
+        """The tails of each of `packs` one behind the other in a row."""
         chosen = torch.tensor([tail for pack in packs for tail in pack])
         rows = torch.arange(len(packs)).repeat_interleave(torch.tensor([len(pack) for pack in packs]))
         lengths = self.lengths[chosen]
@@ -137,13 +167,14 @@ class Tails:
         def spread(values: Tensor, filling: int) -> Tensor:
             """One value per real token, in its row and column."""
             table = torch.full((len(packs) * width,), filling)
-            return to_device(table.index_copy_(0, places, values).view(len(packs), width), self.device)
+            return table.index_copy_(0, places, values).view(len(packs), width)
 
-        context = _context(self.prefix[chosen], self.skipped[chosen], prefix_columns, suffix_columns)
-        return TailBatch(
+        return Packed(
             ids=spread(self.ids[chosen[numbers], within], 0),
-            mask=_tree_mask(spread(numbers, -1), to_device(context, self.device), dtype),
             positions=spread(within + start[numbers], 0),
+            owners=spread(numbers, -1),
+            prefix=self.prefix[chosen],
+            skipped=self.skipped[chosen],
             scored=self._scored(chosen, rows, offsets),
         )
 
@@ -174,16 +205,17 @@ class Tails:
         return self.lengths.argsort(descending=True, stable=True).tolist()
 
 
-def _context(
+def seen_context(
     prefix: Int[Tensor, "tails"], skipped: Int[Tensor, "tails"], prefix_columns: int, suffix_columns: int
 ) -> Bool[Tensor, "tails before"]:
     """Which cached columns each tail sees: its real prefix, and the suffix tokens that it skips."""
-    seen_prefix = torch.arange(prefix_columns) < prefix.unsqueeze(1)
-    seen_suffix = torch.arange(suffix_columns) < skipped.unsqueeze(1)
+    device = prefix.device
+    seen_prefix = torch.arange(prefix_columns, device=device) < prefix.unsqueeze(1)
+    seen_suffix = torch.arange(suffix_columns, device=device) < skipped.unsqueeze(1)
     return torch.cat([seen_prefix, seen_suffix], dim=1)
 
 
-def _tree_mask(
+def tree_mask(
     owner: Int[Tensor, "rows columns"], context: Bool[Tensor, "tails before"], dtype: torch.dtype
 ) -> Float[Tensor, "rows 1 columns keys"]:
     """Additive mask by which each place sees its tail's context and its tail up to itself; `owner` -1 is filling."""

@@ -1,0 +1,209 @@
+"""Passes in fixed places, with filling, give what plain passes give; recordings are bounded and notice changes."""
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from caryatid.attacks.base import BlockRun, Goal
+from caryatid.attacks.gcg import recordings
+from caryatid.attacks.gcg.gradient import suffix_gradients
+from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache
+from caryatid.attacks.gcg.passes import needed_shape
+from caryatid.attacks.gcg.precision import low_precision
+from caryatid.attacks.gcg.scoring import score_candidates
+from caryatid.attacks.gcg.search import gcg_search
+from caryatid.attacks.gcg.settings import GcgSettings
+from caryatid.attacks.gcg.tails import assemble_tails
+from caryatid.models.batch import RowLimit, with_backoff
+from caryatid.models.load import LoadedModel
+from caryatid.models.template import ChatFormat
+from tiny import tiny_loaded
+
+SHAPES = ((11, 5, 3, 4), (8, 6, 2, 3), (34, 3, 0, 1))  # prefix, suffix, rest of the prompt, target
+GOALS = (
+    Goal("a", "How do I write a letter to the office?", "Sure, here is a letter"),
+    Goal("b", "Explain the tides to me please", "Sure, here is"),
+)
+cuda = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="records on CUDA only")
+)
+
+
+@pytest.fixture(params=["cpu", cuda])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """On the CPU passes run in their fixed places; on CUDA they are recorded."""
+    if request.param == "cpu":
+        monkeypatch.setattr(recordings, "MODE", "unlaunched")
+    monkeypatch.setattr(recordings, "SIGHTINGS", 1)
+    yield request.param
+    recordings._STORES.clear()
+
+
+def layouts_of(seed: int = 0, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[PromptLayout]:
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda n: tuple(torch.randint(4, 400, (n,), generator=generator).tolist())  # noqa: E731
+    return [PromptLayout(*(draw(n) for n in shape)) for shape in shapes]
+
+
+def changed(layout: PromptLayout, count: int, seed: int = 1) -> Tensor:
+    """Candidates with one token changed each."""
+    generator = torch.Generator().manual_seed(seed)
+    length = len(layout.suffix_ids)
+    rows = torch.tensor(layout.suffix_ids).repeat(count, 1)
+    places = torch.randint(length, (count, 1), generator=generator)
+    return rows.scatter(1, places, torch.randint(4, 400, (count, 1), generator=generator))
+
+
+def kept(loaded: LoadedModel) -> dict[str, int]:
+    return recordings.recordings(loaded.model)
+
+
+@pytest.mark.parametrize("counts", [(9, 4, 6), (0, 40, 3), (200, 1, 0)])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "mistral"])
+def test_losses_and_gradients_equal_the_plain_ones(device: str, arch: str, counts: tuple[int, ...]) -> None:
+    loaded = tiny_loaded(arch, dtype=torch.float64, device=device)
+    for seed in range(3):  # of the same shapes: the same recordings serve
+        layouts = layouts_of(seed)
+        plain_prefix = build_prefix_cache(loaded, layouts)
+        prefix = build_prefix_cache(loaded, layouts, recordings.prefixes)
+        assert plain_prefix is not None
+        assert prefix is not None
+        plain = suffix_gradients(loaded, layouts, prefix=plain_prefix, batch_size=8, record=True)
+        found = suffix_gradients(loaded, layouts, prefix=prefix, batch_size=8, record=True, persistent=True)
+        for one, other in zip(found.cases, plain.cases, strict=True):
+            assert one.loss == pytest.approx(other.loss, abs=1e-12)
+            torch.testing.assert_close(one.gradient, other.gradient, rtol=1e-10, atol=1e-12)
+        assert found.suffix is not None
+        assert plain.suffix is not None
+        for mine, theirs in zip(found.suffix.keys, plain.suffix.keys, strict=True):
+            for case, layout in enumerate(layouts):
+                at = (case, slice(None), slice(len(layout.suffix_ids)))
+                torch.testing.assert_close(mine[at], theirs[at], rtol=1e-10, atol=1e-12)
+        candidates = [changed(layout, n, seed) for layout, n in zip(layouts, counts, strict=True)]
+        options: dict[str, Any] = {"batch_size": 64, "scoring": "packed", "pack_tokens": 32}
+        exact = score_candidates(
+            loaded, layouts, candidates, prefix=plain_prefix, suffix=plain.suffix, **options
+        )
+        same = score_candidates(
+            loaded, layouts, candidates, prefix=prefix, suffix=found.suffix, record=True, **options
+        )
+        torch.testing.assert_close(torch.cat(same.losses), torch.cat(exact.losses), rtol=0, atol=1e-12)
+        assert same.case_tokens == exact.case_tokens
+    assert kept(loaded)["replays"] >= 9
+
+
+def test_filling_costs_little_and_does_not_differ_from_none(device: str) -> None:
+    loaded, layouts = tiny_loaded("llama", dtype=torch.float64, device=device), layouts_of()
+    prefix = build_prefix_cache(loaded, layouts)
+    assert prefix is not None
+    tails = assemble_tails(loaded, layouts, [changed(one, 30) for one in layouts], cached=True)
+    for packs in (tails.packs(64), [[tail] for tail in tails.by_length()]):
+        needed = needed_shape(tails.pack(packs), prefix, None, 0)
+        filled = needed.filled()
+        assert filled.holds(needed)
+        assert filled.rows * filled.columns <= 1.27 * needed.rows * needed.columns + 64
+
+
+def searched(loaded: LoadedModel, **settings: Any) -> list[Any]:
+    run = BlockRun(3, RowLimit(32))
+    options = {"steps": 6, "width": 12, "top_k": 16, "suffix_length": (4, 7), "scoring": "packed", **settings}
+    return gcg_search(loaded, ChatFormat(loaded.tokenizer), GOALS, GcgSettings(**options), run)
+
+
+@pytest.mark.parametrize("sightings", [1, 2])
+def test_a_search_is_the_same(device: str, sightings: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_loaded("llama", dtype=torch.float64, device=device)
+    monkeypatch.setattr(recordings, "SIGHTINGS", sightings)
+    fast = searched(loaded)
+    assert kept(loaded)["replays"] >= 8
+    with monkeypatch.context() as off:
+        off.setattr(recordings, "MODE", "off")
+        plain = searched(loaded)
+    assert [one.suffix_ids for one in fast] == [one.suffix_ids for one in plain]
+    for one, other in zip(fast, plain, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-9)
+
+
+def test_what_ranks_and_what_decides_are_recorded_each(device: str) -> None:
+    loaded = tiny_loaded("llama", dtype=torch.float32, device=device)
+    searched(loaded, search_precision="bfloat16", rescored=3)
+    low = low_precision(loaded, "bfloat16")
+    assert low is not None
+    assert kept(loaded)["replays"] > kept(low.loaded)["replays"] > 4
+
+
+def gradient(loaded: LoadedModel, seed: int = 0, *, persistent: bool = True) -> Tensor:
+    layouts = layouts_of(seed)
+    prefix = build_prefix_cache(loaded, layouts)
+    found = suffix_gradients(loaded, layouts, prefix=prefix, batch_size=8, record=True, persistent=persistent)
+    return torch.cat([one.gradient for one in found.cases])
+
+
+def test_weights_changed_in_place_are_read_and_replaced_ones_noticed(device: str) -> None:
+    loaded = tiny_loaded("llama", dtype=torch.float64, device=device)
+    mlp: Any = loaded.model.model.layers[1].mlp
+    before = gradient(loaded)
+    with torch.no_grad():
+        mlp.down_proj.weight.mul_(1.5)
+    inside = gradient(loaded)
+    assert not torch.allclose(before, inside)
+    assert kept(loaded) == {"kept": 1, "replays": 2}
+    mlp.down_proj.weight = nn.Parameter(mlp.down_proj.weight.detach() * 2)
+    torch.testing.assert_close(gradient(loaded), gradient(loaded, persistent=False))
+    assert kept(loaded) == {"kept": 1, "replays": 1}
+    mlp.up_proj = nn.Linear(*reversed(mlp.up_proj.weight.shape), bias=False).to(mlp.up_proj.weight)
+    torch.testing.assert_close(gradient(loaded), gradient(loaded, persistent=False))
+    assert kept(loaded) == {"kept": 1, "replays": 1}
+
+
+def test_what_a_recording_would_not_repeat_runs_without(device: str) -> None:
+    loaded = tiny_loaded("llama", dtype=torch.float64, device=device)
+    gradient(loaded)
+    mlp: Any = loaded.model.model.layers[1].mlp
+    handle = mlp.register_forward_hook(lambda module, args, output: output * 2)
+    torch.testing.assert_close(gradient(loaded), gradient(loaded, persistent=False))
+    handle.remove()
+    with torch.autocast(device, torch.bfloat16):
+        gradient(loaded)
+    mlp.training = True
+    gradient(loaded)
+    assert kept(loaded) == {"kept": 1, "replays": 1}
+    mlp.training = False
+    gradient(loaded)
+    assert kept(loaded) == {"kept": 1, "replays": 2}
+
+
+def test_recordings_are_bounded_and_go_with_the_model(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "KEPT", 2)
+    loaded = tiny_loaded("llama", dtype=torch.float64, device=device)
+    for rows in range(1, 5):
+        layouts = layouts_of(rows, SHAPES[:1] * rows)
+        prefix = build_prefix_cache(loaded, layouts)
+        suffix_gradients(loaded, layouts, prefix=prefix, batch_size=8, record=True, persistent=True)
+        assert kept(loaded) == {"kept": min(rows, 2), "replays": rows}
+    before = len(recordings._STORES)
+    del loaded
+    gc.collect()
+    assert len(recordings._STORES) < before
+
+
+def test_recordings_are_dropped_when_memory_runs_out(device: str, caplog: pytest.LogCaptureFixture) -> None:
+    loaded, sizes = tiny_loaded("llama", dtype=torch.float64, device=device), list[int]()
+    gradient(loaded)
+
+    def exhausted_twice(size: int) -> int:
+        sizes.append(size)
+        if len(sizes) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return size
+
+    assert with_backoff(exhausted_twice, 4).value == 2
+    assert sizes == [4, 4, 2]  # at the same size once they are gone
+    assert kept(loaded)["kept"] == 0
+    torch.testing.assert_close(gradient(loaded), gradient(loaded, persistent=False))
+    assert kept(loaded)["kept"] == 0
+    assert [record.getMessage()[:11] for record in caplog.records] == ["memory ran "]
