@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from caryatid.attacks.base import Goal
-from caryatid.attacks.gcg import graphs
+from caryatid.attacks.gcg import graphs, recordings
 from caryatid.attacks.gcg.gradient import suffix_gradients
 from caryatid.attacks.gcg.graphs import Replay, fused, worth_fusing
 from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache
@@ -191,6 +191,7 @@ def test_a_search_is_the_same_recorded_and_fused(monkeypatch: pytest.MonkeyPatch
     chat = ChatFormat(loaded.tokenizer)
     fast = search_alone(loaded, chat, CASES, suffix_length=5, compiled=True, **options)
     monkeypatch.setattr(graphs, "RECORDED_FROM", 1000)
+    monkeypatch.setattr(recordings, "MODE", "off")
     plain = search_alone(loaded, chat, CASES, suffix_length=5, compiled=False, **options)
     assert [one.suffix_ids for one in fast] == [one.suffix_ids for one in plain]
     for one, other in zip(fast, plain, strict=True):

@@ -151,7 +151,11 @@ def suffix_gradients(
         at_suffix, losses, recorded, vocabulary = [], [], list[SuffixKeys](), 0
         for start in range(0, len(layouts), size):
             cases = range(start, min(start + size, len(layouts)))
-            found = _recorded(loaded, tails, cases, prefix, longest) if persistent and prefix else None
+            found = (
+                _recorded(loaded, tails, cases, prefix, longest)
+                if persistent and prefix is not None
+                else None
+            )
             if found is None:
                 again = replay if size >= len(layouts) else None
                 found = _launched(loaded, tails, cases, prefix, longest if record else 0, again)

@@ -57,7 +57,7 @@ class _Recording:
 
 @dataclass
 class _Store:
-    """The recordings of one model, which must not be referred to from here."""
+    """The recordings of one model, which must not be referred to from here: it would never be freed."""
 
     signature: tuple[Any, ...]
     modules: list[weakref.ref[Any]]
@@ -220,6 +220,11 @@ def _recorded(
 def _record(
     store: _Store, loaded: LoadedModel, kind: PassKind, shape: PassShape, like: Tensor | None
 ) -> _Recording | None:
+    """None, now and from then on, where recording fails.
+
+    Args:
+        like: keys of one block of the context.
+    """
     while len(store.kept) >= KEPT:
         key, old = store.kept.popitem(last=False)
         del store.seen[key]
@@ -229,6 +234,7 @@ def _record(
     if MODE == "unlaunched":
         store.kept[kind, shape] = made = _Recording(inputs, None, None)
         return made
+    torch.cuda.empty_cache()  # while it records, PyTorch cannot give back memory to make room
     if store.pool is None:
         store.pool = torch.cuda.graph_pool_handle()
     found = captured(lambda: inputs.run(loaded, kind), loaded.device, store.pool)
