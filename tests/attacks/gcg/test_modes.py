@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from caryatid.attacks.gcg.gradient import suffix_gradients
 from caryatid.attacks.gcg.layout import PromptLayout, build_prefix_cache
-from caryatid.attacks.gcg.scoring import SCORINGS, Scoring, score_candidates, usable_scoring
+from caryatid.attacks.gcg.scoring import SCORINGS, Packing, Scoring, score_candidates, usable_scoring
 from caryatid.attacks.gcg.tails import assemble_tails, first_changes
 from caryatid.errors import InputError
 from caryatid.models.cache import tree_attention_supported
@@ -85,7 +85,7 @@ def assert_every_scoring_equals_the_definition(
                     prefix=None if scoring == "plain" else prefix,
                     scoring=scoring,
                     suffix=suffix,
-                    pack_tokens=pack,
+                    packing=Packing(pack),
                 )
                 for losses, exact in zip(scored.losses, expected, strict=True):
                     torch.testing.assert_close(losses, exact, rtol=1e-4, atol=0)
@@ -117,7 +117,7 @@ def test_tokens_before_the_first_change_are_not_run(scoring: Scoring) -> None:
             prefix=prefix,
             scoring=scoring,
             suffix=suffix,
-            pack_tokens=1000,
+            packing=Packing(1000),
         )
     finally:
         handle.remove()
@@ -229,7 +229,7 @@ def test_memory_that_runs_out_shortens_packed_rows_too(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(loaded.model, "forward", limited)
     scored = score_candidates(
-        loaded, [layout], [rows], batch_size=16, prefix=prefix, scoring="packed", pack_tokens=64
+        loaded, [layout], [rows], batch_size=16, prefix=prefix, scoring="packed", packing=Packing(64)
     )
     assert scored.batch_size == 2
     torch.testing.assert_close(scored.losses[0], exact, rtol=1e-4, atol=0)

@@ -106,7 +106,7 @@ RELEASES.append(release_recordings)
 
 
 def recordings(model: nn.Module) -> dict[str, int]:
-    """How many are kept, and how often they have been used."""
+    """How many are kept, and how often passes were replayed from them."""
     store = _STORES.get(model)
     return {"kept": len(store.kept), "replays": store.replays} if store else {"kept": 0, "replays": 0}
 
@@ -205,35 +205,29 @@ def _recorded(
             if len(store.seen) > _SHAPES:
                 store.seen.clear()
             return None
-        found = _record(store, loaded, *key, None if prefix is None else prefix.keys[0])
-        if found is None:
-            return None
+        inputs = PassInputs(loaded, key[1], None if prefix is None else prefix.keys[0])
+        inputs.fill(packed, cases, prefix, suffix)
+        output = inputs.run(loaded, kind)  # this also loads what may not be loaded while recording
+        _keep(store, loaded, kind, inputs)
+        return output
     found.inputs.fill(packed, cases, prefix, suffix)
     store.replays += 1
-    if found.graph is None:
+    if found.graph is None or found.output is None:
         return found.inputs.run(loaded, kind)
     found.graph.replay()
-    assert found.output is not None
     return found.output.cloned()
 
 
-def _record(
-    store: _Store, loaded: LoadedModel, kind: PassKind, shape: PassShape, like: Tensor | None
-) -> _Recording | None:
-    """None, now and from then on, where recording fails.
-
-    Args:
-        like: keys of one block of the context.
-    """
+def _keep(store: _Store, loaded: LoadedModel, kind: PassKind, inputs: PassInputs) -> None:
+    """Record a pass that has just run; where that fails, nothing is recorded of this model from then on."""
     while len(store.kept) >= KEPT:
         key, old = store.kept.popitem(last=False)
         del store.seen[key]
         if old.graph is not None:
             torch.cuda.synchronize(loaded.device)  # it may still be running
-    inputs = PassInputs(loaded, shape, like)
     if MODE == "unlaunched":
-        store.kept[kind, shape] = made = _Recording(inputs, None, None)
-        return made
+        store.kept[kind, inputs.shape] = _Recording(inputs, None, None)
+        return
     torch.cuda.empty_cache()  # while it records, PyTorch cannot give back memory to make room
     if store.pool is None:
         store.pool = torch.cuda.graph_pool_handle()
@@ -241,9 +235,8 @@ def _record(
     if found is None:
         store.drop()
         store.open = False
-        return None
-    store.kept[kind, shape] = made = _Recording(inputs, *found)
-    return made
+    else:
+        store.kept[kind, inputs.shape] = _Recording(inputs, *found)
 
 
 def recorded_losses(

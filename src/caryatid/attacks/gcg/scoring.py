@@ -98,6 +98,15 @@ class PendingScores:
         return ScoredCandidates(losses.split(self.counts), self.case_tokens, self.batch_size)
 
 
+@dataclass(frozen=True)
+class Packing:
+    """Tokens of the longest packed row, and whether packed forwards are recorded passes where they can be
+    (`recordings.py`)."""
+
+    tokens: int = PACK_TOKENS
+    record: bool = False
+
+
 class _Forward(NamedTuple):
     """Tails of one forward, the cases of its rows, and its packed rows where it has these."""
 
@@ -174,8 +183,7 @@ def start_scoring(
     prefix: PrefixCache | None,
     scoring: Scoring = "prefix",
     suffix: SuffixKeys | None = None,
-    pack_tokens: int = PACK_TOKENS,
-    record: bool = False,
+    packing: Packing = Packing(),
 ) -> PendingScores:
     """Begin to score the candidates of several cases, `batch_size` rows at a time across cases.
 
@@ -186,8 +194,7 @@ def start_scoring(
         prefix: the cache of exactly these cases, or None for the plain forward.
         scoring: one that `usable_scoring` allows.
         suffix: keys and values of the present suffixes; computed here where they are needed and not given.
-        pack_tokens: longest packed row.
-        record: packed forwards as recorded passes, where these can be (`recordings.py`).
+        packing: how packed forwards are made.
     """
     counts = [len(rows) for rows in candidates]
     if sum(counts) == 0:
@@ -197,15 +204,15 @@ def start_scoring(
     if prefix is not None and computed:
         suffix = present_suffixes(loaded, layouts, prefix)
     tails = assemble_tails(loaded, layouts, candidates, cached=prefix is not None, incremental=incremental)
-    pack = pack_tokens if scoring == "packed" and prefix is not None else None
+    pack = packing.tokens if scoring == "packed" and prefix is not None else None
     read = suffix if incremental else None
 
     def run(size: int) -> tuple[Tensor, list[int]]:
         parts, order = [], list[int]()
         on_cpu = read is not None and tails.device.type == "cpu"
-        for forward in _forwards(tails, size, pack, some_at_a_time=on_cpu, few_alone=record):
+        for forward in _forwards(tails, size, pack, some_at_a_time=on_cpu, few_alone=packing.record):
             losses = None
-            if record and forward.packed is not None and prefix is not None:
+            if packing.record and forward.packed is not None and prefix is not None:
                 losses = recorded_losses(loaded, forward.packed, forward.rows, prefix, read)
             parts.append(_plain_losses(loaded, tails, forward, prefix, read) if losses is None else losses)
             order += forward.tails

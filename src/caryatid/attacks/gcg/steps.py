@@ -26,7 +26,7 @@ from .gradient import SuffixGradients, suffix_gradients
 from .graphs import fused, worth_fusing
 from .layout import PromptLayout, evaluation_mode, one_thread
 from .precision import LowPrecision
-from .scoring import PendingScores, start_scoring
+from .scoring import Packing, PendingScores, start_scoring
 from .settings import GcgSettings
 from .slot import SuffixSlot, surviving_candidates
 from .state import GcgState, text_loss
@@ -194,7 +194,7 @@ def _start(
             prefix=engine.prefix if low is None else engine.low_prefix,
             scoring=engine.scoring,
             suffix=suffix,
-            record=engine.record,
+            packing=Packing(record=engine.record),
         )
     engine.limit.rows = pending.batch_size
     return pending
