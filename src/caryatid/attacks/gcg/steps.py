@@ -31,6 +31,8 @@ from .settings import GcgSettings
 from .slot import SuffixSlot, surviving_candidates
 from .state import GcgState, text_loss
 
+MANY = 1024  # candidates of a step (docs/performance.md: width 128 and 64, two groups and four)
+
 
 def _record_start(state: GcgState, loss: float) -> GcgState:
     if not math.isfinite(loss):
@@ -123,10 +125,14 @@ def _ordered(
 
 
 def _groups(engine: GcgEngine) -> int:
-    """Into how many groups the cases of a step are split: each is a forward, whose launches bound small models."""
+    """Into how many groups the cases of a step are split: each is a forward, whose launches bound small models.
+
+    Recorded ones are cheap to launch, so that with many candidates the device and the tokenizer overlap more.
+    """
     if engine.loaded.device.type != "cuda":
         return 1
-    return 4 if worth_fusing(engine.loaded.model) else 2
+    many = engine.record and len(engine.slots) * engine.settings.width >= MANY
+    return 4 if many or worth_fusing(engine.loaded.model) else 2
 
 
 def _score(
