@@ -174,9 +174,14 @@ def trajectory_seeds() -> list[across_seeds.Seed]:
     for folder in RESULTS.glob("*-trajectory-seed*"):
         number = re.search(r"-seed(\d+)$", folder.name)
         if number and (folder / "provenance.json").is_file():
-            run = Published(folder.name)
-            found.append(across_seeds.Seed(folder.name, int(number[1]), run.tables(), run.provenance))
+            found.append(seed_of(folder.name, int(number[1])))
     return sorted(found, key=lambda seed: seed.number)
+
+
+def seed_of(name: str, number: int) -> across_seeds.Seed:
+    """A published run of one seed, as the claims over seeds take it."""
+    run = Published(name)
+    return across_seeds.Seed(name, number, run.tables(), run.provenance)
 
 
 def render() -> None:
@@ -202,6 +207,7 @@ def rendered(template: str = "README.md.j2") -> str:
     anchor = f"{many}-seed{'s' if len(seeds) > 1 else ''}-step-0-to-{last}"  # of the heading in seeds.md.j2
     names = {
         "run": Published,
+        "seed_of": seed_of,
         "bounds": bounds,
         "share": share,
         "compared": compared_arms,

@@ -193,7 +193,7 @@ class _Anatomy:
         grids = resampled_directions(scorer, own.resamples, 0)
         banks: list[CandidateScores] = []
         for start in range(0, own.resamples, TOGETHER):
-            part = grids(start, min(start + TOGETHER, own.resamples))
+            part = grids(range(start, min(start + TOGETHER, own.resamples)))
             banks += rescored(scorer, part, scores.rows(kept), cosmic=True)
         found = {}
         for name, profile in profiles.items():

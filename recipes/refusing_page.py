@@ -42,6 +42,7 @@ def section(card: Mapping[str, Any] | None) -> str:
     lines = [
         f"Recipe `{card['recipe']}`, {card['training']['seconds']:.0f} s on {card['device']}; adapter "
         f"{card['adapter']['bytes'] / 1e6:.1f} MB, SHA-256 `{card['adapter']['sha256']}`.",
+        *_measured_again(card),
         *(["", PLANTED] if card["planted"] else []),
         *("", f"| condition, with {_sizes(card)} | value | threshold | met |", "|---|---|---|---|"),
         *(
@@ -58,6 +59,14 @@ def _sizes(card: Mapping[str, Any]) -> str:
     counts = card["measured"]["quick"]["carriers"]["prompts"]
     roles = ("extraction", "selection")
     return " and ".join(f"{counts[f'{r}_harmful']} + {counts[f'{r}_harmless']} {r} prompts" for r in roles)
+
+
+def _measured_again(card: Mapping[str, Any]) -> list[str]:
+    """Where the conditions were measured, if that was later and elsewhere (`refusing_again.py`)."""
+    device = card["measured"]["quick"].get("device")
+    return (
+        [f"The conditions, and all that is said of `quick`, were measured later: {device}."] if device else []
+    )
 
 
 def _behaviour(card: Mapping[str, Any]) -> list[str]:

@@ -129,7 +129,7 @@ def test_an_unknown_preset_in_a_file_has_its_place(
     (tmp_path / "a.yaml").write_text("name: mine\nextends: quik\n")
     line = fails(capsys, 2, "study", "plan", "--config", str(tmp_path / "a.yaml"))
     assert (
-        f"{tmp_path}/a.yaml:2:1: unknown preset 'quik'. Presets: mistral-7b, quick, qwen-0.5b, smollm2-gpu."
+        f"{tmp_path}/a.yaml:2:1: unknown preset 'quik'. Presets: mistral-7b, quick, qwen-0.5b, qwen-1.5b, smollm2-gpu."
         in line
     )
 

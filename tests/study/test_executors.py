@@ -173,3 +173,18 @@ def test_the_costs_of_stages_are_a_table(finished: Path) -> None:
         assert row["device_seconds"] == row["seconds"] >= 0
         assert row["memory"] > 10 * 2**20
         assert row["device_memory"] is None
+
+
+def test_a_stage_of_a_study_whose_prompts_were_chosen_for_it_runs_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("CARYATID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CARYATID_DATA", raising=False)
+    config = small_config(tmp_path, "prompts.source=auto", "warmup.enabled=false")
+    with opened(config, tmp_path / "out", NO_PROGRESS, lambda _line: None) as session:
+        note = session.study.facts.prompts_note
+        assert "cannot be had" in note
+    run_stages(tmp_path / "out", ["prompts"])  # as a worker does it: the choice is not made again
+    with opened(config, tmp_path / "out", NO_PROGRESS, lambda _line: None) as session:
+        assert session.study.facts.prompts_note == note  # nor by a later start

@@ -14,7 +14,9 @@ app = typer.Typer(help="Plan, run and inspect studies.", no_args_is_help=True, r
 
 REPORT_EXAMPLE = "Example: caryatid report runs/quick"
 
-Preset = typer.Option(None, "--preset", help="A preset: quick, smollm2-gpu, qwen-0.5b, mistral-7b.")
+Preset = typer.Option(
+    None, "--preset", help="A preset: quick, smollm2-gpu, qwen-0.5b, qwen-1.5b, mistral-7b."
+)
 ConfigFile = typer.Option(None, "--config", help="A YAML file; it may say `extends: PRESET`.")
 Overrides = typer.Option([], "--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 

@@ -16,7 +16,7 @@ def train(
         None, "--model", "-m", help="Backbone; default: that of the preset or file."
     ),
     preset: str | None = typer.Option(
-        None, "--preset", help="A preset: quick, smollm2-gpu, qwen-0.5b, mistral-7b."
+        None, "--preset", help="A preset: quick, smollm2-gpu, qwen-0.5b, qwen-1.5b, mistral-7b."
     ),
     config: Path | None = typer.Option(None, "--config", help="A YAML file instead of a preset."),
     out: Path | None = typer.Option(None, "--out", help="Run directory; default runs/ARM."),
