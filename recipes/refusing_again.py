@@ -8,7 +8,6 @@ Only what is measured at `quick`'s sizes is replaced, and says on which device; 
 
 import argparse
 import json
-import platform
 
 import torch
 
@@ -39,7 +38,7 @@ def main() -> None:
         "raw_behaviour": behaviour(raw, measuring),
         "behaviour": behaviour(refusing, measuring),
         "carriers": anatomy(refusing, measuring, config.training.r2d2.toward_text),
-        "device": torch.cuda.get_device_name(raw.device) if cuda else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(raw.device) if cuda else "a CPU",
     }
     card["conditions"]["quick"] = conditions_met(card["measured"]["quick"])
     card["passes"] = all(row["met"] for row in card["conditions"]["quick"]) and card["adapter"]["fits"]
