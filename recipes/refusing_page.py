@@ -65,7 +65,9 @@ def _measured_again(card: Mapping[str, Any]) -> list[str]:
     """Where the conditions were measured, if that was later and elsewhere (`refusing_again.py`)."""
     device = card["measured"]["quick"].get("device")
     return (
-        [f"The conditions, and all that is said of `quick`, were measured later, on {device}."] if device else []
+        [f"The conditions, and all that is said of `quick`, were measured later, on {device}."]
+        if device
+        else []
     )
 
 
