@@ -14,6 +14,7 @@ from caryatid.attacks.gcg.state import GcgState
 from caryatid.data.chat import ChatExample
 from caryatid.data.prompts import Prompt
 from caryatid.errors import DataMissingError, NumericalError, UsageError
+from caryatid.models import batch
 from caryatid.models.load import LoadedModel, load_model
 from caryatid.models.template import ChatFormat
 from caryatid.training import adversarial, arms, loop
@@ -126,6 +127,26 @@ def test_interrupted_arm_resumes_bit_for_bit(
     resumed = _arm(folder, tmp_path / "cut", mode=mode)
     assert _same(tmp_path / "whole", tmp_path / "cut")
     assert _facts(resumed) == _facts(whole)
+
+
+def test_memory_that_an_attack_holds_is_given_up_for_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _arm(folder, tmp_path / "whole", dropout=0.0)
+    held, backward = ["recordings"], Trainee.backward
+
+    def short(trainee: Trainee, loss: torch.Tensor, what: str) -> float:
+        value = backward(trainee, loss, what)
+        if held:
+            raise torch.OutOfMemoryError("no room")  # with gradients half there
+        return value
+
+    monkeypatch.setattr(Trainee, "backward", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        _arm(folder, tmp_path / "none", dropout=0.0)
+    monkeypatch.setattr(batch, "RELEASES", [lambda: bool(held and held.pop())])
+    _arm(folder, tmp_path / "short", dropout=0.0)
+    assert _same(tmp_path / "whole", tmp_path / "short")
 
 
 def test_a_long_way_between_anchors_is_saved_in_between(

@@ -139,27 +139,35 @@ RELEASES: list[Callable[[], bool]] = []
 """Functions that give up memory which is held to save time, and say whether there was any."""
 
 
+def released() -> bool:
+    """Give up all of that memory; whether there was any."""
+    found = sum(release() for release in RELEASES) > 0  # all of them, not up to the first
+    if found and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return found
+
+
 def with_backoff(fn: Callable[[int], T], size: int) -> BackedOff[T]:
-    """Call `fn(size)`, halving the size each time memory runs out; once all that `RELEASES` give up is given up.
+    """Call `fn(size)`, halving the size each time memory runs out, after what `released` gives up.
 
     Raises:
         MemoryExhaustedError: memory also runs out at size 1; in lockstep (`lockstep.py`) at once.
     """
     size = max(1, size)
     while True:
-        released = False
+        again = False
         try:
             return BackedOff(fn(size), size)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            released = max((release() for release in RELEASES), default=False)
-            if (size == 1 and not released) or is_lockstep():
+            again = released()
+            if (size == 1 and not again) or is_lockstep():
                 raise MemoryExhaustedError(
                     f"out of memory at batch size {size}",
                     remedy="Use smaller batches, a smaller model, a shorter token limit, or a device with more memory.",
                 ) from error
-        size = size if released else size // 2
+        size = size if again else size // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

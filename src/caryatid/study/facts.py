@@ -57,8 +57,8 @@ def settle_facts(config: StudyConfig, earlier: Facts | None) -> Settled:
     else:
         assert prompts is not None
         source, note, digest = prompts.source, prompts.note, content_key(prompts.to_json())
-        if earlier and config.prompts.source == "auto":
-            note = earlier.prompts_note  # of the start that chose the source
+        if earlier and earlier.prompts_sha256 == digest:
+            note = earlier.prompts_note  # of the start that chose the source, and where it found it
     (observed, noted), chat_sha256 = _observed(config), _chat_file(config)
     known = earlier is not None and earlier.model_identity == identity
     batch = dict(earlier.batch) if earlier and known else vars(_batch_sizes(config, str(device), dtype))

@@ -22,7 +22,7 @@ from .losses import sft_loss
 from .pool import Pool
 from .ranks import ALONE, Ranks
 from .settings import Mode, TrainingSettings
-from .terms import my_share, token_count
+from .terms import my_share, token_count, with_room
 from .trainee import DrawnCases, Example, Trainee, cut
 
 EMA_DECAY = 0.9
@@ -362,11 +362,12 @@ def _micro_batch(training: _Training, chat_rows: Sequence[Example], share: float
         totals.spend(attacked)
         training.follow("pool_loss", attacked.loss)
     rows, weight = my_share(trainee.ranks, chat_rows)
-    value = 0.0
-    if rows:
+
+    def chat() -> float:
         out = trainee.forward(rows)
-        value = trainee.backward(sft_loss(out.logits, out.targets) * weight * share, "sft") / share
-    training.add("sft", trainee.ranks.summed(value))
+        return trainee.backward(sft_loss(out.logits, out.targets) * weight * share, "sft") / share
+
+    training.add("sft", trainee.ranks.summed(with_room(trainee, chat) if rows else 0.0))
     totals.tokens += token_count(chat_rows)
     if drawn is not None:
         _on_cases(training, drawn._replace(chat=chat_rows), share)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..errors import out_of_memory
+from ..models.batch import released
 from .losses import away_loss, toward_loss
 from .ranks import Ranks
 from .settings import R2D2Settings
@@ -78,3 +80,19 @@ def away_and_toward(trainee: Trainee, drawn: DrawnCases, settings: R2D2Settings)
     away = away_loss(both.logits[:split], both.targets[:split], settings.away_variant) * away_weight
     total = settings.toward_weight * toward + settings.away_weight * away
     return Terms(total, {"toward": float(toward.detach()), "away": float(away.detach())}, tokens)
+
+
+def with_room(trainee: Trainee, compute: Callable[[], float]) -> float:
+    """`compute`, which adds to the gradients; once more where memory runs out that an attack holds to save time.
+
+    Only for the first term of an update: what was added half could not be told from what stood before.
+    """
+    first = all(parameter.grad is None for parameter in trainee.parameters)
+    try:
+        return compute()
+    except RuntimeError as error:
+        if not (first and out_of_memory(error) and released()):
+            raise
+    for parameter in trainee.parameters:
+        parameter.grad = None
+    return compute()

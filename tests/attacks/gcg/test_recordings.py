@@ -181,6 +181,10 @@ def test_weights_changed_in_place_are_read_and_replaced_ones_noticed(device: str
     for replays in range(2):
         torch.testing.assert_close(gradient(loaded), gradient(loaded, persistent=False))
         assert kept(loaded) == {"kept": 1, "replays": replays}
+    square: Any = loaded.model.model.layers[0].self_attn.o_proj.weight
+    square.data = square.data.t()  # in the same place, read the other way
+    torch.testing.assert_close(gradient(loaded), gradient(loaded, persistent=False))
+    assert kept(loaded) == {"kept": 1, "replays": 0}
 
 
 def test_what_a_recording_would_not_repeat_runs_without(device: str) -> None:
@@ -196,6 +200,10 @@ def test_what_a_recording_would_not_repeat_runs_without(device: str) -> None:
     gradient(loaded)
     assert kept(loaded) == {"kept": 1, "replays": 0}
     mlp.training = False
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
+    gradient(loaded)
+    handle.remove()
+    assert kept(loaded) == {"kept": 1, "replays": 0}
     gradient(loaded)
     assert kept(loaded) == {"kept": 1, "replays": 1}
 
@@ -229,6 +237,7 @@ def test_recordings_are_dropped_when_memory_runs_out(device: str, caplog: pytest
     assert kept(loaded)["kept"] == 0
     torch.testing.assert_close(gradient(loaded), gradient(loaded, persistent=False))
     assert kept(loaded)["kept"] == 0
+    assert recordings.closed(loaded)
     assert [record.getMessage()[:11] for record in caplog.records] == ["memory ran "]
 
 

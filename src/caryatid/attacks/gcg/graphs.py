@@ -70,8 +70,8 @@ class Replay(Generic[Output]):
 
 
 @cache
-def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all recordings: each stream has a workspace of its own for matrix products."""
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """One for all recordings on a card: each stream has a workspace of its own for matrix products."""
     return torch.cuda.Stream(device)
 
 
@@ -84,10 +84,11 @@ def captured(
         pool: memory that graphs share whose outputs are copied before another of them is replayed.
     """
     graph, enabled = torch.cuda.CUDAGraph(), gc.isenabled()
+    index = torch.cuda.current_device() if device.index is None else device.index
     torch.cuda.synchronize(device)
     gc.disable()  # freeing what lies on the device may not be recorded
     try:
-        with torch.cuda.stream(_capture_stream(device)):
+        with torch.cuda.stream(_capture_stream(index)):
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 output = function()
@@ -97,7 +98,6 @@ def captured(
         log.warning("no CUDA graph for a repeated pass, which runs without: %s", error)
         torch.cuda.synchronize(device)
         # A failed recording leaves the generator in its recording state; a copy of it is not.
-        index = torch.cuda.current_device() if device.index is None else device.index
         random = torch.cuda.default_generators[index]
         random.graphsafe_set_state(random.clone_state())
         return None

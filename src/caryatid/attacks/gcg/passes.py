@@ -46,7 +46,8 @@ class PassShape(NamedTuple):
     kept: int
 
     def filled(self) -> "PassShape":
-        """With room, so that few shapes serve many passes: at most an eighth more rows, columns and scored places.
+        """With room, so that few shapes serve many passes: an eighth more of what is large, up to multiples of what is
+        small.
 
         Columns of keys are cheap, and multiples of 16 of them need no further filling in attention.
         """

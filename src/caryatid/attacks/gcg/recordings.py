@@ -3,7 +3,8 @@
 A small pass takes as long as its launches. A pass (`passes.py`) is recorded when its shape comes for the second time,
 and is one launch from then on. Recordings belong to the model: R2D2 searches two steps between two updates of the
 weights, which are changed in place, so that the same recordings serve all searches. They are dropped when weights are
-replaced, when modules or the manner of computing have changed, when memory runs out, and with the model.
+replaced, when modules or the manner of computing have changed, when memory runs out, and with the model. Not seen is
+what changes a module's other attributes (an attention's scale, a norm's epsilon), which nothing here does.
 
 What cannot be recorded, or has not been yet, runs as it does without: the functions here then return None.
 """
@@ -19,6 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from transformers import DynamicCache
 
 from ...models.batch import RELEASES
@@ -59,6 +61,7 @@ class _Recording:
 class _Store:
     """The recordings of one model, which must not be referred to from here: it would never be freed."""
 
+    device: torch.device
     signature: tuple[Any, ...]
     modules: list[weakref.ref[Any]]
     kept: OrderedDict[tuple[PassKind, PassShape], _Recording] = field(default_factory=OrderedDict)
@@ -72,7 +75,7 @@ class _Store:
         if not self.kept:
             return False
         if any(one.graph is not None for one in self.kept.values()):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
         self.kept.clear()
         self.pool = None  # a pool that no graph holds is not taken up again
         return True
@@ -111,6 +114,12 @@ def recordings(model: nn.Module) -> dict[str, int]:
     return {"kept": len(store.kept), "replays": store.replays} if store else {"kept": 0, "replays": 0}
 
 
+def closed(loaded: LoadedModel) -> bool:
+    """Whether recording has been given up for this model."""
+    store = _STORES.get(loaded.model)
+    return store is not None and not store.open
+
+
 def may_record(loaded: LoadedModel) -> bool:
     """Whether passes of this model are recorded: where launches bound, on one device, in one process."""
     if MODE == "off" or is_lockstep() or loaded.split:
@@ -124,8 +133,10 @@ def may_record(loaded: LoadedModel) -> bool:
 def _frozen(modules: Sequence[Any]) -> tuple[Any, ...] | None:
     """What a recording takes for granted of a model's modules; None where they do what it would not repeat.
 
-    These are hooks, dropout, and forwards other than PyTorch's and the library's own.
+    These are hooks, dropout, forwards other than PyTorch's and the library's own, and tensors of other kinds.
     """
+    if _has_any_global_hook():
+        return None
     found: list[Any] = []
     for module in modules:
         own = vars(module)
@@ -136,8 +147,12 @@ def _frozen(modules: Sequence[Any]) -> tuple[Any, ...] | None:
         if any(getattr(hook, "__module__", "") != _INACTIVE for hook in own["_forward_hooks"].values()):
             return None
         found += map(id, own["_modules"].values())
-        for tensors in (own["_parameters"], own["_buffers"]):
-            found += [(one.data_ptr(), one.dtype) for one in tensors.values() if one is not None]
+        for one in (*own["_parameters"].values(), *own["_buffers"].values()):
+            if one is None:
+                continue
+            if type(one) not in (Tensor, nn.Parameter, nn.Buffer):
+                return None  # its memory may be elsewhere
+            found.append((one.data_ptr(), one.dtype, one.shape, one.stride()))
     return tuple(found)
 
 
@@ -156,7 +171,9 @@ def _manner() -> tuple[Any, ...] | None:
         kernels.flash_sdp_enabled(),
         kernels.mem_efficient_sdp_enabled(),
         kernels.cudnn_sdp_enabled(),
+        kernels.math_sdp_enabled(),
         kernels.matmul.allow_bf16_reduced_precision_reduction,
+        kernels.matmul.allow_fp16_reduced_precision_reduction,
     )
 
 
@@ -173,7 +190,8 @@ def _store(loaded: LoadedModel) -> _Store | None:
         return None
     signature = frozen, manner, model.config._attn_implementation
     if store is None:
-        store = _STORES[model] = _Store(signature, [weakref.ref(one) for one in modules])
+        refs = [weakref.ref(one) for one in modules]
+        store = _STORES[model] = _Store(loaded.device, signature, refs)
     elif gone or signature != store.signature:
         store.drop()
         del _STORES[model]

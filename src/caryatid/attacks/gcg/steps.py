@@ -26,6 +26,7 @@ from .gradient import SuffixGradients, suffix_gradients
 from .graphs import fused, worth_fusing
 from .layout import PromptLayout, evaluation_mode, one_thread
 from .precision import LowPrecision
+from .recordings import closed
 from .scoring import Packing, PendingScores, start_scoring
 from .settings import GcgSettings
 from .slot import SuffixSlot, surviving_candidates
@@ -124,6 +125,11 @@ def _ordered(
     return ordered_substitutions(top, generator)
 
 
+def _recorded(engine: GcgEngine) -> bool:
+    """Whether candidates are scored in recorded passes, if these come often enough."""
+    return engine.record and not closed((engine.low or engine).loaded)
+
+
 def _groups(engine: GcgEngine) -> int:
     """Into how many groups the cases of a step are split: each is a forward, whose launches bound small models.
 
@@ -131,7 +137,7 @@ def _groups(engine: GcgEngine) -> int:
     """
     if engine.loaded.device.type != "cuda":
         return 1
-    many = engine.record and len(engine.slots) * engine.settings.width >= MANY
+    many = _recorded(engine) and len(engine.slots) * engine.settings.width >= MANY
     return 4 if many or worth_fusing(engine.loaded.model) else 2
 
 
@@ -200,7 +206,7 @@ def _start(
             prefix=engine.prefix if low is None else engine.low_prefix,
             scoring=engine.scoring,
             suffix=suffix,
-            packing=Packing(record=engine.record),
+            packing=Packing(record=engine.record and not closed(loaded)),
         )
     engine.limit.rows = pending.batch_size
     return pending
