@@ -16,6 +16,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,18 @@ def add(
     write_json(out / "provenance.json", provenance)
 
 
+@cache
+def read_rows(file: Path, _changed: int) -> list[Row]:
+    """The rows of a table, read once for as long as its file stays as it is (when it was changed, in nanoseconds)."""
+    return list(pyarrow.parquet.read_table(file).to_pylist())
+
+
+@cache
+def read_settings(file: Path, _changed: int) -> Any:
+    """A configuration, read once as `read_rows` reads."""
+    return YAML(typ="safe").load(file.read_text(encoding="utf-8"))
+
+
 class Published:
     """A published run, as the text asks for its numbers."""
 
@@ -136,7 +149,8 @@ class Published:
         """Rows of a table whose columns have these values; `of` stands for the column `from`."""
         if "of" in wanted:
             wanted["from"] = wanted.pop("of")
-        every = pyarrow.parquet.read_table(self.folder / "tables" / f"{table}.parquet").to_pylist()
+        file = self.folder / "tables" / f"{table}.parquet"
+        every = read_rows(file, file.stat().st_mtime_ns)
         return [row for row in every if all(row[key] == value for key, value in wanted.items())]
 
     def row(self, table: str, **wanted: Any) -> Row:
@@ -148,7 +162,8 @@ class Published:
 
     def setting(self, *path: str) -> str:
         """A setting of its configuration, by its path: `setting("training", "lat", "radius")`."""
-        found: Any = YAML(typ="safe").load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        file = self.folder / "config.yaml"
+        found = read_settings(file, file.stat().st_mtime_ns)
         for key in path:
             found = found[key]
         return str(found)

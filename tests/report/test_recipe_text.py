@@ -4,6 +4,7 @@ import pytest
 
 import across_seeds
 import publish
+from shares import share
 
 WHOLE = publish.seed_of("qwen-0.5b-trajectory-seed3", 3)
 AWAY, TOWARD, SINGLE, STILL = (
@@ -12,6 +13,7 @@ AWAY, TOWARD, SINGLE, STILL = (
 SEEDS = publish.trajectory_seeds()
 LARGE = publish.seed_of("qwen-1.5b-seed0", 0)
 FIXED, DIRECT, SAFE = "fixed-source answered", "direct answered", "XSTest safe refused"
+START = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
 Span = tuple[float, float]
 
 
@@ -130,4 +132,18 @@ def test_the_larger_models_place_alone_is_open() -> None:
     assert decided["label"] == "undetermined"
     assert decided["reasons"].endswith(
         "Missing: neither a move nor its absence has a probability of 0.9 or more."
+    )
+
+
+def test_the_start_page_quotes_them() -> None:
+    broken, refused = (
+        sorted(attacked(TOWARD, step, metric) for step in (50, 100, 250))
+        for metric in ("degenerate", "any_refusal")
+    )
+    quoted = [share(value) for value in (broken[0], broken[-1], refused[0], refused[-1])]
+    assert "break ({} to {} of them) more often than they refuse ({} to {});".format(*quoted) in START
+    turns = [f"{known(LARGE.angle(arm, (0, 500)).value):.0f}°" for arm in ("r2d2", "sft")]
+    removed = share(known(LARGE.removal("r2d2", (0, 500)).value))
+    assert (
+        "by {} (SFT {}), the untrained model's carrier still removes {} of".format(*turns, removed) in START
     )
