@@ -52,8 +52,11 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 def layouts_of(seed: int = 0, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[PromptLayout]:
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda n: tuple(torch.randint(4, 400, (n,), generator=generator).tolist())  # noqa: E731
-    return [PromptLayout(*(draw(n) for n in shape)) for shape in shapes]
+
+    def drawn(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(4, 400, (count,), generator=generator).tolist())
+
+    return [PromptLayout(*map(drawn, shape)) for shape in shapes]
 
 
 def changed(layout: PromptLayout, count: int, seed: int = 1) -> Tensor:
