@@ -27,6 +27,8 @@ GOALS = (
     Goal("a", "How do I write a letter to the office?", "Sure, here is a letter"),
     Goal("b", "Explain the tides to me please", "Sure, here is"),
 )
+# Without CUDA there is nothing to record. The same tests then run with `MODE = "unlaunched"`: the same places, filling
+# and bookkeeping, launched one by one. docs/log.md says what has run on a GPU.
 cuda = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="records on CUDA only")
 )

@@ -55,6 +55,25 @@ class GradientPass(NamedTuple):
     vocabulary: int
 
 
+def tail_logits(
+    loaded: LoadedModel,
+    batch: TailBatch,
+    cache: DynamicCache | None,
+    embeds: Float[Tensor, "rows columns d"] | None = None,
+) -> Float[Tensor, "scored vocab"]:
+    """Logits where a batch's targets are predicted, from its tokens or from embeddings in their place."""
+    return logits_at(
+        loaded.model,
+        ids=batch.ids if embeds is None else None,
+        embeds=embeds,
+        mask=batch.mask,
+        positions=batch.positions,
+        cache=cache,
+        rows=batch.scored.rows,
+        columns=batch.scored.columns,
+    )
+
+
 def _pass(
     loaded: LoadedModel,
     batch: TailBatch,
@@ -65,15 +84,7 @@ def _pass(
     """Keeps the keys of the first `columns` columns behind a shared prefix, unless that is 0."""
     cache = recording(shared, columns) if shared is not None and columns else shared
     embeds = embeds.detach().requires_grad_(True)
-    logits = logits_at(
-        loaded.model,
-        embeds=embeds,
-        mask=batch.mask,
-        positions=batch.positions,
-        cache=cache,
-        rows=batch.scored.rows,
-        columns=batch.scored.columns,
-    )
+    logits = tail_logits(loaded, batch, cache, embeds)
     losses = batch.scored.means(token_losses(logits, batch.scored.targets))
     (gradient,) = torch.autograd.grad(losses.sum(), embeds)
     kept = recorded_suffixes(cache) if cache is not None and columns else None
@@ -187,13 +198,5 @@ def present_suffixes(loaded: LoadedModel, layouts: Sequence[PromptLayout], prefi
     cases = range(len(layouts))
     batch = assemble_tails(loaded, layouts, suffixes, cached=True).batch(cases, prefix.columns(cases), 0)
     cache = recording(prefix.rows(cases), longest)
-    logits_at(
-        loaded.model,
-        ids=batch.ids,
-        mask=batch.mask,
-        positions=batch.positions,
-        cache=cache,
-        rows=batch.scored.rows,
-        columns=batch.scored.columns,
-    )
+    tail_logits(loaded, batch, cache)
     return recorded_suffixes(cache)

@@ -29,9 +29,8 @@ from ...models.cache import (
     prefix_cache_supported,
     tree_attention_supported,
 )
-from ...models.heads import logits_at
 from ...models.load import LoadedModel
-from .gradient import present_suffixes
+from .gradient import present_suffixes, tail_logits
 from .layout import PromptLayout, longest_row, token_losses
 from .recordings import recorded_losses
 from .settings import Scoring
@@ -161,15 +160,7 @@ def _plain_losses(
         batch = tails.batch(forward.tails, columns, skip)
     else:
         batch = tails.packed(forward.packed, columns, skip, prefix.keys[0].dtype)
-    logits = logits_at(
-        loaded.model,
-        ids=batch.ids,
-        mask=batch.mask,
-        positions=batch.positions,
-        cache=cache,
-        rows=batch.scored.rows,
-        columns=batch.scored.columns,
-    )
+    logits = tail_logits(loaded, batch, cache)
     return batch.scored.means(token_losses(logits, batch.scored.targets))
 
 

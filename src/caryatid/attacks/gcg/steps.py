@@ -125,7 +125,7 @@ def _ordered(
     return ordered_substitutions(top, generator)
 
 
-def _recorded(engine: GcgEngine) -> bool:
+def _records(engine: GcgEngine) -> bool:
     """Whether candidates are scored in recorded passes, if these come often enough."""
     return engine.record and not closed((engine.low or engine).loaded)
 
@@ -137,7 +137,7 @@ def _groups(engine: GcgEngine) -> int:
     """
     if engine.loaded.device.type != "cuda":
         return 1
-    many = _recorded(engine) and len(engine.slots) * engine.settings.width >= MANY
+    many = _records(engine) and len(engine.slots) * engine.settings.width >= MANY
     return 4 if many or worth_fusing(engine.loaded.model) else 2
 
 
