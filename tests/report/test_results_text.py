@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import publish
@@ -193,18 +194,36 @@ def test_the_page_on_speed_quotes_how_many_winners_are_kept() -> None:
         assert part["kept"][str(GcgSettings(width=128).decided(low))] >= 0.95
 
 
+def test_the_page_on_speed_quotes_final_losses_with_float8() -> None:
+    root = publish.RESULTS.parents[1]
+    found = json.loads((root / "benchmarks" / "results" / "gcg-precision-cuda.json").read_text())
+    page = " ".join((root / "docs" / "performance.md").read_text(encoding="utf-8").split())
+    part = found["losses-float8"]["losses"]
+    finals = {name: np.array(losses) for name, losses in part["finals"].items()}
+    difference = (finals["float8"] - finals["model"]).mean()
+    assert difference == pytest.approx(part["difference"])
+    (low, high), spent = part["interval"], part["seconds"]
+    assert f"they are .{round(1000 * difference):03d} nats above bfloat16 alone" in page
+    assert f"difference −.{round(-1000 * low):03d} to +.{round(1000 * high):03d}; means" in page
+    assert (
+        f"means {finals['float8'].mean():.3f} and {finals['model'].mean():.3f}".replace(" 0.", " .") in page
+    )
+    assert f"{spent['float8']:.0f} s for {spent['model']:.0f} s" in page
+
+
 def test_the_page_on_scale_quotes_what_two_cards_bring() -> None:
     root = publish.RESULTS.parents[1]
     found = json.loads((root / "benchmarks" / "results" / "two-cards-cuda.json").read_text())
     page = (root / "docs" / "scale.md").read_text(encoding="utf-8")
     attacks, r2d2, parts = (found[name] for name in ("attacks", "r2d2", "fsdp2"))
+    alone, real = found["attacks_alone"], found["attacks_real"]
     ends = parts["one_process"], parts["two_processes"]
 
     def cells(one: float, two: float, ratio: bool = True) -> str:
         return f"| {one:.1f} | {two:.1f} | {publish.share(one / two) if ratio else ''}".rstrip() + " |"
 
     for line in (
-        cells(attacks["seconds"]["1"], attacks["seconds"]["2"]),
+        *(cells(one["seconds"]["1"], one["seconds"]["2"]) for one in (attacks, alone, real)),
         cells(*(r2d2[n]["seconds"]["update"] for n in "12")),
         cells(*(r2d2[n]["peak_gib"] for n in "12"), ratio=False),
         cells(*(end["seconds"] for end in ends)),
@@ -223,6 +242,13 @@ def test_the_page_on_scale_quotes_what_two_cards_bring() -> None:
     ):
         assert f"{one:.{digits}f} and {two:.{digits}f}" in page
     assert attacks["equal_cases"] == 0
+    whole, again = alone["seconds"]["1"], alone["seconds_again"]["2"]
+    assert f"{again:.1f} s the second time ({whole / again:.2f})" in page
+    first, second = zip(alone["parts"]["first"], alone["parts"]["again"], strict=True)
+    assert " and ".join(f"{took:.1f}" for took in first) in page
+    assert re.search(r" and\s+".join(f"{took:.1f}" for took in second), page)
+    assert " and ".join(f"{whole / took:.2f}" for took in first) in page
+    assert {round(100 * (b / a - 1)) for a, b in zip(first, second, strict=True)} == {5, 6}
 
 
 def test_the_page_on_scale_quotes_what_four_cards_bring() -> None:
