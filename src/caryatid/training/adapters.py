@@ -11,8 +11,9 @@ take one product where PEFT takes three and its bookkeeping, as in opened anchor
 """
 
 import copy
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..models.adapters import AdaptedLinear, aligned
+from .settings import LoraSettings
 
 
 class _Joined(torch.autograd.Function):
@@ -212,3 +214,28 @@ def _product(base: Any) -> Float[Tensor, "d_out d_in"]:
         return base.joined.detach()
     weight: Tensor = base.weight.detach()
     return weight.T if isinstance(base, Conv1D) else weight
+
+
+def forked_rng(device: torch.device) -> AbstractContextManager[None]:
+    """PyTorch's random states put back afterwards; of GPUs this one's alone, since a process that trains beside others
+    on one host must not open theirs."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def with_adapters(model: nn.Module, lora: LoraSettings, seed: int) -> Any:
+    """A PEFT model with fresh adapters, injected into `model` in place; their values are drawn with the seed."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    with forked_rng(next(model.parameters()).device), warnings.catch_warnings():
+        # PEFT still reads an attribute that transformers has renamed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)

@@ -27,6 +27,7 @@ class Arm:
         terms: loss terms on harmful cases drawn from the pool; None: chat alone, and nothing is drawn.
         suffixes: none sends behaviours as they are; static keeps cases made once at step 0; dynamic refreshes them.
         part: the part of `TrainingSettings` beside `r2d2` that its terms read; other arms do not depend on it.
+        whole_passes: its terms hook blocks, which gradient checkpointing would compute again without the hooks.
         passes: forward and backward passes over the cases that come before those of the terms, for forecasts.
         about: what it is to a reader of the report who has not read the protocol, a sentence without its full stop.
     """
@@ -35,6 +36,7 @@ class Arm:
     terms: LossTerms | None = None
     suffixes: Suffixes = "none"
     part: str | None = None
+    whole_passes: bool = False
     passes: Callable[[TrainingSettings], float] = lambda settings: 0.0
     about: str = ""
 
@@ -84,6 +86,7 @@ register_arm(
         "lat",
         lat_terms,
         part="lat",
+        whole_passes=True,
         passes=lambda settings: settings.lat.steps,
         about="taught to refuse harmful requests whose hidden states are perturbed against it",
     )
@@ -93,6 +96,7 @@ register_arm(
         "circuit_breakers",
         circuit_breaker_terms,
         part="circuit_breakers",
+        whole_passes=True,
         about="trained to have other hidden states on harmful requests than before",
     )
 )

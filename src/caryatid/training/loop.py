@@ -22,7 +22,7 @@ from .losses import sft_loss
 from .pool import Pool
 from .ranks import ALONE, Ranks
 from .settings import Mode, TrainingSettings
-from .terms import my_share, token_count, with_room
+from .terms import Terms, my_share, token_count, with_room
 from .trainee import DrawnCases, Example, Trainee, cut
 
 EMA_DECAY = 0.9
@@ -367,7 +367,9 @@ def _micro_batch(training: _Training, chat_rows: Sequence[Example], share: float
         out = trainee.forward(rows)
         return trainee.backward(sft_loss(out.logits, out.targets) * weight * share, "sft") / share
 
-    training.add("sft", trainee.ranks.summed(with_room(trainee, chat) if rows else 0.0))
+    hooked = training.arm.whole_passes
+    spent = with_room(trainee, chat, whole_passes=hooked) if rows else 0.0
+    training.add("sft", trainee.ranks.summed(spent))
     totals.tokens += token_count(chat_rows)
     if drawn is not None:
         _on_cases(training, drawn._replace(chat=chat_rows), share)
@@ -375,11 +377,17 @@ def _micro_batch(training: _Training, chat_rows: Sequence[Example], share: float
 
 def _on_cases(training: _Training, drawn: DrawnCases, share: float) -> None:
     """Gradients of the arm's terms on the drawn cases."""
-    trainee, totals = training.trainee, training.totals
-    assert training.arm.terms is not None
-    terms = training.arm.terms(trainee, drawn, trainee.settings.r2d2)
-    if terms.total is not None:
-        trainee.backward(terms.total * share, " and ".join(terms.values))
+    trainee, totals, arm = training.trainee, training.totals, training.arm
+    assert arm.terms is not None
+    of_arm = arm.terms
+
+    def cases() -> Terms:
+        terms = of_arm(trainee, drawn, trainee.settings.r2d2)
+        if terms.total is not None:
+            trainee.backward(terms.total * share, " and ".join(terms.values))
+        return replace(terms, total=None)
+
+    terms = with_room(trainee, cases, whole_passes=arm.whole_passes)
     for name, value in terms.values.items():
         training.add(name, trainee.ranks.summed(value))
     totals.tokens += terms.tokens

@@ -1,9 +1,12 @@
 """Loss terms on the harmful cases of a micro-batch, as this process's share of the means over all processes."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from ..errors import out_of_memory
@@ -12,6 +15,9 @@ from .losses import away_loss, toward_loss
 from .ranks import Ranks
 from .settings import R2D2Settings
 from .trainee import DrawnCases, Example, Trainee
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,17 +88,64 @@ def away_and_toward(trainee: Trainee, drawn: DrawnCases, settings: R2D2Settings)
     return Terms(total, {"toward": float(toward.detach()), "away": float(away.detach())}, tokens)
 
 
-def with_room(trainee: Trainee, compute: Callable[[], float]) -> float:
-    """`compute`, which adds to the gradients; once more where memory runs out that an attack holds to save time.
+def with_room(trainee: Trainee, compute: Callable[[], T], *, whole_passes: bool = False) -> T:
+    """`compute`, which adds to the gradients, and again where memory runs out.
 
-    Only for the first term of an update: what was added half could not be told from what stood before.
+    At first without what attacks hold to save time, then with activations that are computed again in the backward pass
+    (gradient checkpointing; from then on), which gives the same gradients in more time. Random draws are the same.
+
+    Args:
+        whole_passes: hooks at blocks are at work, which forbid that.
+
+    Raises:
+        RuntimeError: memory still runs out, or processes hold the weights together, of which one cannot go again alone.
     """
-    first = all(parameter.grad is None for parameter in trainee.parameters)
-    try:
-        return compute()
-    except RuntimeError as error:
-        if not (first and out_of_memory(error) and released()):
-            raise
-    for parameter in trainee.parameters:
-        parameter.grad = None
-    return compute()
+    before = None if trainee.ranks.lockstep else _Before.of(trainee)
+    while True:
+        try:
+            return compute()
+        except RuntimeError as error:
+            if before is None or not out_of_memory(error):
+                raise
+            if not released() and not _checkpointed(trainee, whole_passes):
+                raise
+        before.restore(trainee)
+
+
+def _checkpointed(trainee: Trainee, whole_passes: bool) -> bool:
+    """Whether checkpointing could be begun."""
+    able = getattr(trainee.loaded.model, "supports_gradient_checkpointing", False)
+    if whole_passes or trainee.checkpointing or not able:
+        return False
+    log.warning("out of memory in training: activations are computed again in backward passes from here on")
+    trainee.checkpoint()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return True
+
+
+@dataclass(frozen=True)
+class _Before:
+    """Gradients and random states before a term was computed."""
+
+    gradients: list[Tensor | None]
+    random: Tensor
+    random_cuda: Tensor | None
+
+    @classmethod
+    def of(cls, trainee: Trainee) -> "_Before | None":
+        """None: the gradients are those of all weights, of which a copy would cost more memory than there may be."""
+        gradients = [parameter.grad for parameter in trainee.parameters]
+        if trainee.mode == "full" and any(one is not None for one in gradients):
+            return None
+        device = trainee.loaded.device
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls([None if one is None else one.clone() for one in gradients], torch.get_rng_state(), cuda)
+
+    def restore(self, trainee: Trainee) -> None:
+        """Put them back."""
+        for parameter, gradient in zip(trainee.parameters, self.gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient.clone()
+        torch.set_rng_state(self.random)
+        if self.random_cuda is not None:
+            torch.cuda.set_rng_state(self.random_cuda, trainee.loaded.device)

@@ -4,7 +4,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,9 @@ from ..models.heads import picked_head
 from ..models.load import LoadedModel
 from ..models.lockstep import in_lockstep
 from ..models.quiet import quiet_transformers
-from .adapters import LowPrecisionAdapters, MergedCopy
+from .adapters import LowPrecisionAdapters, MergedCopy, forked_rng, with_adapters
 from .ranks import ALONE, Ranks
-from .settings import LoraSettings, Mode, TrainingSettings
+from .settings import Mode, TrainingSettings
 from .shards import check_shards, like, shard, whole
 
 SHARD = "Train with training.shard: fsdp2 under torchrun (docs/scale.md)."
@@ -119,13 +119,13 @@ class Trainee:
         model: Any = loaded.model
         self.peft: Any = None
         if mode == "lora":
-            self.peft = _with_adapters(model, settings.lora, seed)
+            self.peft = with_adapters(model, settings.lora, seed)
             model.eval()  # PEFT's new modules start in training mode
         else:
             model.requires_grad_(True)
+        self.checkpointing = False
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
+            self.checkpoint()
         if ranks.lockstep:
             check_shards(mode, loaded.dtype)
             shard(model, loaded.device, ranks)
@@ -149,6 +149,16 @@ class Trainee:
         if loaded.device.type == "cuda":
             self._cuda_random = torch.Generator(loaded.device).manual_seed(seed).get_state()
         self.step, self.updates = 0, updates
+
+    def checkpoint(self) -> None:
+        """Compute activations again in backward passes from now on, which takes less memory and more time."""
+        model: Any = self.loaded.model
+        with warnings.catch_warnings():
+            # Its new name is not known to all versions that are allowed.
+            warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning)
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+        self.checkpointing = True
 
     def _precision(self) -> torch.autocast:
         """That of mixed-precision training; losses are float32 in any case."""
@@ -373,27 +383,3 @@ class Trainee:
         self.step = facts["step"]
         extra: dict[str, Any] = facts["extra"]
         return extra
-
-
-def forked_rng(device: torch.device) -> AbstractContextManager[None]:
-    """PyTorch's random states put back afterwards; of GPUs this one's alone, since a process that trains beside others
-    on one host must not open theirs."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
-
-
-def _with_adapters(model: nn.Module, lora: LoraSettings, seed: int) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    with forked_rng(next(model.parameters()).device), warnings.catch_warnings():
-        # PEFT still reads an attribute that transformers has renamed.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        torch.manual_seed(seed)
-        return get_peft_model(model, config)
