@@ -92,9 +92,10 @@ format: install-dev
 docs: install-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
+# Those that run on a CPU as they are; the others (cards, precision) need a GPU or a configuration: their --help.
 # nanoGCG is only measured against; it never enters the environment.
 bench: install-dev build/bench/nanogcg
-	for script in benchmarks/bench_*.py; do PYTHONPATH=build/bench $(BIN)/python $$script || exit 1; done
+	for script in $(addprefix benchmarks/bench_,candidates.py gcg.py generate.py r2d2.py report.py runner.py); do PYTHONPATH=build/bench $(BIN)/python $$script || exit 1; done
 
 build/bench/nanogcg:
 	$(PIP) install -q --no-deps --target build/bench nanogcg==0.3.0

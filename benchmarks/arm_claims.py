@@ -62,12 +62,22 @@ def _place(matched: Sequence[Matched]) -> str:
         return (
             f"**Place**: fewer than two matched arms have a carrier ({_named(placed)}; without: {without})."
         )
-    depths = [one.depth.value for one in placed]
-    wide = max(depths) - min(depths)
-    verb = "no two" if wide < LIMITS.depth_shift else "some"
+    depths = [one.depth for one in placed]
+    least, most = (edge(one.value for one in depths) for edge in (min, max))
+    apart = max(one.lo for one in depths) - min(one.hi for one in depths)
+    near = max(one.hi for one in depths) - min(one.lo for one in depths)
+    shift = LIMITS.depth_shift
+    lie = f"lie {share(shift)} of the layers apart"
+    said = (
+        f"some {lie}"
+        if apart >= shift
+        else f"no two {lie}"
+        if near < shift
+        else f"whether any two {lie} is open"
+    )
     return (
-        f"**Place**: carriers of {_named(placed)} lie at depths {share(min(depths))} to {share(max(depths))}: "
-        f"{verb} of them {share(LIMITS.depth_shift)} of the layers apart. Without a carrier: {without}."
+        f"**Place**: carriers of {_named(placed)} lie at depths {share(least)} to {share(most)} "
+        f"({'; '.join(one.text() for one in depths)}): {said}. Without a carrier: {without}."
     )
 
 

@@ -27,6 +27,7 @@ from ruamel.yaml import YAML
 
 import across_seeds
 import compared_arms
+import repeated_run
 import seed_claims
 import seed_comparison
 import seed_doubts
@@ -233,6 +234,7 @@ def rendered(template: str = "README.md.j2") -> str:
         "seeds_anchor": f"#qwen25-coder-05b-instruct-{anchor}-what-sft-and-r2d2-do-to-refusal",
         "across": across_seeds,
         "said": seed_claims,
+        "repeated": repeated_run,
         "beside": seed_comparison,
         "doubting": seed_doubts,
     }

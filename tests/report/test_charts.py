@@ -113,6 +113,12 @@ def test_conditions_shown_are_those_measured_with_one_larger_rank() -> None:
         "random, rank 1",
         "random, rank 2",
     ]
+    names = [
+        kind.name for kind in kinds_of(rows)
+    ]  # controls of rank 1 alone: a larger rank has nothing beside it
+    assert names == ["no intervention", "carrier ablated, rank 1", "random, rank 1"]
+    names = [kind.name for kind in kinds_of([row for row in rows if row["control"] != "random"])]
+    assert names == ["no intervention", "carrier ablated, rank 1", "carrier ablated, rank 3"]
     assert [kind.name for kind in kinds_of(rows[:1])] == ["no intervention"]
 
 

@@ -10,6 +10,7 @@ WHOLE = publish.seed_of("qwen-0.5b-trajectory-seed3", 3)
 AWAY, TOWARD, SINGLE, STILL = (
     publish.seed_of(f"qwen-0.5b-seed3-{name}", 3) for name in ("away", "toward", "gcg1", "restart")
 )
+RERUN = publish.seed_of("qwen-0.5b-arm-seed3-again", 3)
 SEEDS = publish.trajectory_seeds()
 LARGE = publish.seed_of("qwen-1.5b-seed0", 0)
 FIXED, DIRECT, SAFE = "fixed-source answered", "direct answered", "XSTest safe refused"
@@ -57,7 +58,10 @@ def test_without_away_it_closes_and_what_seed_0_showed_besides_is_half_there() -
         assert attacked(AWAY, step, "any_refusal") > 0.97
     assert span(AWAY, 50, SAFE)[0] > span(WHOLE, 50, SAFE)[1]
     assert span(AWAY, 100, DIRECT)[1] > span(WHOLE, 100, DIRECT)[0]
-    assert known(AWAY.rate("r2d2", 250, DIRECT).value) > known(WHOLE.rate("r2d2", 250, DIRECT).value)
+    for step in (100, 250):
+        for whole in (WHOLE, RERUN):
+            assert span(AWAY, step, DIRECT)[1] > span(whole, step, DIRECT)[0]
+    assert span(AWAY, 50, SAFE)[1] > span(RERUN, 50, SAFE)[0]  # of the second run it cannot be told apart
 
 
 def test_with_one_attack_step_it_closes_later_and_answers_more() -> None:
@@ -72,6 +76,7 @@ def test_direct_requests_reopen_without_restarts_as_in_all_seeds_but_this() -> N
     assert [seed.number for seed, there in zip(SEEDS, reopened, strict=True) if not there] in ([3], [1, 3])
     values = [[known(seed.rate("r2d2", step, DIRECT).value) for step in (50, 250)] for seed in SEEDS]
     assert [before < after for before, after in values] == [True, True, True, False]
+    assert span(RERUN, 50, DIRECT)[1] < span(RERUN, 250, DIRECT)[0]
     assert all(attacked(STILL, step, "any_refusal") == 1 for step in (50, 100, 250))
 
 
@@ -86,6 +91,9 @@ def test_none_relocates_and_each_turns_less_than_any_seed(seed: across_seeds.See
     assert removed.lo > 0.5
     assert WHOLE.verdict("r2d2", (0, 250)) is None
     assert known(WHOLE.anchor("r2d2", 250).depth.value) < known(seed.anchor("r2d2", 250).depth.value)
+    assert share(known(RERUN.anchor("r2d2", 250).depth.value)) == ".75"
+    assert share(known(seed.anchor("r2d2", 250).depth.value)) in (".71", ".75")
+    assert (turned(seed, 250)[1] < turned(RERUN, 250)[0]) == (seed is not STILL)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +152,4 @@ def test_the_start_page_quotes_them() -> None:
     assert "break ({} to {} of them) more often than they refuse ({} to {});".format(*quoted) in START
     turns = [f"{known(LARGE.angle(arm, (0, 500)).value):.0f}°" for arm in ("r2d2", "sft")]
     removed = share(known(LARGE.removal("r2d2", (0, 500)).value))
-    assert (
-        "by {} (SFT {}), the untrained model's carrier still removes {} of".format(*turns, removed) in START
-    )
+    assert "by {} (SFT {}), step 0's carrier still removes {} of".format(*turns, removed) in START

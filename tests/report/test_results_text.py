@@ -74,7 +74,7 @@ def test_the_start_page_quotes_the_behaviour_of_the_seeds() -> None:
     ]
     own = [spread(arms, "behaviour", **adaptive) for arms in ("r2d2", "r2d2_static", "sft refusal_sft")]
     for quoted in (
-        f"R2D2 closes: from step 50 it answers at most {most[0]} of the attacks made on the untrained model",
+        f"R2D2 closes: from step 50 it answers at most {most[0]} of the attacks made on step 0",
         f"never refreshed (at most {most[1]})",
         f"stays open ({spread('refusal_sft', 'behaviour', **fixed)} at 500)",
         "R2D2 answers {}, that control {}, SFT and the taught one {}".format(*own),
@@ -248,7 +248,10 @@ def test_the_page_on_scale_quotes_what_two_cards_bring() -> None:
     assert " and ".join(f"{took:.1f}" for took in first) in page
     assert re.search(r" and\s+".join(f"{took:.1f}" for took in second), page)
     assert " and ".join(f"{whole / took:.2f}" for took in first) in page
-    assert {round(100 * (b / a - 1)) for a, b in zip(first, second, strict=True)} == {5, 6}
+    low, high = sorted(round(100 * (b / a - 1)) for a, b in zip(first, second, strict=True))
+    assert f"{low} to {high} % longer" in page
+    assert len(set(alone["target_tokens"])) == 1
+    assert f"as many target tokens ({alone['target_tokens'][0]})" in page
 
 
 def test_the_page_on_scale_quotes_what_four_cards_bring() -> None:
@@ -286,8 +289,14 @@ def test_the_start_page_quotes_kinds_of_robust_training() -> None:
     assert len(found) == 3
     direct = [one.direct.value for one in arms]
     assert f"({share(min(direct))} to {share(max(direct))})" in text
-    depths = [one.depth.value for one in arms]
-    assert max(depths) - min(depths) < 0.25
+    depths = [one.depth for one in arms]
+    values = [share(one.value) for one in depths]
+    assert (
+        f"lie at {min(values)} to {max(values)} of the depth (whether any two are a quarter of it apart is open)"
+        in text
+    )
+    assert max(one.hi for one in depths) - min(one.lo for one in depths) >= 0.25  # not shown to be near
+    assert max(one.lo for one in depths) - min(one.hi for one in depths) < 0.25  # nor to be apart
     assert [one.old_direction for one in arms] == ["still controls"] * 3
     removed = [share(one.removal("transfer", "base").value) for one in arms]
     assert "removes {}, {} and {} of their refusals".format(*removed) in text
@@ -364,10 +373,12 @@ def test_what_is_said_of_tuned_arms_is_so() -> None:
         for run in (tried[2], tried[0])
         for attack in ("direct", "fixed_source")
     ]
-    assert (
-        "answers {} and {} at the setting that a rule chose, {} and {} at a larger radius".format(*quoted)
-        in START
+    narrow, wide = (format(radii[which], "g").lstrip("0") for which in (2, 0))
+    said = (
+        f"answers {quoted[0]} of direct requests and {quoted[1]} of fixed-source attacks at a radius of {narrow}, "
+        f"which a rule chose, {quoted[2]} and {quoted[3]} at {wide}"
     )
+    assert said in START
     begun = {
         (run.folder.name, arm, step): value(run, arm, step, "harmbench", "compliance", "adaptive")
         for run in (untuned, *tried)

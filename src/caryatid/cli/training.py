@@ -11,7 +11,7 @@ EXAMPLE = "Example: caryatid train r2d2 --model embedded --preset quick --out ru
 
 
 def train(
-    arm: str = typer.Argument(help="sft, refusal_sft, r2d2 or r2d2_static."),
+    arm: str = typer.Argument(help="sft, refusal_sft, r2d2, r2d2_static, cat, lat, circuit_breakers or dpo."),
     model: str | None = typer.Option(
         None, "--model", "-m", help="Backbone; default: that of the preset or file."
     ),

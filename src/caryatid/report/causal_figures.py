@@ -52,17 +52,21 @@ def _is(intervention: str, control: str, rank: int | None = None, alpha: float |
 
 def kinds_of(rows: Sequence[Row]) -> list[Kind]:
     """The conditions of a read-out that are shown: nothing, the carrier ablated at rank 1 and at the largest rank that
-    has random controls (or else that there is), the carrier added at α = 1, and these controls."""
-    ablated = [row for row in rows if row["intervention"] == "ablate" and row["rank"] > 1]
-    ranks = {row["rank"] for row in ablated if row["control"] == "random"} or {r["rank"] for r in ablated}
-    k = max(ranks, default=0)
+    has random controls (that there is, where no rank has any), the carrier added at α = 1, and these controls."""
+    ablated = [row for row in rows if row["intervention"] == "ablate"]
+    controlled = [row for row in ablated if row["control"] == "random"]
+    k = max((row["rank"] for row in controlled or ablated), default=0)
     kinds = [
         Kind("no intervention", "#767676", "star", _is("none", "none")),
         Kind("carrier ablated, rank 1", "#D55E00", "square", _is("ablate", "carrier", 1)),
-        Kind(f"carrier ablated, rank {k}", "#CC79A7", "diamond", _is("ablate", "carrier", k)),
+        *(
+            [Kind(f"carrier ablated, rank {k}", "#CC79A7", "diamond", _is("ablate", "carrier", k))]
+            if k > 1
+            else []
+        ),
         Kind("carrier added, α = 1", "#0072B2", "circle", _is("add", "carrier", None, 1.0)),
         Kind("random, rank 1", "#9aa5b0", "x", _is("ablate", "random", 1)),
-        Kind(f"random, rank {k}", "#b8a3c8", "cross", _is("ablate", "random", k)),
+        *([Kind(f"random, rank {k}", "#b8a3c8", "cross", _is("ablate", "random", k))] if k > 1 else []),
     ]
     return [kind for kind in kinds if any(kind.holds(row) for row in rows)]
 

@@ -25,6 +25,9 @@ from transformers.pytorch_utils import Conv1D
 from ..models.adapters import AdaptedLinear, aligned
 from .settings import LoraSettings
 
+# transformers' hook at the embeddings, so that checkpointed blocks get an input with a gradient.
+_FOR_CHECKPOINTING = "make_inputs_require_grads"
+
 
 class _Joined(torch.autograd.Function):
     """y = [x, x̃ Dᵀ] · [W, U]ᵀ, where x̃ is x after dropout, D = A and U = scale · B; gradients to x, x̃, A and B."""
@@ -171,6 +174,12 @@ class MergedCopy:
         model = peft.get_base_model()
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         self.model: Any = copy.deepcopy(model, shared).eval()
+        for module in self.model.modules():
+            for key, hook in list(module._forward_hooks.items()):
+                if getattr(hook, "__name__", "") == _FOR_CHECKPOINTING:
+                    del module._forward_hooks[
+                        key
+                    ]  # recorded passes bear no hooks, and the copy is not trained
         self._pairs: list[tuple[Any, nn.Parameter]] = []
         self._seen: list[tuple[int, int]] = []
         for name, layer in [(name, one) for name, one in model.named_modules() if hasattr(one, "lora_A")]:

@@ -30,7 +30,7 @@ class LatSettings(Settings):
 
     steps: int = setting(16, "Steps of the attack on the residual stream of each drawn request.", ge=0)
     radius: float = setting(
-        0.5, "Longest perturbation of a token, as a share of the median length of the stream there.", gt=0
+        0.05, "Longest perturbation of a token, as a share of the median length of the stream there.", gt=0
     )
     rate: float = setting(
         0.1, "Learning rate of the attack's Adam as a share of the radius: rate · radius / √d.", gt=0

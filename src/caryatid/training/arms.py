@@ -27,7 +27,7 @@ class Arm:
         terms: loss terms on harmful cases drawn from the pool; None: chat alone, and nothing is drawn.
         suffixes: none sends behaviours as they are; static keeps cases made once at step 0; dynamic refreshes them.
         part: the part of `TrainingSettings` beside `r2d2` that its terms read; other arms do not depend on it.
-        whole_passes: its terms hook blocks, which gradient checkpointing would compute again without the hooks.
+        recomputes: its terms hook no blocks, so that gradient checkpointing may compute these again if memory runs out.
         passes: forward and backward passes over the cases that come before those of the terms, for forecasts.
         about: what it is to a reader of the report who has not read the protocol, a sentence without its full stop.
     """
@@ -36,7 +36,7 @@ class Arm:
     terms: LossTerms | None = None
     suffixes: Suffixes = "none"
     part: str | None = None
-    whole_passes: bool = False
+    recomputes: bool = False
     passes: Callable[[TrainingSettings], float] = lambda settings: 0.0
     about: str = ""
 
@@ -54,13 +54,21 @@ def arm_named(name: str) -> Arm:
     return ARMS.named(name)
 
 
-SFT = register_arm(Arm("sft", about="trained on chat alone"))
-register_arm(Arm("refusal_sft", toward_only, about="taught to refuse harmful requests, never attacked"))
+SFT = register_arm(Arm("sft", recomputes=True, about="trained on chat alone"))
+register_arm(
+    Arm(
+        "refusal_sft",
+        toward_only,
+        recomputes=True,
+        about="taught to refuse harmful requests, never attacked",
+    )
+)
 R2D2 = register_arm(
     Arm(
         "r2d2",
         away_and_toward,
         "dynamic",
+        recomputes=True,
         about="taught to refuse harmful requests under attack suffixes that are renewed as it learns",
     )
 )
@@ -69,6 +77,7 @@ register_arm(
         "r2d2_static",
         away_and_toward,
         "static",
+        recomputes=True,
         about="taught to refuse harmful requests under attack suffixes made once, before training",
     )
 )
@@ -77,6 +86,7 @@ register_arm(
         "cat",
         cat_terms,
         part="cat",
+        recomputes=True,
         passes=lambda settings: settings.cat.steps / 2,
         about="taught to refuse harmful requests whose embeddings are perturbed against it",
     )
@@ -86,7 +96,6 @@ register_arm(
         "lat",
         lat_terms,
         part="lat",
-        whole_passes=True,
         passes=lambda settings: settings.lat.steps,
         about="taught to refuse harmful requests whose hidden states are perturbed against it",
     )
@@ -96,10 +105,15 @@ register_arm(
         "circuit_breakers",
         circuit_breaker_terms,
         part="circuit_breakers",
-        whole_passes=True,
         about="trained to have other hidden states on harmful requests than before",
     )
 )
 register_arm(
-    Arm("dpo", dpo_terms, part="dpo", about="trained to prefer a refusal to an answer of harmful requests")
+    Arm(
+        "dpo",
+        dpo_terms,
+        part="dpo",
+        recomputes=True,
+        about="trained to prefer a refusal to an answer of harmful requests",
+    )
 )

@@ -367,8 +367,8 @@ def _micro_batch(training: _Training, chat_rows: Sequence[Example], share: float
         out = trainee.forward(rows)
         return trainee.backward(sft_loss(out.logits, out.targets) * weight * share, "sft") / share
 
-    hooked = training.arm.whole_passes
-    spent = with_room(trainee, chat, whole_passes=hooked) if rows else 0.0
+    again = training.arm.recomputes
+    spent = with_room(trainee, chat, recomputes=again) if rows else 0.0
     training.add("sft", trainee.ranks.summed(spent))
     totals.tokens += token_count(chat_rows)
     if drawn is not None:
@@ -387,7 +387,7 @@ def _on_cases(training: _Training, drawn: DrawnCases, share: float) -> None:
             trainee.backward(terms.total * share, " and ".join(terms.values))
         return replace(terms, total=None)
 
-    terms = with_room(trainee, cases, whole_passes=arm.whole_passes)
+    terms = with_room(trainee, cases, recomputes=arm.recomputes)
     for name, value in terms.values.items():
         training.add(name, trainee.ranks.summed(value))
     totals.tokens += terms.tokens

@@ -59,7 +59,7 @@ def places(model: nn.Module, depths: Sequence[float], embedding: bool = False) -
 
 
 def check_no_checkpointing(trainee: Trainee, arm: str) -> None:
-    """Hooks at blocks are gone when a checkpointed block is computed again, in the backward pass.
+    """Hooks at blocks may be gone when a checkpointed block is computed again, in the backward pass.
 
     Raises:
         InputError: gradient checkpointing is on.

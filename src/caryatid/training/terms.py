@@ -88,17 +88,18 @@ def away_and_toward(trainee: Trainee, drawn: DrawnCases, settings: R2D2Settings)
     return Terms(total, {"toward": float(toward.detach()), "away": float(away.detach())}, tokens)
 
 
-def with_room(trainee: Trainee, compute: Callable[[], T], *, whole_passes: bool = False) -> T:
+def with_room(trainee: Trainee, compute: Callable[[], T], *, recomputes: bool) -> T:
     """`compute`, which adds to the gradients, and again where memory runs out.
 
     At first without what attacks hold to save time, then with activations that are computed again in the backward pass
     (gradient checkpointing; from then on), which gives the same gradients in more time. Random draws are the same.
 
     Args:
-        whole_passes: hooks at blocks are at work, which forbid that.
+        recomputes: whether that is allowed (`Arm.recomputes`).
 
     Raises:
-        RuntimeError: memory still runs out, or processes hold the weights together, of which one cannot go again alone.
+        RuntimeError: memory still runs out; or it does where nothing can be computed again: all weights are trained and
+            have gradients already, of which no copy is kept, or processes hold the weights together.
     """
     before = None if trainee.ranks.lockstep else _Before.of(trainee)
     while True:
@@ -107,20 +108,20 @@ def with_room(trainee: Trainee, compute: Callable[[], T], *, whole_passes: bool 
         except RuntimeError as error:
             if before is None or not out_of_memory(error):
                 raise
-            if not released() and not _checkpointed(trainee, whole_passes):
+            if not released() and not (recomputes and _checkpointed(trainee)):
                 raise
         before.restore(trainee)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def _checkpointed(trainee: Trainee, whole_passes: bool) -> bool:
+def _checkpointed(trainee: Trainee) -> bool:
     """Whether checkpointing could be begun."""
     able = getattr(trainee.loaded.model, "supports_gradient_checkpointing", False)
-    if whole_passes or trainee.checkpointing or not able:
+    if trainee.checkpointing or not able:
         return False
     log.warning("out of memory in training: activations are computed again in backward passes from here on")
     trainee.checkpoint()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     return True
 
 

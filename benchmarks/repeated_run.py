@@ -1,0 +1,50 @@
+"""The same seed run twice: what lies further apart than the intervals of both runs.
+
+A pure function of the published tables: every rate, turn and depth that is compared is counted, so that the text can
+say how many of how many differ.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+
+from across_seeds import RATES, Seed, arrow
+from compared_arms import Cell, cell
+
+COMPARED: Mapping[str, Mapping[str, str]] = RATES | {
+    "XSTest unsafe refused": {"suite": "xstest_unsafe", "metric": "any_refusal"},
+    "StrongREJECT answered": {"suite": "strongreject", "metric": "compliance"},
+    "direct harmful": {"suite": "harmbench", "metric": "harm", "attack": "direct"},
+    "StrongREJECT harmful": {"suite": "strongreject", "metric": "harm"},
+}
+
+
+def apart(one: Cell, other: Cell) -> bool:
+    """Whether both intervals are there and have nothing in common."""
+    return one.there and other.there and (one.lo > other.hi or other.lo > one.hi)
+
+
+def compared(again: Seed, before: Seed, arm: str) -> Iterator[tuple[str, Cell, Cell, str, str]]:
+    """What both runs have: its name, both values, and how they are written (form, unit)."""
+    steps = [step for step in again.anchors(arm) if step in before.anchors(arm)]
+    for name, where in COMPARED.items():
+        for step in steps:
+            both = [cell(run.tables, "behaviour", arm=arm, step=step, **where) for run in (again, before)]
+            yield f"{name} at {step}", *both, "share", ""
+    for pair in combinations([0, *steps], 2):
+        where = {"arm": arm, "of": pair[0], "to": pair[1], "site": "step 0", "quantity": "corrected_angle"}
+        both = [cell(run.tables, "drift", **where) for run in (again, before)]
+        yield f"the turn {arrow(pair)} at step 0's site", *both, ".1f", "°"
+    for step in steps:
+        both = [run.anchor(arm, step).depth for run in (again, before)]
+        yield f"the carrier's depth at {step}", *both, "share", ""
+
+
+def differences(again: Seed, before: Seed, arm: str = "r2d2") -> str:
+    """How many of the rates, turns and depths lie apart, and which: the later run's value (the earlier one's)."""
+    every = [found for found in compared(again, before, arm) if found[1].there and found[2].there]
+    said = [
+        f"{name} {one.text(form, unit)} ({other.text(form, unit)})"
+        for name, one, other, form, unit in every
+        if apart(one, other)
+    ]
+    return f"{len(said)} of {len(every)}: {', '.join(said)}" if said else f"none of {len(every)}"
