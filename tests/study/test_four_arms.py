@@ -69,6 +69,10 @@ def made_up(*arms: dict[str, Row]) -> Tables:
 
 
 ALIKE = geometry("cat", 17, 30, (1, 1, 2), True), geometry("dpo", 19, 5, (2, 1, 3), True)
+WIDE = {
+    "carrier_summary": ALIKE[0]["carrier_summary"] | {"lo": 0.5}
+}  # from there on to the other arm's it is .29
+OPEN = ALIKE[0] | WIDE, ALIKE[1]
 APART = geometry("cat", 8, 30, (1, 1, 1), False), geometry("dpo", 19, 5, (3, 2, 3), True)
 
 
@@ -89,8 +93,9 @@ def test_an_arm_closes_only_where_it_stays_useful() -> None:
 @pytest.mark.parametrize(
     ("arms", "said"),
     [
-        (ALIKE, ("no two of them .25", "by the lower bound: cat 25.", "still controls: cat 25, dpo 25", "overlap: no")),
-        (APART, ("some of them .25", "replaced: cat 25", "still controls: dpo 25", "do not all overlap")),
+        (ALIKE, ("no two lie .25 of", "by the lower bound: cat 25.", "still controls: cat 25, dpo 25", "overlap: no")),
+        (APART, ("some lie .25 of", "replaced: cat 25", "still controls: dpo 25", "do not all overlap")),
+        (OPEN, ("(.71 [.50, .71]; .79 [.79, .79]): whether any two lie .25 of the layers apart is open",)),
         ((ALIKE[0],), ("fewer than two matched arms have a carrier (cat 25; without: dpo 25)", "not known: dpo 25",
                        "fewer than two matched arms have a cone (cat 25; without: dpo 25)")),
     ],

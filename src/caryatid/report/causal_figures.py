@@ -55,18 +55,14 @@ def kinds_of(rows: Sequence[Row]) -> list[Kind]:
     has random controls (that there is, where no rank has any), the carrier added at α = 1, and these controls."""
     ablated = [row for row in rows if row["intervention"] == "ablate"]
     controlled = [row for row in ablated if row["control"] == "random"]
-    k = max((row["rank"] for row in controlled or ablated), default=0)
+    k = max((row["rank"] for row in controlled or ablated if row["rank"] > 1), default=0)  # 0: nothing has it
     kinds = [
         Kind("no intervention", "#767676", "star", _is("none", "none")),
         Kind("carrier ablated, rank 1", "#D55E00", "square", _is("ablate", "carrier", 1)),
-        *(
-            [Kind(f"carrier ablated, rank {k}", "#CC79A7", "diamond", _is("ablate", "carrier", k))]
-            if k > 1
-            else []
-        ),
+        Kind(f"carrier ablated, rank {k}", "#CC79A7", "diamond", _is("ablate", "carrier", k)),
         Kind("carrier added, α = 1", "#0072B2", "circle", _is("add", "carrier", None, 1.0)),
         Kind("random, rank 1", "#9aa5b0", "x", _is("ablate", "random", 1)),
-        *([Kind(f"random, rank {k}", "#b8a3c8", "cross", _is("ablate", "random", k))] if k > 1 else []),
+        Kind(f"random, rank {k}", "#b8a3c8", "cross", _is("ablate", "random", k)),
     ]
     return [kind for kind in kinds if any(kind.holds(row) for row in rows)]
 

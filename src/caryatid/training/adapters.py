@@ -174,12 +174,10 @@ class MergedCopy:
         model = peft.get_base_model()
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         self.model: Any = copy.deepcopy(model, shared).eval()
-        for module in self.model.modules():
-            for key, hook in list(module._forward_hooks.items()):
-                if getattr(hook, "__name__", "") == _FOR_CHECKPOINTING:
-                    del module._forward_hooks[
-                        key
-                    ]  # recorded passes bear no hooks, and the copy is not trained
+        for hooks in [module._forward_hooks for module in self.model.modules()]:
+            names = {key: getattr(hook, "__name__", "") for key, hook in hooks.items()}
+            for key in [key for key, name in names.items() if name == _FOR_CHECKPOINTING]:
+                del hooks[key]  # the copy is not trained, and passes with hooks are not recorded
         self._pairs: list[tuple[Any, nn.Parameter]] = []
         self._seen: list[tuple[int, int]] = []
         for name, layer in [(name, one) for name, one in model.named_modules() if hasattr(one, "lora_A")]:
