@@ -34,9 +34,9 @@ def _short(monkeypatch: pytest.MonkeyPatch, what: str, until_update: int = 0) ->
         assert not [one for one in losses if one() is not None]  # nothing holds what the pass before computed
         value = backward(trainee, loss, named)
         if named == what and trainee.step >= until_update:
-            seen.append(trainee.checkpointing)
+            seen.append(trainee.recomputing)
             losses.append(weakref.ref(loss))
-            if not trainee.checkpointing:
+            if not trainee.recomputing:
                 raise torch.OutOfMemoryError("no room")  # with this term's gradients added already
         return value
 
@@ -64,7 +64,7 @@ def test_what_attacks_hold_goes_first(folder: Path, tmp_path: Path, monkeypatch:
     def short(trainee: Trainee, loss: torch.Tensor, what: str) -> float:
         value = backward(trainee, loss, what)
         if what == "toward and away":
-            tries.append(trainee.checkpointing)
+            tries.append(trainee.recomputing)
             if held:
                 raise torch.OutOfMemoryError("no room")
         return value

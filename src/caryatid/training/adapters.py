@@ -236,6 +236,7 @@ def with_adapters(model: nn.Module, lora: LoraSettings, seed: int) -> Any:
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
         r=lora.r,
+        # PEFT declares an int, and does no more with it than divide it by r: a float is as good.
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=targets,

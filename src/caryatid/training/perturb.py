@@ -64,7 +64,7 @@ def check_no_checkpointing(trainee: Trainee, arm: str) -> None:
     Raises:
         InputError: gradient checkpointing is on.
     """
-    if trainee.checkpointing:
+    if trainee.recomputing:
         raise InputError(
             f"the arm {arm} reads or changes blocks, which gradient checkpointing computes again without it",
             where="training.gradient_checkpointing",

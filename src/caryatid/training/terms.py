@@ -108,20 +108,20 @@ def with_room(trainee: Trainee, compute: Callable[[], T], *, recomputes: bool) -
         except RuntimeError as error:
             if before is None or not out_of_memory(error):
                 raise
-            if not released() and not (recomputes and _checkpointed(trainee)):
+            if not released() and not (recomputes and _recomputing_begun(trainee)):
                 raise
         before.restore(trainee)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def _checkpointed(trainee: Trainee) -> bool:
-    """Whether checkpointing could be begun."""
+def _recomputing_begun(trainee: Trainee) -> bool:
+    """Whether activations can be computed again, which was not done before."""
     able = getattr(trainee.loaded.model, "supports_gradient_checkpointing", False)
-    if trainee.checkpointing or not able:
+    if trainee.recomputing or not able:
         return False
     log.warning("out of memory in training: activations are computed again in backward passes from here on")
-    trainee.checkpoint()
+    trainee.recompute()
     return True
 
 

@@ -123,9 +123,9 @@ class Trainee:
             model.eval()  # PEFT's new modules start in training mode
         else:
             model.requires_grad_(True)
-        self.checkpointing = False
+        self.recomputing = False
         if settings.gradient_checkpointing:
-            self.checkpoint()
+            self.recompute()
         if ranks.lockstep:
             check_shards(mode, loaded.dtype)
             shard(model, loaded.device, ranks)
@@ -150,15 +150,15 @@ class Trainee:
             self._cuda_random = torch.Generator(loaded.device).manual_seed(seed).get_state()
         self.step, self.updates = 0, updates
 
-    def checkpoint(self) -> None:
-        """Compute activations again in backward passes from now on, which takes less memory and more time."""
+    def recompute(self) -> None:
+        """Compute activations again in backward passes from now on (gradient checkpointing): less memory, more time."""
         model: Any = self.loaded.model
         with warnings.catch_warnings():
             # Its new name is not known to all versions that are allowed.
             warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning)
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-        self.checkpointing = True
+        self.recomputing = True
 
     def _precision(self) -> torch.autocast:
         """That of mixed-precision training; losses are float32 in any case."""
