@@ -188,6 +188,38 @@ def run_nanogcg(loaded: LoadedModel, args: argparse.Namespace, name: str, *, men
     return clock.timing(name, counts)
 
 
+def _sizes(layers: int, width: int, inner: int, heads: int, key_heads: int, **more: Any) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "max_position_embeddings": 4096,
+        "vocab_size": 49152,
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
+# Configuration class and sizes of published shapes, with the embedded tokenizer's vocabulary unless another is named;
+# and of a tiny one.
+SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "tiny": (transformers.LlamaConfig, _sizes(2, 72, 192, 9, 3, tie_word_embeddings=True)),
+    "smollm2": (transformers.LlamaConfig, _sizes(30, 576, 1536, 9, 3, tie_word_embeddings=True)),
+    "qwen2-0.5b": (
+        transformers.Qwen2Config,
+        _sizes(24, 896, 4864, 14, 2, vocab_size=151936, tie_word_embeddings=True),
+    ),
+    "mistral-7b": (transformers.MistralConfig, _sizes(32, 4096, 14336, 32, 8, sliding_window=None)),
+    "qwen2.5-14b": (transformers.Qwen2Config, _sizes(48, 5120, 13824, 40, 8)),
+    "mistral-24b": (
+        transformers.MistralConfig,
+        _sizes(40, 5120, 32768, 32, 8, head_dim=128, sliding_window=None),
+    ),
+}
+
+
 def random_model(
     shape: str,
     device: torch.device,
@@ -195,38 +227,9 @@ def random_model(
     tokenizer: str = "embedded",
     dtype: torch.dtype = torch.bfloat16,
 ) -> LoadedModel:
-    """Random weights of a published shape (or a tiny one), made on the device, with the embedded tokenizer's
-    vocabulary."""
-    shared = {"vocab_size": 49152, "max_position_embeddings": 4096, "tie_word_embeddings": True}
-    if shape == "mistral-7b":
-        config: Any = transformers.MistralConfig(
-            **{**shared, "tie_word_embeddings": False},
-            hidden_size=4096,
-            intermediate_size=14336,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            sliding_window=None,
-        )
-    elif shape == "qwen2-0.5b":
-        config = transformers.Qwen2Config(
-            **{**shared, "vocab_size": 151936},
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=24,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-        )
-    else:
-        width, layers = (576, 30) if shape == "smollm2" else (72, 2)
-        config = transformers.LlamaConfig(
-            **shared,
-            hidden_size=width,
-            intermediate_size=width * 8 // 3,
-            num_hidden_layers=layers,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-        )
+    """Random weights of a shape of `SHAPES`, made on the device."""
+    kind, sizes = SHAPES[shape]
+    config = kind(**sizes)
     torch.manual_seed(0)
     with device:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -318,7 +321,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--shape", choices=("embedded", "smollm2", "mistral-7b"), default="embedded")
+    parser.add_argument("--shape", choices=("embedded", *SHAPES), default="embedded")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--top-k", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after the warm-up")

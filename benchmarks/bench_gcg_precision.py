@@ -40,6 +40,7 @@ from caryatid.attacks.gcg.state import GcgState, start_state
 from caryatid.models.batch import RowLimit
 from caryatid.models.load import LoadedModel, choose_device, load_model
 from caryatid.models.template import ChatFormat
+from caryatid.training.ranks import ALONE
 
 PARTS = ("7b", "small", "r2d2", "winners", "losses")
 RESCORED = (4, 8, 16, 32, 64)  # best candidates that would be scored again
@@ -168,10 +169,10 @@ def part_r2d2(args: argparse.Namespace) -> dict[str, Any]:
             sizes = {"cases": 2, "steps": 1, "width": 16, "top_k": 32, "max_length": 64}
         options = argparse.Namespace(
             **sizes, updates=2, batch_size=0, chat_batch=8, gradient_checkpointing=False, seed=0,
-            search_precision=precision,
+            search_precision=precision, shard="none",
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
-            arm, clock = bench_r2d2.train(loaded, options, Path(folder))
+            arm, clock = bench_r2d2.train(loaded, options, Path(folder), ALONE)
         spans = bench_r2d2.parts(clock)
         found[precision] = {name: statistics.median(values) for name, values in spans.items()}
         found[precision] |= {"updates": spans["update"], "gcg_loss": arm.rows[-1].gcg_loss}

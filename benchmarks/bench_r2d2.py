@@ -3,6 +3,7 @@
     python benchmarks/bench_r2d2.py                                    # a tiny model on the CPU
     python benchmarks/bench_r2d2.py --device cuda --shape mistral-7b   # the released n = 8, m = 5, width 512, top-k 256
     torchrun --nproc-per-node 2 benchmarks/bench_r2d2.py --device cuda --shape mistral-7b   # on two cards
+    torchrun --nproc-per-node 2 benchmarks/bench_r2d2.py --device cuda --shape mistral-24b --dtype float32 --shard fsdp2
 
 `train_arm` runs one warm-up and `--updates` timed updates of one micro-batch each and stops at its anchor. Parts are
 clocked around the loop's own functions, waiting for the device at their edges: GCG (with drawing the cases), the chat
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 import transformers
 
-from bench_gcg import CASE, PEAK, device_name, random_model
+from bench_gcg import CASE, PEAK, SHAPES, device_name, random_model
 from caryatid.data.chat import ChatExample
 from caryatid.data.prompts import Prompt
 from caryatid.models.load import LoadedModel, choose_device
@@ -125,6 +126,7 @@ def train(
         accumulation=1,
         max_length=args.max_length,
         gradient_checkpointing=args.gradient_checkpointing,
+        shard=args.shard,
         r2d2=R2D2Settings(
             pool=args.cases, cases=args.cases, gcg_steps=args.steps, width=args.width, top_k=args.top_k,
             suffix_length=SUFFIX, search_precision=args.search_precision,
@@ -186,6 +188,7 @@ def report(
         "chat_batch": args.chat_batch,
         "max_length": args.max_length,
         "gradient_checkpointing": args.gradient_checkpointing,
+        "shard": args.shard,
         "updates": args.updates,
         "seed": args.seed,
         "build_seconds": built,
@@ -216,7 +219,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--shape", choices=("tiny", "smollm2", "qwen2-0.5b", "mistral-7b"), default="tiny")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")
     parser.add_argument("--tokenizer", default="embedded", help="folder, hub id, or `embedded`")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--updates", type=int, default=5, help="timed updates, after one warm-up update")
@@ -229,15 +232,24 @@ def main() -> int:
     parser.add_argument("--max-length", type=int, help="tokens per chat example; default: 512, for tiny 64")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--search-precision", choices=("auto", "model", "bfloat16", "float8"), default="auto")
+    parser.add_argument("--shard", choices=("none", "fsdp2"), default="none", help="fsdp2: blocks in parts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     tiny = args.shape == "tiny"
     args.width = args.width or (32 if tiny else 512)
     args.max_length = args.max_length or (64 if tiny else 512)
-    ranks = Ranks.start()
+    ranks, dtype = Ranks.start(), getattr(torch, args.dtype)
+    parts_of_blocks = args.shard == "fsdp2"
+    if parts_of_blocks and (ranks.size == 1 or dtype != torch.float32):
+        parser.error("--shard fsdp2 needs several processes (torchrun) and --dtype float32")
     device, began = choose_device(args.device), time.perf_counter()
-    loaded = random_model(args.shape, device, tokenizer=args.tokenizer, dtype=getattr(torch, args.dtype))
+    loaded = random_model(args.shape, device, tokenizer=args.tokenizer, dtype=dtype)
+    if parts_of_blocks:
+        loaded.model.to("cpu")  # whole, in each process; the blocks come back in parts
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     built = time.perf_counter() - began
@@ -249,6 +261,7 @@ def main() -> int:
     result = report(loaded, args, arm, clock, built, ranks.size)
     args.out.mkdir(parents=True, exist_ok=True)
     several = f"-{ranks.size}-processes" if ranks.size > 1 else ""
+    several += "-fsdp2" if parts_of_blocks else ""
     file = args.out / f"r2d2-{args.shape}-{device.type}{several}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     for name, value in result["seconds"].items():

@@ -7,7 +7,8 @@
 `add` copies parquet tables, the figure of behaviour, configuration (absolute paths reduced to file names), versions and
 seconds by stage; neither answers nor prompts nor weights. The text is `docs/results/README.md.j2`; a test renders it
 again and compares. Runs named `…-trajectory-seedN` are one study with several seeds: they have a section and a figure
-of their own (`seeds.md.j2`, `trajectory.svg`), which come and go with them.
+of their own (`seeds.md.j2`, `trajectory.svg`), which come and go with them; `…-again-seedN` is an arm of such a run
+that was trained and measured anew.
 """
 
 import argparse
@@ -184,10 +185,10 @@ class Published:
         return sum(spent[kind]["seconds"] for kind in kinds or spent)
 
 
-def trajectory_seeds() -> list[across_seeds.Seed]:
-    """The published runs that differ in their seed alone, by seed."""
+def runs_by_seed(kind: str = "trajectory") -> list[across_seeds.Seed]:
+    """The published runs named `…-KIND-seedN`, by seed: `trajectory` differ in it alone, `again` are arms run anew."""
     found = []
-    for folder in RESULTS.glob("*-trajectory-seed*"):
+    for folder in RESULTS.glob(f"*-{kind}-seed*"):
         number = re.search(r"-seed(\d+)$", folder.name)
         if number and (folder / "provenance.json").is_file():
             found.append(seed_of(folder.name, int(number[1])))
@@ -203,7 +204,7 @@ def seed_of(name: str, number: int) -> across_seeds.Seed:
 def render() -> None:
     """Write the text, and the figure of the seeds where there are any."""
     (RESULTS / "README.md").write_text(rendered(), encoding="utf-8")
-    seeds, figure = trajectory_seeds(), RESULTS / "trajectory.svg"
+    seeds, figure = runs_by_seed(), RESULTS / "trajectory.svg"
     figure.unlink(missing_ok=True)
     if seeds:
         write_bytes(figure, seed_figure.svg(seeds))
@@ -217,7 +218,7 @@ def rendered(template: str = "README.md.j2") -> str:
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip  # Markdown, from our own tables
     published = [path.parent.name for path in RESULTS.glob("*/provenance.json")]
-    seeds = trajectory_seeds()
+    seeds = runs_by_seed()
     many = across_seeds.numbered(len(seeds))
     last = across_seeds.last_of(seeds) if seeds else 0
     anchor = f"{many}-seed{'s' if len(seeds) > 1 else ''}-step-0-to-{last}"  # of the heading in seeds.md.j2
@@ -235,6 +236,7 @@ def rendered(template: str = "README.md.j2") -> str:
         "across": across_seeds,
         "said": seed_claims,
         "repeated": repeated_run,
+        "reruns": runs_by_seed("again"),
         "beside": seed_comparison,
         "doubting": seed_doubts,
     }

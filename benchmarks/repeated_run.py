@@ -7,7 +7,7 @@ say how many of how many differ.
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 
-from across_seeds import RATES, Seed, arrow
+from across_seeds import RATES, Pair, Seed, arrow
 from compared_arms import Cell, cell
 
 COMPARED: Mapping[str, Mapping[str, str]] = RATES | {
@@ -48,3 +48,23 @@ def differences(again: Seed, before: Seed, arm: str = "r2d2") -> str:
         if apart(one, other)
     ]
     return f"{len(said)} of {len(every)}: {', '.join(said)}" if said else f"none of {len(every)}"
+
+
+def same_labels(one: Seed, other: Seed, arm: str) -> tuple[int, int]:
+    """Of the pairs of an arm that have a verdict in both runs: how many have the same label, and how many there are."""
+    labels = [(a, b) for _, a, b in _labels(one, other, arm)]
+    return sum(a == b for a, b in labels), len(labels)
+
+
+def other_labels(one: Seed, other: Seed, arm: str) -> str:
+    """The pairs whose labels differ, with both: `0 → 500 is *undetermined* here, *drift only* there`."""
+    return ", ".join(
+        f"{arrow(pair)} is *{a}* here, *{b}* there" for pair, a, b in _labels(one, other, arm) if a != b
+    )
+
+
+def _labels(one: Seed, other: Seed, arm: str) -> Iterator[tuple[Pair, str, str]]:
+    for pair in one.pairs(arm):
+        a, b = one.verdict(arm, pair), other.verdict(arm, pair)
+        if a and b:
+            yield pair, a["label"], b["label"]

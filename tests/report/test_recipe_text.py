@@ -11,7 +11,7 @@ AWAY, TOWARD, SINGLE, STILL = (
     publish.seed_of(f"qwen-0.5b-seed3-{name}", 3) for name in ("away", "toward", "gcg1", "restart")
 )
 RERUN = publish.seed_of("qwen-0.5b-arm-seed3-again", 3)
-SEEDS = publish.trajectory_seeds()
+SEEDS = publish.runs_by_seed()
 LARGE = publish.seed_of("qwen-1.5b-seed0", 0)
 FIXED, DIRECT, SAFE = "fixed-source answered", "direct answered", "XSTest safe refused"
 START = " ".join((publish.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())

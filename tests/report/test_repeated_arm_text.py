@@ -11,6 +11,8 @@ from compared_arms import Cell
 
 NAMES = ("qwen-0.5b-arm-seed3-again", "qwen-0.5b-trajectory-seed3")
 AGAIN, BEFORE = (publish.seed_of(name, 3) for name in NAMES)
+STATIC = publish.seed_of("qwen-0.5b-static-again-seed0", 0)
+FIRST = publish.seed_of("qwen-0.5b-trajectory-seed0", 0)
 PAIRS = ((0, 50), (50, 100), (100, 250), (250, 500), (0, 500))
 
 
@@ -59,3 +61,43 @@ def test_what_touches_is_not_apart_and_what_is_missing_is_not_counted() -> None:
     every = [one for one in repeated_run.compared(rates, AGAIN, "r2d2") if one[1].there and one[2].there]
     assert not any(name.startswith("the ") for name, *_ in every)
     assert repeated_run.differences(rates, AGAIN) == f"none of {len(every)}"
+
+
+def test_the_arm_that_had_no_verdicts_was_run_again_with_the_same_settings() -> None:
+    again, before = (load_config(file=publish.RESULTS / run.name / "config.yaml") for run in (STATIC, FIRST))
+    adaptive = before.attacks.model_copy(update={"adaptive": again.attacks.adaptive})
+    same = {"name": again.name, "arms": again.arms, "nulls": again.nulls, "attacks": adaptive}
+    # The default radius of `lat`, an arm of neither run, changed in between.
+    training = replace(before.training, lat=again.training.lat)
+    assert before.model_copy(update={**same, "training": training}) == again
+    assert again.arms == ("r2d2_static",)
+    assert not again.attacks.adaptive.enabled
+    assert again.nulls.redraws == 0
+    assert not STATIC.unfinished
+    assert [one.name for one in publish.runs_by_seed("again")] == [STATIC.name]
+
+
+def test_its_verdicts_and_how_they_compare_are_in_the_text() -> None:
+    assert {pair for pair in FIRST.pairs("r2d2_static") if FIRST.verdict("r2d2_static", pair)} == set()
+    labels = [row["label"] for pair in PAIRS if (row := STATIC.verdict("r2d2_static", pair))]
+    assert labels == ["drift only", "no change", "drift only", "drift only", "undetermined"]
+    text = (publish.RESULTS / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("#### An arm without verdicts, run again") :]
+    section = section[: section.index("### Carriers, seed by seed")]
+    for pair, label in zip(PAIRS, labels, strict=True):
+        (line,) = (one for one in section.splitlines() if f"r2d2_static {pair[0]} → {pair[1]} | *" in one)
+        assert f"*{label}*, {STATIC.angle('r2d2_static', pair).text('.1f', '°')}" in line
+    every = [
+        one for one in repeated_run.compared(STATIC, FIRST, "r2d2_static") if one[1].there and one[2].there
+    ]
+    assert not any(one[1].lo > one[2].hi or one[2].lo > one[1].hi for one in every)
+    assert not any(name.startswith("the carrier's depth") for name, *_ in every)
+    assert f"lie apart from the first run's, which has no depths: none of {len(every)}." in section
+    assert "4 of 5 labels are those of seed 3; 0 → 500 is *undetermined* here, *drift only* there." in section
+
+
+def test_labels_are_compared_where_both_runs_have_one() -> None:
+    assert repeated_run.same_labels(STATIC, FIRST, "r2d2_static") == (0, 0)
+    assert repeated_run.same_labels(STATIC, STATIC, "r2d2_static") == (5, 5)
+    assert repeated_run.same_labels(AGAIN, BEFORE, "r2d2") == (5, 5)
+    assert repeated_run.same_labels(STATIC, BEFORE, "r2d2_static") == (4, 5)

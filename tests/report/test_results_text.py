@@ -181,14 +181,15 @@ def test_the_page_on_speed_quotes_how_many_winners_are_kept() -> None:
     root = publish.RESULTS.parents[1]
     file = root / "benchmarks" / "results" / "gcg-precision-cuda.json"
     found, page = json.loads(file.read_text()), (root / "docs" / "performance.md").read_text(encoding="utf-8")
-    measured: tuple[tuple[str, str, Ranking], ...] = (
-        ("winners", "float32", "bfloat16"),
-        ("winners8", "bfloat16", "float8"),
+    measured: tuple[tuple[str, str, Ranking, int], ...] = (
+        ("winners-by-number", "float32 → bfloat16", "bfloat16", 200),
+        ("winners8-by-number", "bfloat16 → float8", "float8", 200),
+        ("winners-float8-1.5b", "bfloat16 → float8, 1.5B", "float8", 400),
     )
-    for name, own, low in measured:
-        part = found[f"{name}-by-number"]["winners"]
-        assert part["case_steps"] == 200
-        (row,) = re.findall(rf"^\| {own} → {low} \|(.*)\|$", page, re.MULTILINE)
+    for name, title, low, steps in measured:
+        part = found[name]["winners"]
+        assert part["case_steps"] == steps
+        (row,) = re.findall(rf"^\| {title} \|(.*)\|$", page, re.MULTILINE)
         cells = [float(cell) for cell in row.split("|")]
         assert cells == [*part["kept"].values(), part["lowest_rank"]]
         assert part["kept"][str(GcgSettings(width=128).decided(low))] >= 0.95
@@ -198,17 +199,24 @@ def test_the_page_on_speed_quotes_final_losses_with_float8() -> None:
     root = publish.RESULTS.parents[1]
     found = json.loads((root / "benchmarks" / "results" / "gcg-precision-cuda.json").read_text())
     page = " ".join((root / "docs" / "performance.md").read_text(encoding="utf-8").split())
-    part = found["losses-float8"]["losses"]
-    finals = {name: np.array(losses) for name, losses in part["finals"].items()}
-    difference = (finals["float8"] - finals["model"]).mean()
-    assert difference == pytest.approx(part["difference"])
-    (low, high), spent = part["interval"], part["seconds"]
-    assert f"they are .{round(1000 * difference):03d} nats above bfloat16 alone" in page
-    assert f"difference −.{round(-1000 * low):03d} to +.{round(1000 * high):03d}; means" in page
-    assert (
-        f"means {finals['float8'].mean():.3f} and {finals['model'].mean():.3f}".replace(" 0.", " .") in page
+    for name, form in (
+        (
+            "losses-float8",
+            "they are {} nats above bfloat16 alone (95 % interval of the paired difference {} to {}; {}",
+        ),
+        ("losses-float8-half", "(another H200, alone): +{} [{}, {}], {}"),
+    ):
+        part = found[name]["losses"]
+        finals = {of: np.array(losses) for of, losses in part["finals"].items()}
+        mean = (finals["float8"] - finals["model"]).mean()
+        assert mean == pytest.approx(part["difference"])
+        written = [f"{one:+.3f}".replace("0.", ".").replace("-", "−") for one in (mean, *part["interval"])]
+        means = f"means {finals['float8'].mean():.3f} and {finals['model'].mean():.3f}".replace(" 0.", " .")
+        assert form.format(written[0].strip("+"), *written[1:], means) in page
+        assert f"{part['seconds']['float8']:.0f} s for {part['seconds']['model']:.0f} s" in page
+    assert found["losses-float8-half"]["arguments"]["rescored"] == str(
+        GcgSettings(width=128).decided("float8")
     )
-    assert f"{spent['float8']:.0f} s for {spent['model']:.0f} s" in page
 
 
 def test_the_page_on_scale_quotes_what_two_cards_bring() -> None:

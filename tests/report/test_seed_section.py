@@ -48,11 +48,11 @@ def test_the_section_comes_first_and_its_figure_with_it(results: Path) -> None:
     assert heading
     assert section in text
     assert re.findall(r"^## .*$", text[: heading.start()], re.MULTILINE) == ["## How to do it again"]
-    assert (results / "trajectory.svg").read_bytes() == seed_figure.svg(publish.trajectory_seeds())
+    assert (results / "trajectory.svg").read_bytes() == seed_figure.svg(publish.runs_by_seed())
     for link in re.findall(r"\]\(([^)#]+)\)", section):
         assert (results / link).exists() or (DOCS / "results" / link).resolve().is_file()
     for anchor in re.findall(r"\]\(#([^)]+)\)", section):
-        headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+        headings = re.findall(r"^##+ (.*)$", text, re.MULTILINE)
         assert anchor in [re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings]
 
 
@@ -113,7 +113,7 @@ def test_what_one_seed_lacks_is_said(results: Path) -> None:
 
 def test_the_figure_has_every_arm_and_seed_and_leaves_out_what_nobody_measured(results: Path) -> None:
     stand_in(results, *STUDIES[:1] * 2)
-    chart = seed_figure.chart(publish.trajectory_seeds())
+    chart = seed_figure.chart(publish.runs_by_seed())
     assert "Adaptive GCG: answered" not in [panel.title for panel in chart.panels]
     panel = chart.panels[0]
     assert isinstance(panel, Panel)
@@ -123,7 +123,7 @@ def test_the_figure_has_every_arm_and_seed_and_leaves_out_what_nobody_measured(r
     ]
     assert len({line.symbol for line in lines}) == 2
     assert [round(x) for x in lines[0].x] == [0, 1, 2]
-    assert b"r2d2, seed 1" in seed_figure.svg(publish.trajectory_seeds())
+    assert b"r2d2, seed 1" in seed_figure.svg(publish.runs_by_seed())
 
 
 @pytest.mark.parametrize(
@@ -168,13 +168,13 @@ def test_what_is_unfinished_is_counted_by_kind() -> None:
 
 
 def test_published_seeds_are_those_that_their_names_say() -> None:
-    for one in publish.trajectory_seeds():
+    for one in publish.runs_by_seed():
         assert {row["seed"] for row in one.tables["behaviour"]} == {one.number}
 
 
 def test_the_published_figure_is_there_with_the_runs() -> None:
     figure = publish.RESULTS / "trajectory.svg"
-    seeds = publish.trajectory_seeds()
+    seeds = publish.runs_by_seed()
     assert figure.exists() == bool(seeds)
     for one in seeds:
         assert f"r2d2, seed {one.number}" in figure.read_text(encoding="utf-8")

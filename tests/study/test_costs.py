@@ -19,9 +19,8 @@ from caryatid.study.attack_clock import Stepped
 from caryatid.study.calibration import Rates, kept_rates, measured_rates
 from caryatid.study.costs import NOTHING, TIMED, ModelSizes, Sizes, WorkUnits, decoding, scoring, sizes_of
 from caryatid.study.facts import Facts
-from caryatid.study.forecast import Forecast, kept_forecast
+from caryatid.study.forecast import Forecast, best_forecast, kept_forecast
 from caryatid.study.plan import build_plan
-from caryatid.study.remaining import Remaining
 from caryatid.study.run import Run, open_run
 from caryatid.study.runner import planned
 from caryatid.study.series import AnchorRef, ArmRef, SeedRef
@@ -151,6 +150,11 @@ def test_a_device_is_timed_once(place: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("CARYATID_CACHE", str(tmp_path))
     plan = planned(small_config(place))
     assert kept_forecast(plan, None) is None
+    guess = best_forecast(plan, None)
+    assert guess is not None
+    assert guess.guessed
+    assert "guessed" in guess.note
+    assert min(guess.seconds[entry.id] for entry in plan if entry.stage.kind in ("train", "answers")) > 0
     rates = measured_rates(plan.study)
     assert rates.seconds.keys() == set(TIMED)
     assert rates.seconds["loaded"] > 0
@@ -169,10 +173,9 @@ def test_a_device_is_timed_once(place: Path, tmp_path: Path, monkeypatch: pytest
     found = kept_forecast(plan, None)
     assert found is not None
     assert found.seconds.keys() == {entry.id for entry in plan}
-    pending = [entry.id for entry in plan if entry.stage.kind == "answers"]
-    remaining = Remaining.of(plan, None, pending, measure=False)
-    assert [entry.id for entry in remaining.entries] == pending
-    assert remaining.left() == pytest.approx(sum(found.seconds[name] for name in pending))
+    best = best_forecast(plan, None)
+    assert best == found
+    assert not best.guessed
 
 
 @pytest.mark.parametrize("apart", [True, False])

@@ -8,7 +8,10 @@ from typing import Any, cast
 
 import pytest
 
+from caryatid.models.machine import Threads
+from caryatid.study.costs import WorkUnits
 from caryatid.study.forecast import size, spoken
+from caryatid.study.nominal import nominal_rates
 from caryatid.study.plan import Plan, Planned
 from caryatid.study.remaining import OVERRUN, Remaining
 from caryatid.study.stage import Study
@@ -16,20 +19,23 @@ from caryatid.study.stage import Study
 LAST = 15.0  # seconds
 
 
+def stage_of(name: str, *needs: SimpleNamespace, key: str = "") -> SimpleNamespace:
+    """A stage of the kind that its name begins with."""
+    return SimpleNamespace(
+        id=name, key=key or name, needs=needs, stage=SimpleNamespace(kind=name.partition("/")[0])
+    )
+
+
 def plan_of(**counts: int) -> Plan:
     """A plan with so many stages of each kind."""
-    stages = [
-        SimpleNamespace(id=f"{kind}/{number}", key=f"{kind}/{number}", stage=SimpleNamespace(kind=kind))
-        for kind, count in counts.items()
-        for number in range(count)
-    ]
+    stages = [stage_of(f"{kind}/{number}") for kind, count in counts.items() for number in range(count)]
     return Plan(cast(Study, None), cast(tuple[Planned, ...], tuple(stages)))
 
 
 def test_without_anything_finished_it_is_the_forecast() -> None:
     plan = plan_of(train=2, answers=3)
-    remaining = Remaining(plan, {entry.id: 10.0 for entry in plan}, skipped={"train/0"})
-    assert remaining.left() == pytest.approx(40)
+    remaining = Remaining(plan, {entry.id: 10.0 for entry in plan})
+    assert remaining.left() == pytest.approx(50)
     assert remaining.pace() == 1.0
 
 
@@ -91,14 +97,34 @@ def test_a_stage_that_was_taken_to_need_no_time_takes_what_its_kind_took() -> No
 
 
 def test_stages_that_do_not_differ_are_counted_once() -> None:
-    twin, other = (
-        SimpleNamespace(id=f"cases/{n}", key="same", stage=SimpleNamespace(kind="cases")) for n in "ab"
-    )
+    twin, other = (stage_of(f"cases/{n}", key="same") for n in "ab")
     plan = Plan(cast(Study, None), cast(tuple[Planned, ...], (twin, other)))
     remaining = Remaining(plan, {"cases/a": 10.0, "cases/b": 0.0})
     assert [entry.id for entry in remaining.entries] == ["cases/a"]
     remaining.finished(plan.stages[0], 12.0)
     assert remaining.left() == 0.0
+
+
+def test_several_runners_share_what_is_left_but_not_a_chain_of_stages() -> None:
+    first = stage_of("train/0")
+    chain = (first, second := stage_of("answers/0", first), stage_of("verdict/0", second))
+    others = tuple(stage_of(f"probe/{number}") for number in range(6))
+    plan = Plan(cast(Study, None), cast(tuple[Planned, ...], (*chain, *others)))
+    remaining = Remaining(plan, {entry.id: 10.0 for entry in plan})
+    assert [remaining.left(runners=runners) for runners in (1, 2, 3, 9)] == pytest.approx([90, 45, 30, 30])
+    assert remaining.left({"train/0": 8.0, "probe/0": 5.0}, runners=2) == pytest.approx(77 / 2)
+    assert remaining.left({"train/0": 8.0, "probe/0": 5.0}, runners=9) == pytest.approx(22)
+    remaining.finished(plan["train/0"], 10.0)
+    assert remaining.left(runners=9) == pytest.approx(20)
+
+
+def test_what_was_guessed_is_said_to_be_and_is_no_plan() -> None:
+    plan = plan_of(answers=9, train=1)
+    remaining = Remaining(plan, {entry.id: 10.0 for entry in plan}, guessed=True)
+    remaining.finished(plan.stages[0], 30.0)
+    assert remaining.said().startswith("roughly ")
+    assert remaining.left() > 200
+    assert remaining.pace() == 1.0
 
 
 @pytest.mark.parametrize(
@@ -128,10 +154,7 @@ def replayed(forecast: dict[str, float]) -> Iterator[tuple[float, float, float]]
     it needed."""
     events = [(time, event, name) for time, event, name in QUICK["events"]]
     names = [name for _, event, name in events if event == "started"]
-    stages = tuple(
-        SimpleNamespace(id=name, key=name, stage=SimpleNamespace(kind=name.partition("/")[0]))
-        for name in names
-    )
+    stages = tuple(stage_of(name) for name in names)
     plan = Plan(cast(Study, None), cast(tuple[Planned, ...], stages))
     remaining, begun, end = Remaining(plan, forecast), dict[str, float](), events[-1][0]
     for time, event, name in events[:-1]:
@@ -160,3 +183,46 @@ def test_after_a_tenth_of_a_real_run_the_remaining_time_is_never_off_by_a_factor
 @pytest.mark.parametrize("times", [0.25, 0.5, 2.0, 4.0])
 def test_nor_where_the_device_was_timed_as_so_many_times_as_slow(times: float) -> None:
     assert worst({name: times * seconds for name, seconds in QUICK["forecast"].items()}) <= 2
+
+
+TWO = json.loads((Path(__file__).parent / "quick_two_runners.json").read_text(encoding="utf-8"))
+
+
+def guessed(times: float) -> dict[str, float]:
+    """What `nominal_rates` says of its stages on one thread of a CPU, and so many times that."""
+    study = cast(Study, SimpleNamespace(facts=SimpleNamespace(device="cpu")))
+    rates = nominal_rates(study, TWO["parameters"])
+    seconds = [times * rates.of(WorkUnits(**units)) for units in TWO["units"]]
+    return dict(zip(TWO["stages"], seconds, strict=True))
+
+
+def said_beside_another(run: str, guess: dict[str, float]) -> Iterator[tuple[float, float, float]]:
+    """A recorded run of two runners, at each stage that begins: seconds so far, said, true."""
+    made: list[SimpleNamespace] = []
+    for name, needs in zip(TWO["stages"], TWO["needs"], strict=True):
+        made.append(stage_of(name, *(made[need] for need in needs)))
+    plan = Plan(cast(Study, None), cast(tuple[Planned, ...], tuple(made)))
+    remaining = Remaining(plan, guess, guessed=True)
+    begun, end = dict[str, float](), TWO[run][-1][0]
+    for time, event, number in TWO[run]:
+        name = TWO["stages"][number]
+        if event == "done":
+            remaining.finished(plan[name], time - begun.pop(name))
+            continue
+        begun[name] = time
+        running = {one: time - start for one, start in begun.items()}
+        yield time, remaining.left(running, runners=2), end - time
+
+
+@pytest.mark.parametrize("times", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("run", ["alone", "busy"])
+def test_two_runners_on_a_device_that_was_not_timed_are_not_off_by_a_factor_of_two(
+    run: str, times: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the guess is a tenth of what it should be, or ten times that: the run's first tenth corrects it."""
+    monkeypatch.setattr("caryatid.study.nominal.threads", lambda: Threads(1, 2))
+    found = list(said_beside_another(run, guessed(times)))
+    total = found[0][0] + found[0][2]
+    ratios = [said / true for time, said, true in found if time >= total / 10 and true >= LAST]
+    assert len(ratios) > 35
+    assert max(max(ratio, 1 / ratio) for ratio in ratios) <= 2

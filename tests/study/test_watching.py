@@ -12,10 +12,16 @@ from small import forget
 from caryatid.artifacts import RunDirectory
 from caryatid.cli import run as command
 from caryatid.errors import UsageError
+from caryatid.progress import NO_PROGRESS
 from caryatid.study.calibration import measured_rates
 from caryatid.study.events import Events, begun
-from caryatid.study.leases import Leases
+from caryatid.study.forecast import best_forecast, spoken
+from caryatid.study.jobs import joined
+from caryatid.study.leases import RUNNER, Leases
+from caryatid.study.plan import Plan, Planned
+from caryatid.study.remaining import Remaining
 from caryatid.study.run import open_run
+from caryatid.study.todo import Todo
 from caryatid.study.watching import Watch
 
 
@@ -76,6 +82,52 @@ def test_the_stage_in_hand_is_that_of_a_run_that_is_held(copy: Path, monkeypatch
         assert after.left == "about 2 min left"  # a fifth of what it has run for, long overdue
     folder.fail(ValueError("it broke"))
     assert "failed: verdict/base@0-sft@1/seed0: it broke" in watch.look().line
+
+
+def left_said(lines: list[str], todo: Todo, entry: Planned) -> str:
+    """What a runner says is left when a stage begins, with 100 s for each stage."""
+    todo.remaining = Remaining(todo.plan, {one.id: 100.0 for one in todo.plan})
+    for one in todo.plan:
+        if one.key not in todo.left:
+            todo.remaining.finished(one, 100.0)
+    todo.announce(entry)
+    return lines[-1].rpartition("; ")[2]
+
+
+def test_a_runner_shares_what_is_left_with_those_beside_it_but_not_a_part_of_the_plan(copy: Path) -> None:
+    forget(copy, "transfer")
+    lines = list[str]()
+    with joined(copy, NO_PROGRESS, lines.append) as session:
+        todo = Todo(session, session.plan)
+        waiting = list(todo.left.values())
+        count, first, held = len(waiting), waiting[0], waiting[1]
+        assert left_said(lines, todo, first) == f"about {spoken(100 * count)} left"
+        beside = Leases(session.run)  # of this process, which is alive
+        with session.run.locked(wait=True):
+            beside.take(RUNNER + "another")
+            beside.take(held.key)
+            Events(copy).write("stage_started", stage=held.id, key=held.key)
+            todo.taken()
+        chain = 200 if any(need.key in todo.left for one in waiting for need in one.needs) else 100
+        assert left_said(lines, todo, first) == f"about {spoken(max(50 * count, chain))} left"
+        part = Todo(session, Plan(session.plan.study, tuple(waiting[:1])))
+        assert left_said(lines, part, first) == "about 1 min 40 s left"
+        many = Todo(session, session.plan, workers=4)
+        assert left_said(lines, many, first) == f"about {spoken(max(25 * count, chain))} left"
+
+
+def test_a_runner_guesses_where_no_device_was_timed_and_learns_from_what_is_done(copy: Path) -> None:
+    forget(copy, "transfer")
+    with joined(copy, NO_PROGRESS, lambda _line: None) as session:
+        todo = Todo(session, session.plan)
+        assert todo.remaining.guessed
+        assert {entry.key for entry in todo.remaining.entries} == set(todo.left)
+        found = best_forecast(session.plan, session.settled_prompts)
+        assert found is not None
+        fresh = Remaining(session.plan, found.seconds, guessed=True)
+        assert todo.remaining._overall() != fresh._overall() == 1.0
+        measured_rates(session.study)
+        assert not Todo(session, session.plan).remaining.guessed
 
 
 def test_it_is_shown_live_and_ctrl_c_ends_it(

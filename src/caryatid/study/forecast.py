@@ -1,15 +1,17 @@
 """Time, memory and disk of a study by stage, from how much work its stages are and how fast a device is."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..artifacts import RunDirectory
 from ..data.study_prompts import StudyPrompts
+from ..errors import CaryatidError
 from .calibration import Rates, kept_rates, measured_rates
 from .costs import Sizes, sizes_of
+from .nominal import nominal_rates
 from .plan import Plan, Planned
 from .series import AnchorRef
 
@@ -28,10 +30,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Costs by a stage's id; stages that are one (equal keys) have their cost once, the others nothing."""
+    """Costs by a stage's id; stages that are one (equal keys) have their cost once, the others nothing.
+
+    Attributes:
+        guessed: the device was not timed.
+    """
 
     costs: Mapping[str, Cost]
     note: str
+    guessed: bool = False
 
     @classmethod
     def of(cls, plan: Plan, sizes: Sizes, rates: Rates) -> "Forecast":
@@ -86,6 +93,22 @@ def kept_forecast(plan: Plan, prompts: StudyPrompts | None) -> Forecast | None:
     """The forecast of a plan where this device was timed for its backbone before; loads no weights."""
     rates = kept_rates(plan.study)
     return Forecast.of(plan, sizes_of(plan.study.config, prompts), rates) if rates else None
+
+
+def best_forecast(plan: Plan, prompts: StudyPrompts | None) -> Forecast | None:
+    """The forecast of a plan where this device was timed before, else a guess; looks the backbone up, loads no weights.
+
+    Returns:
+        None: its sizes cannot be read. No run ends for want of an estimate.
+    """
+    if found := kept_forecast(plan, prompts):
+        return found
+    try:
+        sizes = sizes_of(plan.study.config, prompts)
+    except (CaryatidError, OSError, ValueError, AttributeError):
+        return None
+    rates = nominal_rates(plan.study, sizes.model.parameters)
+    return replace(Forecast.of(plan, sizes, rates), guessed=True)
 
 
 def _cost(entry: Planned, sizes: Sizes, rates: Rates) -> Cost:

@@ -1,17 +1,18 @@
 """How long a study still takes: what was forecast of the stages that are left, corrected by what the others took.
 
+Where the device was not timed before, the forecast is a guess (`nominal`): its scale is corrected in the same way.
 Stages of a kind are off by one factor, whose best guess is that of the kind's finished stages; with few of them it is
 drawn towards the factor of all finished stages, and with few of these towards 1.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..data.study_prompts import StudyPrompts
-from .forecast import forecast_of, kept_forecast, spoken
+from .forecast import spoken
 from .plan import Plan, Planned
 
 PRIOR = 0.02  # weight of the forecast itself, as a share of the whole study's seconds
+GUESS = 0.002  # the same of a guess
 OWN = 0.5  # weight of all kinds in a kind's factor, in mean stages of it: kinds differ more than stages of one do
 OVERRUN = 0.2  # of what a stage has taken already, the least that it is taken to take still
 
@@ -39,45 +40,27 @@ class Remaining:
     Args:
         plan: what runs. forecast: seconds by a stage's id. Of a stage that it leaves out, finished stages of its kind
             tell what they took, and nothing is known before one has finished.
-        skipped: ids of stages that do not run, because they are done; nothing is learned of them.
+        guessed: whether the forecast is a guess, which is no plan that a pace could be compared with.
 
-    >>> remaining = Remaining(plan, forecast.seconds, skipped=done)
+    >>> remaining = Remaining(plan, forecast.seconds)
     >>> remaining.finished(entry, 12.3)
     >>> remaining.left()
     """
 
     plan: Plan
     forecast: Mapping[str, float] = field(default_factory=dict)
-    skipped: Collection[str] = ()
+    guessed: bool = False
 
     def __post_init__(self) -> None:
-        skipped = frozenset(self.skipped)
         alike: dict[str, Planned] = {}  # stages that do not differ run once, under the first of their names
         for entry in self.plan:
-            if entry.id not in skipped:
-                alike.setdefault(entry.key, entry)
+            alike.setdefault(entry.key, entry)
         self._pending = {entry.id: entry for entry in alike.values()}
         self._kinds: dict[str, _Kind] = {entry.stage.kind: _Kind() for entry in self.plan}
-        self._prior = PRIOR * sum(self.forecast.values())
-
-    @classmethod
-    def of(
-        cls, plan: Plan, prompts: StudyPrompts | None, pending: Collection[str], *, measure: bool = True
-    ) -> "Remaining":
-        """Of a run of which the stages `pending` (ids) are left; where none is, no time is forecast.
-
-        Args:
-            measure: time this device where that was not done before (`forecast_of`, also for errors).
-        """
-        left = frozenset(pending)
-        skipped = [entry.id for entry in plan if entry.id not in left]
-        if not left:
-            return cls(plan, {}, skipped)
-        found = forecast_of(plan, prompts) if measure else kept_forecast(plan, prompts)
-        return cls(plan, found.seconds if found else {}, skipped)
+        self._prior = (GUESS if self.guessed else PRIOR) * sum(self.forecast.values())
 
     def finished(self, entry: Planned, seconds: float) -> None:
-        """A stage that was left took so many seconds; one that was not tells nothing."""
+        """A stage that was left took so many seconds; one that was not left tells nothing."""
         if self._pending.pop(entry.id, None) is None:
             return
         kind, expected = self._kinds[entry.stage.kind], self.forecast.get(entry.id, 0.0)
@@ -96,24 +79,45 @@ class Remaining:
         """Whether something is known of every stage that is left."""
         return all(entry.id in self.forecast or self._of(entry).done for entry in self.entries)
 
-    def left(self, running: Mapping[str, float] | None = None) -> float:
-        """Seconds that the stages still take that are left.
+    def left(self, running: Mapping[str, float] | None = None, runners: int = 1) -> float:
+        """Seconds until the stages that are left are done.
 
         Args:
             running: seconds that stages have been running for, by id; the others are taken to begin only now.
+            runners: how many work at once, each on a share of all, none on a stage before those that it needs.
         """
         begun, overall = running or {}, self._overall()
-        return sum(_rest(self._expected(entry, overall), begun.get(entry.id, 0.0)) for entry in self.entries)
+        rests = {
+            entry.key: _rest(self._expected(entry, overall), begun.get(entry.id, 0.0))
+            for entry in self.entries
+        }
+        return max(sum(rests.values()) / runners, self._longest(rests))
 
     def pace(self) -> float:
-        """What the finished stages took over what was forecast of them: 2 is half as fast as planned; 1 at first."""
+        """What the finished stages took over what was forecast of them: 2 is half as fast as planned; 1 at first, and
+        where nothing but a guess was made."""
         expected, taken = self._totals()
-        return taken / expected if expected else 1.0
+        return taken / expected if expected and not self.guessed else 1.0
 
-    def said(self, running: Mapping[str, float] | None = None) -> str:
+    def said(self, running: Mapping[str, float] | None = None, runners: int = 1) -> str:
         """What is left (`left`), in words: `about 3 min 20 s left`; empty where nothing is known."""
-        left = self.left(running)
-        return f"{'about' if self.known else 'at least'} {spoken(left)} left" if left else ""
+        left = self.left(running, runners)
+        if left < (0.5 if self.guessed else 1e-9):  # of a tiny model a guess says nothing
+            return ""
+        how = ("roughly" if self.guessed else "about") if self.known else "at least"
+        return f"{how} {spoken(left)} left"
+
+    def _longest(self, rests: Mapping[str, float]) -> float:
+        """Seconds of the longest chain of stages that are left, of which each needs the one before."""
+        ends: dict[str, float] = {}
+
+        def end(entry: Planned) -> float:
+            if entry.key not in ends:
+                before = (end(need) for need in entry.needs if need.key in rests)
+                ends[entry.key] = rests[entry.key] + max(before, default=0.0)
+            return ends[entry.key]
+
+        return max((end(entry) for entry in self.entries), default=0.0)
 
     def _of(self, entry: Planned) -> _Kind:
         return self._kinds[entry.stage.kind]

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Sequence
 
-from .leases import stages_of
+from .events import begun
+from .forecast import best_forecast, kept_forecast
+from .leases import RUNNER, stages_of
 from .plan import Plan, Planned
 from .remaining import Remaining
 from .series import AnchorRef
@@ -17,16 +19,20 @@ class Todo:
 
     Stages of several seeds that do not differ are one, and stand under the first of their names.
 
+    Args:
+        plan: the session's, or a part of it. workers: how many work on it, where that is not the number of runners.
+
     Raises:
         DataMissingError: a finished stage is damaged, and the session does not repair.
     """
 
-    def __init__(self, session: Session, plan: Plan) -> None:
-        self.session, self.plan = session, plan
+    def __init__(self, session: Session, plan: Plan, workers: int | None = None) -> None:
+        self.session, self.plan, self.workers = session, plan, workers
         self.numbers = {entry.id: number for number, entry in enumerate(plan, start=1)}
         self.left: dict[str, Planned] = {}
+        self._beside: set[str] = set()  # leases of other runners, when they were last looked at
         with session.run.locked(wait=True):
-            taken = stages_of(session.leases.others())
+            taken = self.taken()
             for entry in plan:
                 folder = entry.folder(session.run)
                 if folder.done() and entry.key not in taken:
@@ -37,8 +43,7 @@ class Todo:
                         folder.manifest_path.unlink()
                 if not folder.done():
                     self.left.setdefault(entry.key, entry)
-        pending = [entry.id for entry in self.left.values()]
-        self.remaining = Remaining.of(plan, session.settled_prompts, pending, measure=False)
+        self.remaining = self._remaining()
         self.here: AnchorRef | None = None
 
     def take(self) -> str | None:
@@ -63,7 +68,13 @@ class Todo:
 
     def announce(self, entry: Planned) -> None:
         """Say that a stage begins, and how long all of it still takes."""
-        said = filter(None, (entry.stage.size(), self.remaining.said()))
+        begins, now, held = begun(self.session.run.path), time.time(), stages_of(self._beside)
+        running = {
+            one.id: max(now - begins.get(one.id, now), 0.0)
+            for one in self.remaining.entries
+            if one.key in held
+        }
+        said = filter(None, (entry.stage.size(), self.remaining.said(running, self._working())))
         self.session.announce(f"[{self.numbers[entry.id]}/{len(self.plan)}] {entry.id}: {'; '.join(said)}")
 
     def done(self, entry: Planned) -> None:
@@ -90,9 +101,34 @@ class Todo:
             for entry in by_others:
                 self.finished(entry)
 
+    def taken(self) -> set[str]:
+        """The keys of the stages that other runners hold. The run directory must be locked."""
+        self._beside = set(self.session.leases.others())
+        return stages_of(self._beside)
+
+    @property
+    def _whole(self) -> bool:
+        return len(self.plan) == len(self.session.plan)
+
+    def _working(self) -> int:
+        """How many work on this plan at once; what is a part of the session's is for this runner alone."""
+        return self.workers or 1 + self._whole * sum(name.startswith(RUNNER) for name in self._beside)
+
+    def _remaining(self) -> Remaining:
+        """What is left, by what those that are done took; only for a whole plan a guess is worth making."""
+        if not self.left:
+            return Remaining(self.plan)
+        forecast = best_forecast if self._whole else kept_forecast
+        found = forecast(self.plan, self.session.settled_prompts)
+        remaining = Remaining(self.plan, found.seconds, found.guessed) if found else Remaining(self.plan)
+        for entry in self.plan:
+            if entry.key not in self.left:
+                remaining.finished(entry, entry.folder(self.session.run).seconds() or 0.0)
+        return remaining
+
     def _next(self) -> Planned | None:
         """A stage that can run now and that nobody holds. The run directory must be locked."""
-        taken = stages_of(self.session.leases.others())
+        taken = self.taken()
         ready = self.ready(taken)
         if not ready or not taken:
             return ready[0] if ready else None

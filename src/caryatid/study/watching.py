@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .events import begun
 from .forecast import kept_forecast, spoken
-from .leases import live_leases
+from .leases import RUNNER, live_leases, stages_of
 from .plan import Planned
 from .remaining import Remaining
 from .run import open_run
@@ -80,16 +80,19 @@ class Watch:
         """The run now."""
         held, failed = [], ""
         leases = live_leases(self.run.directory)
+        taken = stages_of(leases)
         for entry in self.run.plan:
             state = "done" if entry.id in self._seconds else self._state(entry)
-            if entry.key in leases and state != "done":
+            if entry.key in taken and state != "done":
                 held.append(entry.id)
             elif state == "failed":
                 failed = f"{entry.id}: {entry.folder(self.run.directory).failure()}"
         remaining, now, starts = self._remaining(), time.time(), begun(self.run.path)
         ran = {name: max(now - starts.get(name, now), 0.0) for name in held}
         seconds = max(ran.values(), default=0.0)
-        return Look(self._kinds(), ", ".join(held), seconds, remaining.said(ran), remaining.pace(), failed)
+        runners = max(1, sum(name.startswith(RUNNER) for name in leases))
+        left = remaining.said(ran, runners)
+        return Look(self._kinds(), ", ".join(held), seconds, left, remaining.pace(), failed)
 
     def _state(self, entry: Planned) -> str:
         """A stage's state; one that is done is remembered with its seconds."""

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from ...errors import CaryatidError, DataMissingError, JobError, UsageError
 from ..jobs import Failure, Job, Shard
-from ..leases import stages_of
 from ..plan import Plan, Planned
 from ..series import AnchorRef
 from ..todo import Todo, anchor_of
@@ -106,7 +105,7 @@ class Sending:
     ran: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.todo = Todo(self.session, self.plan)
+        self.todo = Todo(self.session, self.plan, self.place.workers)
 
     def run(self) -> list[str]:
         """Send jobs until all stages are done.
@@ -144,7 +143,7 @@ class Sending:
         busy = {self.plan[name].key for job in jobs if job.shard is None for name in job.stages}
         with self.session.run.locked(wait=True):
             # Parts of a stage are held by jobs of this runner, as long as some are not done.
-            taken = stages_of(self.session.leases.others()) - set(self.parts)
+            taken = self.todo.taken() - set(self.parts)
             ready = self.todo.ready(taken)
         found: list[Job] = []
         for entry in ready:
