@@ -92,7 +92,7 @@ def test_its_verdicts_and_how_they_compare_are_in_the_text() -> None:
     ]
     assert not any(one[1].lo > one[2].hi or one[2].lo > one[1].hi for one in every)
     assert not any(name.startswith("the carrier's depth") for name, *_ in every)
-    assert f"lie apart from the first run's, which has no depths: none of {len(every)}." in section
+    assert f"(it has no carriers' depths of this arm to compare): none of {len(every)}." in section
     assert "4 of 5 labels are those of seed 3; 0 → 500 is *undetermined* here, *drift only* there." in section
 
 

@@ -146,14 +146,15 @@ def test_stages_that_are_one_cost_once(place: Path, sizes: Sizes) -> None:
     assert forecast.seconds[two.id] == 0
 
 
-def test_a_device_is_timed_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_is_timed_once(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("CARYATID_CACHE", str(tmp_path))
     plan = planned(small_config(place))
     assert kept_forecast(plan, None) is None
     guess = best_forecast(plan, None)
     assert guess is not None
     assert guess.guessed
-    assert "guessed" in guess.note
     assert min(guess.seconds[entry.id] for entry in plan if entry.stage.kind in ("train", "answers")) > 0
     rates = measured_rates(plan.study)
     assert rates.seconds.keys() == set(TIMED)
@@ -176,6 +177,10 @@ def test_a_device_is_timed_once(place: Path, tmp_path: Path, monkeypatch: pytest
     best = best_forecast(plan, None)
     assert best == found
     assert not best.guessed
+    calibration.calibration_file(plan.study).write_text("{", encoding="utf-8")
+    with caplog.at_level("WARNING"):
+        assert best_forecast(plan, None) is None
+    assert "the time left cannot be estimated" in caplog.text
 
 
 @pytest.mark.parametrize("apart", [True, False])

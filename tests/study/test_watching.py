@@ -1,6 +1,8 @@
 """A run seen from outside while it is under way."""
 
+import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 
@@ -94,26 +96,58 @@ def left_said(lines: list[str], todo: Todo, entry: Planned) -> str:
     return lines[-1].rpartition("; ")[2]
 
 
-def test_a_runner_shares_what_is_left_with_those_beside_it_but_not_a_part_of_the_plan(copy: Path) -> None:
+def begun_before(run: Path, seconds: float, entry: Planned) -> None:
+    """Write that a stage was begun so long ago."""
+    time = datetime.now(UTC) - timedelta(seconds=seconds)
+    with (run / "events.jsonl").open("a", encoding="utf-8") as stream:
+        line = {"time": time.isoformat(), "event": "stage_started", "stage": entry.id, "key": entry.key}
+        stream.write(json.dumps(line) + "\n")
+
+
+def test_a_runner_shares_what_is_left_with_those_beside_it(copy: Path) -> None:
     forget(copy, "transfer")
     lines = list[str]()
     with joined(copy, NO_PROGRESS, lines.append) as session:
         todo = Todo(session, session.plan)
         waiting = list(todo.left.values())
         count, first, held = len(waiting), waiting[0], waiting[1]
+        assert not any(need.key in todo.left for one in waiting[:4] for need in one.needs)
         assert left_said(lines, todo, first) == f"about {spoken(100 * count)} left"
         beside = Leases(session.run)  # of this process, which is alive
         with session.run.locked(wait=True):
             beside.take(RUNNER + "another")
             beside.take(held.key)
-            Events(copy).write("stage_started", stage=held.id, key=held.key)
             todo.taken()
-        chain = 200 if any(need.key in todo.left for one in waiting for need in one.needs) else 100
-        assert left_said(lines, todo, first) == f"about {spoken(max(50 * count, chain))} left"
-        part = Todo(session, Plan(session.plan.study, tuple(waiting[:1])))
-        assert left_said(lines, part, first) == "about 1 min 40 s left"
+        begun_before(copy, 60, held)
+        half = (100 * count - 60) / 2
+        assert left_said(lines, todo, first) in {f"about {spoken(half - late)} left" for late in (0, 1)}
+        alone = Todo(session, Plan(session.plan.study, tuple(waiting[2:5])), workers=1)
+        assert left_said(lines, alone, waiting[2]) == "about 5 min left"
         many = Todo(session, session.plan, workers=4)
-        assert left_said(lines, many, first) == f"about {spoken(max(25 * count, chain))} left"
+        assert left_said(lines, many, first).startswith(f"about {spoken((100 * count - 60) / 4)[:5]}")
+
+
+def test_what_was_run_in_parts_or_elsewhere_tells_no_time(copy: Path) -> None:
+    forget(copy, "transfer")
+    with joined(copy, NO_PROGRESS, lambda _line: None) as session:
+        (cases,) = (entry for entry in session.plan if entry.stage.kind == "cases")
+        assert cases.stage.parts() > 1
+        answers = next(entry for entry in session.plan if entry.stage.kind == "answers")
+        todo = Todo(session, session.plan)
+        assert todo._took(cases) is not None
+        assert todo._took(cases, earlier=True) is None
+        assert Todo(session, session.plan, workers=2)._took(cases) is None
+        assert todo._took(answers, earlier=True) == answers.folder(session.run).seconds()
+        manifest = answers.folder(session.run).manifest_path
+        manifest.write_text(manifest.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+        assert todo._took(answers, earlier=True) is None
+
+
+def test_half_a_line_of_events_is_passed_over(copy: Path) -> None:
+    before = begun(copy)
+    with (copy / "events.jsonl").open("ab") as stream:
+        stream.write('{"event": "stage_started", "stage": "é'.encode()[:-1])
+    assert begun(copy) == before != {}
 
 
 def test_a_runner_guesses_where_no_device_was_timed_and_learns_from_what_is_done(copy: Path) -> None:

@@ -49,13 +49,14 @@ class Events:
 
 
 def begun(folder: Path) -> dict[str, float]:
-    """When each stage of a run directory was last begun, by id: seconds since 1970 by the clock of who began it."""
+    """When each stage of a run directory, or a part of it, was last begun, by id: seconds since 1970 by the clock of
+    who began it."""
     found = {}
     with suppress(OSError):  # no events were written
-        for line in (folder / FILE).read_text(encoding="utf-8").splitlines():
+        for line in (folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError, KeyError, TypeError):  # half a line, after a full disk
                 event = json.loads(line)
-                if event["event"] == "stage_started":
+                if event["event"] in ("stage_started", "part_started"):
                     found[event["stage"]] = datetime.fromisoformat(event["time"]).timestamp()
     return found
 

@@ -1,5 +1,6 @@
 """Time, memory and disk of a study by stage, from how much work its stages are and how fast a device is."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,8 @@ from .costs import Sizes, sizes_of
 from .nominal import nominal_rates
 from .plan import Plan, Planned
 from .series import AnchorRef
+
+log = logging.getLogger(__name__)
 
 MODEL_WORK = ("loaded", "adapted", "passes", "steps", "updates", "attack_steps")  # units that take a model
 
@@ -95,20 +98,22 @@ def kept_forecast(plan: Plan, prompts: StudyPrompts | None) -> Forecast | None:
     return Forecast.of(plan, sizes_of(plan.study.config, prompts), rates) if rates else None
 
 
-def best_forecast(plan: Plan, prompts: StudyPrompts | None) -> Forecast | None:
+def best_forecast(plan: Plan, prompts: StudyPrompts | None, *, guess: bool = True) -> Forecast | None:
     """The forecast of a plan where this device was timed before, else a guess; looks the backbone up, loads no weights.
 
     Returns:
-        None: its sizes cannot be read. No run ends for want of an estimate.
+        None: neither can be had; a warning says why. No run ends for want of an estimate.
     """
-    if found := kept_forecast(plan, prompts):
-        return found
     try:
+        found = kept_forecast(plan, prompts)
+        if found or not guess:
+            return found
         sizes = sizes_of(plan.study.config, prompts)
-    except (CaryatidError, OSError, ValueError, AttributeError):
+        rates = nominal_rates(plan.study, sizes.model.parameters)
+        return replace(Forecast.of(plan, sizes, rates), guessed=True)
+    except (CaryatidError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("the time left cannot be estimated: %s", error)
         return None
-    rates = nominal_rates(plan.study, sizes.model.parameters)
-    return replace(Forecast.of(plan, sizes, rates), guessed=True)
 
 
 def _cost(entry: Planned, sizes: Sizes, rates: Rates) -> Cost:

@@ -107,7 +107,7 @@ def run_stages(
             raise UsageError(f"{missing[0]}, which is not done", where=where, remedy="Run that first.")
         if shard is not None:
             return [names[0]] if _run_part(session, chosen, shard) else []
-        return execute(session, Plan(plan.study, tuple(chosen)))
+        return execute(session, Plan(plan.study, tuple(chosen)), workers=1)
 
 
 def _run_part(session: Session, chosen: Sequence[Planned], shard: Shard) -> bool:

@@ -37,4 +37,4 @@ def nominal_rates(study: Study, parameters: int) -> Rates:
     token = 2 * parameters / (FLOPS[kind] * (threads().used if kind == "cpu" else 1))
     grows, stays = TOKENS[kind], SECONDS[kind]
     seconds = {name: grows.get(name, 0.0) * token + stays.get(name, 0.0) for name in TIMED}
-    return Rates(seconds, note="guessed: this device was not timed (study plan does that)")
+    return Rates(seconds)

@@ -59,9 +59,10 @@ class Remaining:
         self._kinds: dict[str, _Kind] = {entry.stage.kind: _Kind() for entry in self.plan}
         self._prior = (GUESS if self.guessed else PRIOR) * sum(self.forecast.values())
 
-    def finished(self, entry: Planned, seconds: float) -> None:
-        """A stage that was left took so many seconds; one that was not left tells nothing."""
-        if self._pending.pop(entry.id, None) is None:
+    def finished(self, entry: Planned, seconds: float | None) -> None:
+        """A stage that was left took so many seconds; one that was not left, or whose seconds are unknown (None), tells
+        nothing."""
+        if self._pending.pop(entry.id, None) is None or seconds is None:
             return
         kind, expected = self._kinds[entry.stage.kind], self.forecast.get(entry.id, 0.0)
         kind.done, kind.taken = kind.done + 1, kind.taken + seconds

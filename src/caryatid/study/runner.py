@@ -218,15 +218,15 @@ def _write_manifest(run: RunDirectory, plan: Plan) -> None:
     )
 
 
-def execute(session: Session, plan: Plan | None = None) -> list[str]:
+def execute(session: Session, plan: Plan | None = None, workers: int | None = None) -> list[str]:
     """Run what is not done of the session's plan, or of a part of it; returns the ids of what ran here.
 
     Other runners may be at work in the same directory: each stage is run by the one that holds its lease, and this one
     comes back when all are done. Of the processes that train together all run the stages that are collective
-    (training), the first one does everything else.
+    (training), the first one does everything else. `workers`: as `Todo` takes it.
     """
     plan, ranks = plan or session.plan, session.ranks
-    todo = Todo(session, plan) if ranks.main else None
+    todo = Todo(session, plan, workers) if ranks.main else None
     if todo is None:
         session.progress = NO_PROGRESS
     ran = []

@@ -1,10 +1,11 @@
 """What is left to do of a plan, and which of it this runner takes next, beside other runners in the same directory."""
 
+import os
 import time
 from collections.abc import Sequence
 
 from .events import begun
-from .forecast import best_forecast, kept_forecast
+from .forecast import best_forecast
 from .leases import RUNNER, stages_of
 from .plan import Plan, Planned
 from .remaining import Remaining
@@ -20,7 +21,8 @@ class Todo:
     Stages of several seeds that do not differ are one, and stand under the first of their names.
 
     Args:
-        plan: the session's, or a part of it. workers: how many work on it, where that is not the number of runners.
+        plan: the session's, or a part of it. workers: how many work on it, where that is not the number of runners; 1
+            for what one process was sent to do, for which no time is guessed.
 
     Raises:
         DataMissingError: a finished stage is damaged, and the session does not repair.
@@ -85,7 +87,7 @@ class Todo:
     def finished(self, entry: Planned) -> None:
         """A stage is finished, by whomever."""
         self.left.pop(entry.key, None)
-        self.remaining.finished(entry, entry.folder(self.session.run).seconds() or 0.0)
+        self.remaining.finished(entry, self._took(entry))
 
     def ready(self, taken: set[str]) -> list[Planned]:
         """Stages that nobody holds and whose needs are done, in the plan's order; notices what others finished."""
@@ -106,25 +108,30 @@ class Todo:
         self._beside = set(self.session.leases.others())
         return stages_of(self._beside)
 
-    @property
-    def _whole(self) -> bool:
-        return len(self.plan) == len(self.session.plan)
-
     def _working(self) -> int:
-        """How many work on this plan at once; what is a part of the session's is for this runner alone."""
-        return self.workers or 1 + self._whole * sum(name.startswith(RUNNER) for name in self._beside)
+        """How many work on this plan at once."""
+        return self.workers or 1 + sum(name.startswith(RUNNER) for name in self._beside)
 
     def _remaining(self) -> Remaining:
-        """What is left, by what those that are done took; only for a whole plan a guess is worth making."""
+        """What is left, by what those stages took that were done before on this device."""
         if not self.left:
             return Remaining(self.plan)
-        forecast = best_forecast if self._whole else kept_forecast
-        found = forecast(self.plan, self.session.settled_prompts)
+        found = best_forecast(self.plan, self.session.settled_prompts, guess=self.workers != 1)
         remaining = Remaining(self.plan, found.seconds, found.guessed) if found else Remaining(self.plan)
         for entry in self.plan:
             if entry.key not in self.left:
-                remaining.finished(entry, entry.folder(self.session.run).seconds() or 0.0)
+                remaining.finished(entry, self._took(entry, earlier=True))
         return remaining
+
+    def _took(self, entry: Planned, earlier: bool = False) -> float | None:
+        """Seconds of a finished stage; None where they tell nothing: it was run in parts, whose results the last
+        process only collects. Of an `earlier` one that may be so, and it may be of another device or other threads."""
+        folder = entry.folder(self.session.run)
+        if earlier:
+            had, threads = folder.manifest(), os.environ.get("OMP_NUM_THREADS")
+            same = (had.get("device"), had.get("threads")) == (self.session.study.facts.device, threads)
+            return folder.seconds() if same and entry.stage.parts() == 1 else None
+        return None if min(entry.stage.parts(), self.workers or 1) > 1 else folder.seconds()
 
     def _next(self) -> Planned | None:
         """A stage that can run now and that nobody holds. The run directory must be locked."""
