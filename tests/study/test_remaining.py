@@ -112,8 +112,8 @@ def test_several_runners_share_what_is_left_but_not_a_chain_of_stages() -> None:
     plan = Plan(cast(Study, None), cast(tuple[Planned, ...], (*chain, *others)))
     remaining = Remaining(plan, {entry.id: 10.0 for entry in plan})
     assert [remaining.left(runners=runners) for runners in (1, 2, 3, 9)] == pytest.approx([90, 45, 30, 30])
-    assert remaining.left({"train/0": 8.0, "probe/0": 5.0}, runners=2) == pytest.approx(77 / 2)
-    assert remaining.left({"train/0": 8.0, "probe/0": 5.0}, runners=9) == pytest.approx(22)
+    assert remaining.left({"train/0": 5.0, "probe/0": 5.0}, runners=2) == pytest.approx(40)
+    assert remaining.left({"train/0": 5.0, "probe/0": 5.0}, runners=9) == pytest.approx(25)
     remaining.finished(plan["train/0"], 10.0)
     assert remaining.left(runners=9) == pytest.approx(20)
 

@@ -81,7 +81,7 @@ def test_the_stage_in_hand_is_that_of_a_run_that_is_held(copy: Path, monkeypatch
         monkeypatch.setattr("caryatid.study.watching.time.time", lambda: now)
         after = watch.look()
         assert after.seconds == pytest.approx(600)
-        assert after.left == "about 2 min left"  # a fifth of what it has run for, long overdue
+        assert after.left == "about 3 min left"  # three tenths of what it has run for, long overdue
     folder.fail(ValueError("it broke"))
     assert "failed: verdict/base@0-sft@1/seed0: it broke" in watch.look().line
 

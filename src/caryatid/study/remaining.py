@@ -14,7 +14,7 @@ from .plan import Plan, Planned
 PRIOR = 0.02  # weight of the forecast itself, as a share of the whole study's seconds
 GUESS = 0.002  # the same of a guess
 OWN = 0.5  # weight of all kinds in a kind's factor, in mean stages of it: kinds differ more than stages of one do
-OVERRUN = 0.2  # of what a stage has taken already, the least that it is taken to take still
+OVERRUN = 0.3  # of what a stage has taken already, the least that it is taken to take still
 
 
 @dataclass
