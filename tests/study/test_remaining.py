@@ -230,5 +230,5 @@ def test_two_runners_on_a_device_that_was_not_timed_are_not_off_by_a_factor_of_t
     assert max(max(ratio, 1 / ratio) for ratio in ratios) <= 2
     if times == 1:  # as docs/scale.md says
         assert (min(ratios), max(ratios)) == pytest.approx(
-            {"alone": (0.83, 1.19), "busy": (0.85, 1.26)}[run], abs=0.005
+            {"alone": (0.83, 1.2), "busy": (0.85, 1.26)}[run], abs=0.005
         )
