@@ -4,7 +4,6 @@ Pure functions of the published tables. Seeds are never pooled; anchors, pairs a
 and what one run lacks is a dash there.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,13 +39,14 @@ class Seed:
     """One published run.
 
     Attributes:
-        name: its folder. number: its seed.
+        name: its folder. number: its seed. again: its arms that were run again, as one run.
     """
 
     name: str
     number: int
     tables: Tables
     provenance: Mapping[str, Any]
+    again: "Seed | None" = None
 
     @cached_property
     def arms(self) -> list[str]:
@@ -203,26 +203,56 @@ def sizes(seeds: Sequence[Seed]) -> str:
 
 
 def verdict_table(seeds: Sequence[Seed]) -> str:
-    """Label, rank flag and corrected angle of every pair, a column a seed, and how many seeds give each label."""
+    """Label, rank flag and corrected angle of every pair, a column a seed, and how many seeds give each label.
+
+    What a seed's run lacks is taken from its arms that were run again, with a dagger.
+    """
     rows = []
     for arm in arms_of(seeds):
         for pair in pairs_of(seeds, arm):
-            found = [seed.verdict(arm, pair) for seed in seeds]
+            runs = [decided_in(seed, arm, pair) for seed in seeds]
+            found = [run.verdict(arm, pair) for run in runs]
             cells = []
-            for seed, row in zip(seeds, found, strict=True):
+            for seed, run, row in zip(seeds, runs, found, strict=True):
                 flag = f" ({row['rank_change']})" if row and row["rank_change"] != "none" else ""
                 label = f"*{row['label']}*{flag}" if row else "–"
-                turn = seed.angle(arm, pair)
-                cells.append(f"{label}, {shown(turn, '.1f', '°')}" if row or turn.there else "–")
+                turn, mark = run.angle(arm, pair), "" if run is seed else " †"
+                cells.append(f"{label}, {shown(turn, '.1f', '°')}{mark}" if row or turn.there else "–")
             rows.append([f"{arm} {arrow(pair)}", *cells, counted(row["label"] for row in found if row)])
     return markdown_table(["pair", *(f"seed {seed.number}" for seed in seeds), "agreement"], rows)
+
+
+def decided_in(seed: Seed, arm: str, pair: Pair) -> Seed:
+    """The run of a seed that has a verdict on a pair: its own, or where that has none its arms that were run again."""
+    again = seed.again
+    return again if again and not seed.verdict(arm, pair) and again.verdict(arm, pair) else seed
+
+
+def decided(seed: Seed) -> list[Row]:
+    """The verdicts that a seed's column shows: its own, and those of arms run again where it has none."""
+    own = rows_of(seed.tables, "verdict")
+    there = {(row["arm"], row["from"], row["to"]) for row in own}
+    again = rows_of(seed.again.tables, "verdict") if seed.again else []
+    return own + [row for row in again if (row["arm"], row["from"], row["to"]) not in there]
+
+
+def undecided(seeds: Sequence[Seed]) -> list[str]:
+    """Pairs that another seed has a verdict on and this one has not: `refusal_sft 0 → 500, seed 2`."""
+    found = {(row["arm"], (row["from"], row["to"])) for seed in seeds for row in decided(seed)}
+    return [
+        f"{arm} {arrow(pair)}, seed {seed.number}"
+        for seed in seeds
+        for arm in seed.arms
+        for pair in pairs_of(seeds, arm)
+        if (arm, pair) in found and not decided_in(seed, arm, pair).verdict(arm, pair)
+    ]
 
 
 def undetermined(seeds: Sequence[Seed]) -> list[str]:
     """Of each *undetermined* what is missing, and what its numbers of prompts and refusals could have shown."""
     said = []
     for seed in seeds:
-        for row in rows_of(seed.tables, "verdict", label="undetermined"):
+        for row in (one for one in decided(seed) if one["label"] == "undetermined"):
             a, b = row["from"], row["to"]
             plain = (in_plain_words(one, a, b) for one in sentences(row["reasons"]))
             why = "; ".join(filter(None, plain)) or row["reasons"]
@@ -233,17 +263,19 @@ def undetermined(seeds: Sequence[Seed]) -> list[str]:
 
 
 def removal_table(seeds: Sequence[Seed]) -> str:
-    """What a's carrier, b's own and random subspaces remove of b's refusals, of every pair, a column a seed."""
+    """What a's carrier, b's own and random subspaces remove of b's refusals, of every pair, a column a seed; of the
+    same runs as the verdicts."""
     rows = []
     for arm in arms_of(seeds):
         for pair in pairs_of(seeds, arm):
             own = pair[1], pair[1]
             cells = []
             for seed in seeds:
-                old = seed.removal(arm, pair)
-                values = [old, seed.removal(arm, own), seed.removal(arm, own, "transfer_random")]
-                of = refusals(seed, arm, pair[1])
-                cells.append(f"{' / '.join(map(shown, values))} of {of}" if of else "–")
+                run = decided_in(seed, arm, pair)
+                old = run.removal(arm, pair)
+                values = [old, run.removal(arm, own), run.removal(arm, own, "transfer_random")]
+                of, mark = refusals(run, arm, pair[1]), "" if run is seed else " †"
+                cells.append(f"{' / '.join(map(shown, values))} of {of}{mark}" if of else "–")
             rows.append([f"{arm} {arrow(pair)}", *cells])
     return markdown_table(["pair", *(f"seed {seed.number}" for seed in seeds)], rows)
 
@@ -313,46 +345,6 @@ def nulls(seed: Seed) -> Nulls:
 def nulls_text(seeds: Sequence[Seed]) -> str:
     """False labels by seed."""
     return "; ".join(f"seed {seed.number}: {nulls(seed).text}" for seed in seeds)
-
-
-def cost_table(seeds: Sequence[Seed]) -> str:
-    """Seconds of stages by kind, a column a seed, the dearest first; all of them; from start to end; by arm."""
-    spent = [{kind: one["seconds"] for kind, one in seed.provenance["seconds"].items()} for seed in seeds]
-    kinds = {kind: sum(one.get(kind, 0.0) for one in spent) for kind in ordered(spent)}
-    rows = [
-        [kind, *(f"{one[kind]:.0f}" if kind in one else "–" for one in spent)]
-        for kind in sorted(kinds, key=lambda kind: -kinds[kind])
-        if kinds[kind] >= 0.5
-    ]
-    rows.append(["**all stages**", *(f"{sum(one.values()):.0f}" for one in spent)])
-    rows.append(["**start to end**", *(f"{seed.provenance['wall']:.0f}" for seed in seeds)])
-    places = [by_arm(seed.provenance["seconds_by_place"], seed.arms) for seed in seeds]
-    for arm in [*arms_of(seeds), ""]:
-        name = f"of all: {arm} alone" if arm else "of all: shared by the arms (step 0, cases, nulls)"
-        rows.append([name, *(f"{one[arm]:.0f}" if arm in one else "–" for one in places)])
-    return markdown_table(["stages, s", *(f"seed {seed.number}" for seed in seeds)], rows)
-
-
-def one_arm(seeds: Sequence[Seed]) -> str:
-    """Seconds of one arm of one seed, with all that arms share and without nulls: what it would take alone."""
-    said = []
-    for arm in arms_of(seeds):
-        cells = []
-        for seed in seeds:
-            places = by_arm(seed.provenance["seconds_by_place"], seed.arms)
-            redrawn = seed.provenance["seconds"].get("null", {"seconds": 0.0})["seconds"]
-            cells.append(f"{places[arm] + places[''] - redrawn:.0f}" if arm in places else "–")
-        said.append(f"`{arm}` {'; '.join(cells)}")
-    return ", ".join(said)
-
-
-def by_arm(places: Mapping[str, float], arms: Sequence[str]) -> dict[str, float]:
-    """Seconds of each arm's own places (`r2d2/seed0`, `r2d2@50/seed0`, `base@0-r2d2@50/seed0`); the rest under ""."""
-    found = dict.fromkeys([*arms, ""], 0.0)
-    for place, seconds in places.items():
-        names = re.split(r"[@/-]", place)
-        found[next((arm for arm in arms if arm in names), "")] += seconds
-    return found
 
 
 def what_ran(seeds: Sequence[Seed]) -> list[str]:

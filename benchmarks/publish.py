@@ -31,6 +31,7 @@ import compared_arms
 import repeated_run
 import seed_claims
 import seed_comparison
+import seed_costs
 import seed_doubts
 import seed_figure
 from arm_claims import claims
@@ -186,13 +187,18 @@ class Published:
 
 
 def runs_by_seed(kind: str = "trajectory") -> list[across_seeds.Seed]:
-    """The published runs named `…-KIND-seedN`, by seed: `trajectory` differ in it alone, `again` are arms run anew."""
+    """The published runs named `…-KIND-seedN`, by seed.
+
+    `trajectory` differ in it alone, and have their arms that were run anew with them; `again` are those, of which a
+    seed may have several.
+    """
     found = []
     for folder in RESULTS.glob(f"*-{kind}-seed*"):
         number = re.search(r"-seed(\d+)$", folder.name)
         if number and (folder / "provenance.json").is_file():
             found.append(seed_of(folder.name, int(number[1])))
-    return sorted(found, key=lambda seed: seed.number)
+    found.sort(key=lambda seed: (seed.number, seed.name))
+    return repeated_run.with_again(found, runs_by_seed("again")) if kind == "trajectory" else found
 
 
 def seed_of(name: str, number: int) -> across_seeds.Seed:
@@ -238,6 +244,7 @@ def rendered(template: str = "README.md.j2") -> str:
         "repeated": repeated_run,
         "reruns": runs_by_seed("again"),
         "beside": seed_comparison,
+        "costs": seed_costs,
         "doubting": seed_doubts,
     }
     return environment.get_template(template).render(**names)

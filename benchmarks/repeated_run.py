@@ -4,10 +4,12 @@ A pure function of the published tables: every rate, turn and depth that is comp
 say how many of how many differ.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from across_seeds import RATES, Pair, Seed, arrow
+from caryatid.study.series import BASE
 from compared_arms import Cell, cell
 
 COMPARED: Mapping[str, Mapping[str, str]] = RATES | {
@@ -16,6 +18,27 @@ COMPARED: Mapping[str, Mapping[str, str]] = RATES | {
     "direct harmful": {"suite": "harmbench", "metric": "harm", "attack": "direct"},
     "StrongREJECT harmful": {"suite": "strongreject", "metric": "harm"},
 }
+
+
+def together(runs: Sequence[Seed]) -> dict[int, Seed]:
+    """The arms that were run again, by seed, as one run each; step 0 is that of the first of them."""
+    found: dict[int, Seed] = {}
+    for run in runs:
+        if (before := found.get(run.number)) is None:
+            found[run.number] = run
+        else:
+            tables = {
+                name: [*before.tables.get(name, ()), *(row for row in rows if row.get("arm") != BASE)]
+                for name, rows in run.tables.items()
+            }
+            found[run.number] = replace(before, tables={**before.tables, **tables})
+    return found
+
+
+def with_again(seeds: Sequence[Seed], runs: Sequence[Seed]) -> list[Seed]:
+    """Each seed with its arms that were run again."""
+    again = together(runs)
+    return [replace(seed, again=again.get(seed.number)) for seed in seeds]
 
 
 def apart(one: Cell, other: Cell) -> bool:

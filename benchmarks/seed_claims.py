@@ -7,7 +7,19 @@ measured. Two rates differ where their intervals do not overlap, which is strict
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from across_seeds import Pair, Seed, anchors_of, arms_of, arrow, counted, pairs_of, refusals, shown
+from across_seeds import (
+    Pair,
+    Seed,
+    anchors_of,
+    arms_of,
+    arrow,
+    counted,
+    decided,
+    decided_in,
+    pairs_of,
+    refusals,
+    shown,
+)
 from caryatid.study.series import BASE
 from compared_arms import LIMITS, Cell, rows_of
 
@@ -266,7 +278,8 @@ def place(seeds: Sequence[Seed]) -> str:
     for arm in (ROBUST, PLAIN):
         parts = []
         for pair in (pair for pair in pairs_of(seeds, arm) if pair[0] == 0):
-            labels = [row["label"] for seed in seeds if (row := seed.verdict(arm, pair))]
+            rows = [decided_in(seed, arm, pair).verdict(arm, pair) for seed in seeds]
+            labels = [row["label"] for row in rows if row]
             parts += [f"to {pair[1]} {counted(labels)}"] if labels else []
         said += f" {NAMES[arm]} from step 0: {'; '.join(parts) or 'no verdict'}."
     return said
@@ -291,10 +304,11 @@ def control(seeds: Sequence[Seed]) -> str:
         places, grips, least = Counter[str](), Counter[str](), list[tuple[float, str]]()
         for seed in seeds:
             for pair in (pair for pair in seed.pairs(arm) if pair[0] == 0):
-                state = {True: "moved", False: "unchanged", None: "not shown"}[seed.moved(arm, pair)]
-                places[state if seed.placed(arm, pair) else "not measured"] += 1
-                grips[grip(seed, arm, pair)] += 1
-                removed, of = seed.removal(arm, pair), refusals(seed, arm, pair[1])
+                run = decided_in(seed, arm, pair)
+                state = {True: "moved", False: "unchanged", None: "not shown"}[run.moved(arm, pair)]
+                places[state if run.placed(arm, pair) else "not measured"] += 1
+                grips[grip(run, arm, pair)] += 1
+                removed, of = run.removal(arm, pair), refusals(run, arm, pair[1])
                 if removed.there:
                     least.append(
                         (removed.value, f"{removed.text()} of {of} at {pair[1]}, seed {seed.number}")
@@ -363,7 +377,7 @@ def flags(seeds: Sequence[Seed]) -> list[tuple[str, str]]:
     return [
         (row["rank_change"], f"{row['arm']} {row['from']} → {row['to']}, seed {seed.number}")
         for seed in seeds
-        for row in rows_of(seed.tables, "verdict")
+        for row in decided(seed)
     ]
 
 

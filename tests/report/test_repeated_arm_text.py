@@ -1,4 +1,4 @@
-"""What is said of seed 3's R2D2, trained, attacked and measured a second time, holds in the published tables."""
+"""What is said of arms that were trained and measured a second time holds in the published tables."""
 
 from dataclasses import replace
 
@@ -6,14 +6,22 @@ import pytest
 
 import publish
 import repeated_run
+from across_seeds import Seed
 from caryatid.config import load_config
 from compared_arms import Cell
 
 NAMES = ("qwen-0.5b-arm-seed3-again", "qwen-0.5b-trajectory-seed3")
 AGAIN, BEFORE = (publish.seed_of(name, 3) for name in NAMES)
+SEEDS, RERUNS = publish.runs_by_seed(), publish.runs_by_seed("again")
 STATIC = publish.seed_of("qwen-0.5b-static-again-seed0", 0)
 FIRST = publish.seed_of("qwen-0.5b-trajectory-seed0", 0)
 PAIRS = ((0, 50), (50, 100), (100, 250), (250, 500), (0, 500))
+
+
+def again_section() -> str:
+    """The text on arms that were run again."""
+    text = (publish.RESULTS / "README.md").read_text(encoding="utf-8")
+    return text[text.index("#### Arms run again") : text.index("### Carriers, seed by seed")]
 
 
 def test_both_runs_have_the_settings_that_r2d2_depends_on() -> None:
@@ -63,37 +71,83 @@ def test_what_touches_is_not_apart_and_what_is_missing_is_not_counted() -> None:
     assert repeated_run.differences(rates, AGAIN) == f"none of {len(every)}"
 
 
-def test_the_arm_that_had_no_verdicts_was_run_again_with_the_same_settings() -> None:
-    again, before = (load_config(file=publish.RESULTS / run.name / "config.yaml") for run in (STATIC, FIRST))
-    adaptive = before.attacks.model_copy(update={"adaptive": again.attacks.adaptive})
-    same = {"name": again.name, "arms": again.arms, "nulls": again.nulls, "attacks": adaptive}
-    # The default radius of `lat`, an arm of neither run, changed in between.
-    training = replace(before.training, lat=again.training.lat)
-    assert before.model_copy(update={**same, "training": training}) == again
-    assert again.arms == ("r2d2_static",)
-    assert not again.attacks.adaptive.enabled
-    assert again.nulls.redraws == 0
-    assert not STATIC.unfinished
-    assert [one.name for one in publish.runs_by_seed("again")] == [STATIC.name]
+def first_of(again: Seed) -> Seed:
+    """The first run with the same seed."""
+    (found,) = (run for run in SEEDS if run.number == again.number)
+    return found
 
 
-def test_its_verdicts_and_how_they_compare_are_in_the_text() -> None:
-    assert {pair for pair in FIRST.pairs("r2d2_static") if FIRST.verdict("r2d2_static", pair)} == set()
-    labels = [row["label"] for pair in PAIRS if (row := STATIC.verdict("r2d2_static", pair))]
-    assert labels == ["drift only", "no change", "drift only", "drift only", "undetermined"]
-    text = (publish.RESULTS / "README.md").read_text(encoding="utf-8")
-    section = text[text.index("#### An arm without verdicts, run again") :]
-    section = section[: section.index("### Carriers, seed by seed")]
-    for pair, label in zip(PAIRS, labels, strict=True):
-        (line,) = (one for one in section.splitlines() if f"r2d2_static {pair[0]} → {pair[1]} | *" in one)
-        assert f"*{label}*, {STATIC.angle('r2d2_static', pair).text('.1f', '°')}" in line
-    every = [
-        one for one in repeated_run.compared(STATIC, FIRST, "r2d2_static") if one[1].there and one[2].there
+@pytest.mark.parametrize("again", RERUNS, ids=lambda run: run.name)
+def test_arms_were_run_again_with_the_same_settings(again: Seed) -> None:
+    first = first_of(again)
+    new, before = (load_config(file=publish.RESULTS / run.name / "config.yaml") for run in (again, first))
+    same = {"name": new.name, "arms": new.arms, "nulls": new.nulls, "attacks": new.attacks}
+    # The default radius of `lat`, an arm of no run, changed in between.
+    training = replace(before.training, lat=new.training.lat)
+    assert before.model_copy(update={**same, "training": training}) == new
+    assert set(new.arms) < set(before.arms)
+    assert not new.attacks.adaptive.enabled
+    if new.attacks.fixed_source.enabled:
+        assert new.attacks.fixed_source == before.attacks.fixed_source
+    else:
+        assert "Without the fixed-source attack" in again.provenance["note"]
+    assert new.nulls.redraws == 0
+
+
+def test_which_were_run_again_and_what_is_still_missing() -> None:
+    assert [(run.number, run.arms) for run in RERUNS] == [
+        (0, ["sft", "refusal_sft"]),
+        (0, ["r2d2_static"]),
+        (1, ["sft", "refusal_sft", "r2d2_static"]),
+        (2, ["refusal_sft", "r2d2_static"]),
     ]
-    assert not any(one[1].lo > one[2].hi or one[2].lo > one[1].hi for one in every)
-    assert not any(name.startswith("the carrier's depth") for name, *_ in every)
-    assert f"(it has no carriers' depths of this arm to compare): none of {len(every)}." in section
-    assert "4 of 5 labels are those of seed 3; 0 → 500 is *undetermined* here, *drift only* there." in section
+    text = (publish.RESULTS / "README.md").read_text(encoding="utf-8")
+    missing = [
+        f"{arm} {pair[0]} → {pair[1]}, seed {run.number}"
+        for run in SEEDS
+        for arm in ("sft", "r2d2", "refusal_sft", "r2d2_static")
+        for pair in PAIRS
+        if not any(one.verdict(arm, pair) for one in (run, *(two for two in RERUNS if first_of(two) == run)))
+    ]
+    (line,) = (one for one in text.splitlines() if one.startswith("Without a verdict in any run: "))
+    assert set(line.removeprefix("Without a verdict in any run: ").rstrip(".").split("; ")) == set(missing)
+    assert {name[-1] for name in missing} == {"2"}  # three seeds are whole
+
+
+@pytest.mark.parametrize("again", RERUNS, ids=lambda run: run.name)
+def test_how_they_compare_is_in_the_text(again: Seed) -> None:
+    section, first = again_section(), first_of(again)
+    for arm in again.arms:
+        every = [one for one in repeated_run.compared(again, first, arm) if one[1].there and one[2].there]
+        apart = [one[0] for one in every if one[1].lo > one[2].hi or one[2].lo > one[1].hi]
+        (line,) = (one for one in section.splitlines() if one.startswith(f"- `{arm}`, seed {again.number}: "))
+        assert f": {len(apart) or 'none'} of {len(every)}" in line
+        assert all(name in line for name in apart)
+        both = [
+            (a["label"], b["label"])
+            for pair in PAIRS
+            if (a := again.verdict(arm, pair)) and (b := first.verdict(arm, pair))
+        ]
+        if both:
+            assert f"{sum(a == b for a, b in both)} of {len(both)} labels are the same" in line
+
+
+@pytest.mark.parametrize("again", RERUNS, ids=lambda run: run.name)
+def test_their_verdicts_fill_the_table_with_a_dagger(again: Seed) -> None:
+    text, first = (publish.RESULTS / "README.md").read_text(encoding="utf-8"), first_of(again)
+    main = text[text.index("### Verdicts, seed by seed") : text.index("#### Arms run again")]
+    for arm in again.arms:
+        for pair in PAIRS:
+            row = next(
+                one for one in main.splitlines() if one.startswith(f"| {arm} {pair[0]} → {pair[1]} | ")
+            )
+            shown = row.split(" | ")[1 + again.number]
+            own, later = first.verdict(arm, pair), again.verdict(arm, pair)
+            assert ("†" in shown) == bool(later and not own)
+            if said := own or later:
+                assert shown.startswith(f"*{said['label']}*, ")
+            if later and not own:
+                assert again.angle(arm, pair).text(".1f", "°") in shown
 
 
 def test_labels_are_compared_where_both_runs_have_one() -> None:
