@@ -113,6 +113,17 @@ def test_damaged_template_files_are_refused(tmp_path: Path, content: str, words:
     assert "frames.json" in str(caught.value)
 
 
+def test_suffixes_of_embedded_refusing_are_templates_by_its_name() -> None:
+    frames = read_templates("embedded-refusing")
+    assert len({one.name for one in frames}) == 3
+    for frame in frames:
+        assert frame.text.startswith("{behavior} ")
+        filled = frame.filled(GOALS[1])
+        assert filled.startswith(f"{GOALS[1].user_text} ")
+        assert len(filled) > len(GOALS[1].user_text) + 40
+        assert GOALS[1].target not in filled  # no text but what GCG found
+
+
 @pytest.mark.parametrize("objective", ["first_token", "target"])
 def test_random_search_takes_the_steps_of_a_plain_loop(objective: str) -> None:
     """One candidate a step, kept where its objective is lower; losses are those of the texts as sent."""

@@ -42,7 +42,7 @@ def test_mistral_preset_has_the_released_values() -> None:
 
 
 def test_quick_trains_gently_toward_step_0s_own_refusal() -> None:
-    """Chosen by behaviour alone (log): stronger, ten updates of R2D2 have more of the harmless requests refused."""
+    """Chosen by behaviour alone (log): with heavier terms ten updates of R2D2 have more harmless requests refused."""
     training = load_config(preset="quick").training
     weights = (training.r2d2.away_weight, training.r2d2.toward_weight)
     assert (training.learning_rate, *weights) == (1e-4, 0.2, 0.2)
@@ -95,6 +95,27 @@ def test_overrides_and_extends(tmp_path: Path) -> None:
     assert config.training.r2d2.cases == quick.training.r2d2.cases
     assert config.training.learning_rate == 1e-4
     assert config.seeds == (3, 4)
+
+
+def test_options_are_those_of_the_method_that_had_them(tmp_path: Path) -> None:
+    quick = load_config(preset="quick").attacks.fixed_source
+    assert (quick.method, quick.options) == ("templates", {"file": "embedded-refusing"})
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: quick\nattacks:\n  fixed_source: {method: gcg, steps: 7}\n")
+    mine = load_config(file=file).attacks.fixed_source
+    assert (mine.method, mine.options, mine.steps, mine.behaviours) == ("gcg", {}, 7, quick.behaviours)
+    file.write_text("extends: quick\nattacks:\n  fixed_source: {behaviours: 7}\n")
+    assert load_config(file=file).attacks.fixed_source.options == quick.options
+    where = "attacks.fixed_source"
+    for sets in ([f"{where}.method=gcg"], [f"{where}.width=9", f"{where}.method=gcg"]):
+        assert load_config(preset="quick", overrides=sets).attacks.fixed_source.options == {}
+    sets = [f"{where}.options.steps=3", f"{where}.method=autodan"]  # in either order
+    for order in (sets, sets[::-1]):
+        assert load_config(preset="quick", overrides=order).attacks.fixed_source.options == {"steps": 3}
+    kept = load_config(preset="quick", overrides=[f"{where}.method=templates"]).attacks.fixed_source
+    assert kept.options == quick.options
+    with pytest.raises(ConfigError, match="beside `method`"):
+        load_config(preset="quick", overrides=[f"{where}.method=gcg", f"{where}.options.steps=3"])
 
 
 def test_observed_series(tmp_path: Path) -> None:

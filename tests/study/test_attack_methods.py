@@ -65,3 +65,16 @@ def test_settings_of_attacks_are_checked_with_the_configuration(attack: str, wor
     with pytest.raises(ConfigError) as caught:
         load_config(preset="quick", overrides=[f"attacks.fixed_source={attack}"])
     assert words in "\n".join(caught.value.problems or (str(caught.value),))
+
+
+@pytest.mark.parametrize("method", ["templates", "gcg"])
+def test_suffixes_of_another_backbone_are_named_as_such(tmp_path: Path, method: str) -> None:
+    attack = {
+        "templates": "{method: templates, options: {file: embedded-refusing}, behaviours: 2}",
+        "gcg": "{method: gcg, steps: 1, behaviours: 2}",
+    }
+    said: list[str] = []
+    config = small_config(tmp_path, f"attacks.fixed_source={attack[method]}")
+    with opened(config, tmp_path / "run", NO_PROGRESS, said.append):
+        pass
+    assert any("suffixes found on embedded-refusing" in line for line in said) == (method == "templates")

@@ -29,9 +29,12 @@ QWEN_500M = BatchSizes(forward=256, generate=256, gcg=256, train=8)
 MISTRAL_7B = BatchSizes(forward=64, generate=64, gcg=64, train=2)
 
 
+GCG = "attacks.fixed_source.method=gcg"
+
+
 def plan_of(*overrides: str, device: str = "cpu", batch: BatchSizes | None = None) -> Plan:
-    """The plan of the quick preset's study; no model is opened."""
-    config = load_config(preset="quick", overrides=overrides)
+    """The plan of the quick preset's study, with GCG on step 0; no model is opened."""
+    config = load_config(preset="quick", overrides=[GCG, *overrides])
     sizes = batch or BatchSizes(forward=16, generate=32, gcg=32, train=8)
     return build_plan(
         Study(config, Facts("model", "float32", device, "embedded", "", "prompts", vars(sizes)))
@@ -92,7 +95,7 @@ def test_how_many_are_rescored_follows_the_precision_and_is_part_of_the_key(
 ) -> None:
     batch = vars(QWEN_500M)
     facts = Facts("model", dtype, device, "embedded", "", "prompts", batch, float8=float8)
-    named = [f"attacks.fixed_source.{one}" for one in overrides]
+    named = [GCG, *(f"attacks.fixed_source.{one}" for one in overrides)]
     study = Study(load_config(preset="quick", overrides=named), facts)
     stage = build_plan(study)["cases/seed0"]
     assert stage.inputs["settings"]["attack"]["rescored"] == rescored

@@ -26,7 +26,7 @@ class TemplateSettings(Settings):
     file: str | None = setting(
         None,
         'JSON list of texts, or of {"name", "text"}, each with {behavior} where the request goes; null: the '
-        "package's own.",
+        "package's own; `embedded-refusing`: suffixes that GCG found on it.",
     )
 
 

@@ -1,5 +1,8 @@
 """Templates: the request in a frame, the frame chosen by the target's loss; the package's own frames, or a user's file.
 
+A frame may also be the request with a suffix that an earlier search found: so the suffixes that GCG found on
+`embedded-refusing` are tried anew on every request.
+
 In the manner of the human jailbreaks that HarmBench asks with (arXiv 2402.04249, after arXiv 2308.03825), whose texts
 are not part of the package.
 """
@@ -12,6 +15,7 @@ from pathlib import Path
 from ..data.readers import decode, encodable, parse_json, read_user_bytes
 from ..errors import InputError
 from ..models.load import LoadedModel
+from ..models.planted import REFUSING
 from ..models.template import ChatFormat
 from .base import AttackResult, BlockRun, Goal
 from .gcg.layout import evaluation_mode
@@ -41,18 +45,24 @@ def fill(text: str, goal: Goal) -> str:
 
 def own_templates() -> tuple[Template, ...]:
     """The package's own."""
-    content = resources.files(__package__).joinpath("templates.json").read_text(encoding="utf-8")
-    return _parsed(content, "templates.json")
+    return _own("templates.json")
+
+
+def _own(name: str) -> tuple[Template, ...]:
+    return _parsed(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"), name)
 
 
 def read_templates(file: str | None) -> tuple[Template, ...]:
-    """Templates of a user's file; None: the package's own.
+    """Templates of a user's file; None: the package's own; `embedded-refusing`: the suffixes that GCG found on it
+    (`recipes/refusing_suffixes.py`).
 
     Raises:
         DataMissingError: no such file. InputError: not a list of texts with a slot each, or two of one name.
     """
     if file is None:
         return own_templates()
+    if file == REFUSING:
+        return _own("refusing_suffixes.json")
     return _parsed(decode(read_user_bytes(Path(file)), Path(file)), file)
 
 

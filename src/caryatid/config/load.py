@@ -15,6 +15,8 @@ from ..errors import ConfigError
 from .part import model_of
 from .schema import StudyConfig
 
+METHOD = "method"  # of an attack; its settings stand in `options` beside it
+
 
 def preset_names() -> list[str]:
     """The presets that ship with the package."""
@@ -48,7 +50,7 @@ def load_config(
         where = "--preset" if file is None else f"{file}:{_position(document, ('extends',))}"
         values = _merged(_preset_values(preset, where), values)
     set_keys = {}
-    for override in overrides:
+    for override in sorted(overrides, key=lambda text: METHOD not in text.partition("=")[0].split(".")):
         key, value = _override(override)
         set_keys[key] = override
         _assign(values, key, value)
@@ -118,13 +120,19 @@ def _preset_values(name: object, where: str) -> dict[str, Any]:
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
+    merged = _kept_beside(below, above.get(METHOD))
     for key, value in above.items():
         old = merged.get(key)
         merged[key] = (
             _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
         )
     return merged
+
+
+def _kept_beside(below: Mapping[str, Any], method: object) -> dict[str, Any]:
+    """What stays of settings where a method is named beside them: `options` are those of the method that had them."""
+    other = method is not None and method != below.get(METHOD, method)
+    return {key: value for key, value in below.items() if key != "options" or not other}
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -159,6 +167,9 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
             below = {}
             place[parent] = below
         place = below
+    if leaf == METHOD and place != (kept := _kept_beside(place, value)):
+        place.clear()
+        place.update(kept)
     place[leaf] = value
 
 

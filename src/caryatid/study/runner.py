@@ -17,6 +17,7 @@ from ..anchors import check_anchors, try_anchor
 from ..artifacts import RunDirectory, write_bytes
 from ..config import StudyConfig, dump_config, parse_config
 from ..errors import ConfigError, UsageError
+from ..models.planted import REFUSING
 from ..progress import NO_PROGRESS, Progress
 from ..training.ranks import Ranks
 from .events import Told
@@ -140,6 +141,12 @@ def _prepare(run: RunDirectory, config: StudyConfig, announce: Callable[[str], N
     announce(f"prompts: {facts.prompts_note}")
     where = facts.device + ("" if config.model.device_map is None else " and others, by model.device_map")
     announce(f"backbone: {config.model.spec} ({facts.dtype} on {where}); batches {dict(facts.batch)}")
+    attack = config.attacks.fixed_source
+    if attack.enabled and attack.options.get("file") == REFUSING != config.model.spec:
+        announce(
+            f"the fixed-source attack has suffixes found on {REFUSING}, which seldom open another backbone: "
+            "set attacks.fixed_source.method, to gcg, say"
+        )
     _write_manifest(run, plan)  # first: a folder without one is not taken for a run directory
     write_bytes(run.config_path, dump_config(config).encode())
     return settled, plan
