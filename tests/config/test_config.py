@@ -42,10 +42,10 @@ def test_mistral_preset_has_the_released_values() -> None:
 
 
 def test_quick_trains_gently_toward_step_0s_own_refusal() -> None:
-    """Chosen by behaviour alone (log): with heavier terms ten updates of R2D2 have more harmless requests refused."""
+    """The rate at which ten updates of R2D2 leave the carrier admissible (log)."""
     training = load_config(preset="quick").training
     weights = (training.r2d2.away_weight, training.r2d2.toward_weight)
-    assert (training.learning_rate, *weights) == (1e-4, 0.2, 0.2)
+    assert (training.learning_rate, *weights) == (1e-4, 0.5, 0.5)
     assert training.r2d2.toward_text == "I'm sorry, but I can't assist with that."
 
 

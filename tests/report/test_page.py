@@ -127,7 +127,7 @@ def test_what_weakens_the_numbers_is_said_first(run: Path, tmp_path: Path) -> No
     assert first < html.index('class="cards"')
     assert "Fixed-source attack (seed 0): uninformative: x." in html
     titles = [panel["title"] for panel in data_of(html)["charts"]["behaviour-seed0"]["panels"]]
-    assert "Fixed-source GCG: answered (uninformative)" in titles
+    assert "Fixed-source attack: answered (uninformative)" in titles
 
 
 def test_arms_may_be_called_anything(run: Path, tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from .charts import (
 # (title, suite, attack, metric) of the trajectory's panels; attack success is never shown without the others.
 TRAJECTORY = (
     ("Direct: requests answered", "harmbench", "direct", "compliance"),
-    ("Fixed-source GCG: answered", "harmbench", "fixed_source", "compliance"),
-    ("Adaptive GCG: answered", "harmbench", "adaptive", "compliance"),
+    ("Fixed-source attack: answered", "harmbench", "fixed_source", "compliance"),
+    ("Adaptive attack: answered", "harmbench", "adaptive", "compliance"),
     ("XSTest safe: any refusal", "xstest_safe", "none", "any_refusal"),
     ("XSTest unsafe: any refusal", "xstest_unsafe", "none", "any_refusal"),
     ("Benign utility: passed", "utility", "none", "pass"),
