@@ -250,7 +250,7 @@ def adaptive(seeds: Sequence[Seed]) -> str:
 
 def labels_of(seed: Seed, arm: str) -> dict[Pair, str]:
     """Labels of an arm's pairs."""
-    return {(row["from"], row["to"]): row["label"] for row in rows_of(seed.tables, "verdict", arm=arm)}
+    return {(row["from"], row["to"]): row["label"] for row in decided(seed) if row["arm"] == arm}
 
 
 def place(seeds: Sequence[Seed]) -> str:
@@ -272,8 +272,8 @@ def place(seeds: Sequence[Seed]) -> str:
         for pair, label in mine.items()
         if label in CHANGES
     ]
-    decided = [label for mine in found.values() for label in mine.values()]
-    few = f"{decided.count('undetermined')} of {len(decided)} are *undetermined*"
+    labels = [label for mine in found.values() for label in mine.values()]
+    few = f"{labels.count('undetermined')} of {len(labels)} are *undetermined*"
     said = f"{head}{': ' if where else ''}{', '.join(where)}; {few}."
     for arm in (ROBUST, PLAIN):
         parts = []
@@ -309,9 +309,10 @@ def control(seeds: Sequence[Seed]) -> str:
                 places[state if run.placed(arm, pair) else "not measured"] += 1
                 grips[grip(run, arm, pair)] += 1
                 removed, of = run.removal(arm, pair), refusals(run, arm, pair[1])
+                mark = "" if run is seed else " †"
                 if removed.there:
                     least.append(
-                        (removed.value, f"{removed.text()} of {of} at {pair[1]}, seed {seed.number}")
+                        (removed.value, f"{removed.text()} of {of} at {pair[1]}, seed {seed.number}{mark}")
                     )
         if places:
             lowest = f", and removes least in {min(least)[1]}" if least else ""

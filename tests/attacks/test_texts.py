@@ -115,7 +115,7 @@ def test_damaged_template_files_are_refused(tmp_path: Path, content: str, words:
 
 def test_suffixes_of_embedded_refusing_are_templates_by_its_name() -> None:
     frames = read_templates("embedded-refusing")
-    assert len({one.name for one in frames}) == 3
+    assert [one.name for one in frames] == ["gcg-harmful_032", "gcg-harmful_078", "gcg-harmful_027"]
     for frame in frames:
         assert frame.text.startswith("{behavior} ")
         filled = frame.filled(GOALS[1])

@@ -42,7 +42,7 @@ def test_mistral_preset_has_the_released_values() -> None:
 
 
 def test_quick_trains_gently_toward_step_0s_own_refusal() -> None:
-    """The rate at which ten updates of R2D2 leave the carrier admissible (log)."""
+    """At twice the rate more draws lack an admissible carrier than 50 re-extractions bear (log)."""
     training = load_config(preset="quick").training
     weights = (training.r2d2.away_weight, training.r2d2.toward_weight)
     assert (training.learning_rate, *weights) == (1e-4, 0.5, 0.5)
@@ -109,6 +109,12 @@ def test_options_are_those_of_the_method_that_had_them(tmp_path: Path) -> None:
     where = "attacks.fixed_source"
     for sets in ([f"{where}.method=gcg"], [f"{where}.width=9", f"{where}.method=gcg"]):
         assert load_config(preset="quick", overrides=sets).attacks.fixed_source.options == {}
+    file.write_text("extends: quick\nattacks: {fixed_source: {options: {steps: 3}}}\n")
+    own = load_config(file=file, overrides=[f"{where}.method=autodan"]).attacks.fixed_source
+    assert (own.method, own.options) == ("autodan", {"steps": 3})
+    whole = [f"{where}={{behaviours: 4}}", f"{where}.method=autodan"]  # in the order given
+    found = load_config(preset="quick", overrides=whole).attacks.fixed_source
+    assert (found.method, found.behaviours, found.options) == ("autodan", 4, {})
     sets = [f"{where}.options.steps=3", f"{where}.method=autodan"]  # in either order
     for order in (sets, sets[::-1]):
         assert load_config(preset="quick", overrides=order).attacks.fixed_source.options == {"steps": 3}

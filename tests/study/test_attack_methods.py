@@ -68,13 +68,22 @@ def test_settings_of_attacks_are_checked_with_the_configuration(attack: str, wor
 
 
 @pytest.mark.parametrize("method", ["templates", "gcg"])
-def test_suffixes_of_another_backbone_are_named_as_such(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("own", [False, True])
+def test_suffixes_of_another_backbone_are_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, own: bool
+) -> None:
     attack = {
         "templates": "{method: templates, options: {file: embedded-refusing}, behaviours: 2}",
         "gcg": "{method: gcg, steps: 1, behaviours: 2}",
     }
     said: list[str] = []
     config = small_config(tmp_path, f"attacks.fixed_source={attack[method]}")
+    if own:  # as if the tiny model were the one that they were found on
+        monkeypatch.setattr("caryatid.study.runner.REFUSING", config.model.spec)
+        config.attacks.fixed_source.options.update(
+            {"file": config.model.spec} if method == "templates" else {}
+        )
     with opened(config, tmp_path / "run", NO_PROGRESS, said.append):
         pass
-    assert any("suffixes found on embedded-refusing" in line for line in said) == (method == "templates")
+    told = any("suffixes found on" in line for line in said)
+    assert told == (method == "templates" and not own)

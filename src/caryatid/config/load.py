@@ -50,10 +50,11 @@ def load_config(
         where = "--preset" if file is None else f"{file}:{_position(document, ('extends',))}"
         values = _merged(_preset_values(preset, where), values)
     set_keys = {}
-    for override in sorted(overrides, key=lambda text: METHOD not in text.partition("=")[0].split(".")):
+    of_preset = _preset_values(preset, "--preset") if overrides and preset is not None else {}
+    for override in overrides:
         key, value = _override(override)
         set_keys[key] = override
-        _assign(values, key, value)
+        _assign(values, key, value, of_preset)
     return _validated(values, document, str(file) if file else f"preset {preset}", set_keys)
 
 
@@ -158,7 +159,8 @@ def _as_number(value: Any) -> Any:
     return value
 
 
-def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+def _assign(values: dict[str, Any], key: str, value: Any, of_preset: Any) -> None:
+    """Set a value; where it names another method, the preset's `options` beside it fall away."""
     *parents, leaf = key.split(".")
     place = values
     for parent in parents:
@@ -167,9 +169,12 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
             below = {}
             place[parent] = below
         place = below
-    if leaf == METHOD and place != (kept := _kept_beside(place, value)):
-        place.clear()
-        place.update(kept)
+    for parent in parents:
+        of_preset = of_preset.get(parent, {}) if isinstance(of_preset, dict) else {}
+    if leaf == METHOD and isinstance(of_preset, dict) and value != of_preset.get(METHOD, value):
+        theirs, own = of_preset.get("options", {}), place.get("options")
+        if isinstance(own, dict):
+            place["options"] = {name: one for name, one in own.items() if (name, one) not in theirs.items()}
     place[leaf] = value
 
 
