@@ -144,8 +144,8 @@ def _prepare(run: RunDirectory, config: StudyConfig, announce: Callable[[str], N
     attack = config.attacks.fixed_source
     if attack.enabled and attack.options.get("file") == REFUSING != config.model.spec:
         announce(
-            f"the fixed-source attack has suffixes found on {REFUSING}, which seldom open another backbone: "
-            "set attacks.fixed_source.method, to gcg, say, with its own steps, width and suffix_length"
+            f"the fixed-source attack has suffixes found on {REFUSING}, not tried on other backbones: set "
+            "attacks.fixed_source.method, to gcg, say, with its own steps, width and suffix_length"
         )
     _write_manifest(run, plan)  # first: a folder without one is not taken for a run directory
     write_bytes(run.config_path, dump_config(config).encode())
